@@ -1,0 +1,172 @@
+"""From samples (paths, identities, boxes, masks) to what a network is trained on, and how a broken picture is met.
+
+images = ReIDImages(samples, build_transform(256, 128, training=True), seed=0)
+loader = DataLoader(images, batch_sampler=KeyedBatches(sampler), collate_fn=collate, num_workers=4)
+for batch in batches(loader): ...
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from pycocotools import mask as coco_mask
+from torch.utils.data import Dataset, default_collate
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional
+from tqdm import tqdm
+
+from core.data.images import read_image
+from core.data.randomness import seeded
+from core.data.samples import clip_box
+from core.errors import InputError
+
+# The object's box (x1, y1, x2, y2) where the data have none: the picture less a quarter on each side. It is the first
+# and "original" one of XJTU-SuitcaseReID, which goes on to other boxes by the picture's place in the batch.
+CENTRE_BOX = (0.25, 0.25, 0.75, 0.75)
+
+
+class ReIDImages(Dataset):
+    """Pictures with identity, camera and the object's box (and mask), augmented as a function of the key alone.
+
+    An item is asked for by a key (epoch, slot, index) from `KeyedBatches`, or by an index. What `transform` draws at
+    random depends on (seed, epoch, slot): not on the worker, nor on what was drawn before, and torch's own generators
+    stay as they are. An item is a dict
+
+        image   float (3, H, W), as `transform` makes it
+        box     float (4,), x1, y1, x2, y2 of the transformed picture, in fractions of its width and height; its area
+                is zero where the augmentation has moved the object out of the picture
+        mask    uint8 (1, H, W), 0 or 1; only if `with_masks`
+        id, camera, index   integers
+        path    str
+
+    Args:
+        samples: list of `core.data.samples.Sample`.
+        transform: as from `build_transform`.
+        with_masks: read the instance masks too.
+
+    Attributes:
+        has_boxes, has_masks: whether every sample has its own. A sample without box gets `CENTRE_BOX`.
+
+    Raises:
+        InputError: masks are asked for and some sample has none; by `images[key]`: the picture can't be read, or its
+            box lies outside.
+    """
+
+    def __init__(self, samples, transform, *, seed=0, with_masks=False):
+        self.samples = samples
+        self.transform = transform
+        self.seed = seed
+        self.with_masks = with_masks
+        self.has_boxes = all(sample.box is not None for sample in samples)
+        self.has_masks = all(sample.mask is not None for sample in samples)
+        if with_masks and not self.has_masks:
+            path = next(sample.path for sample in samples if sample.mask is None)
+            raise InputError(f"{path}: the data have no instance mask for it: use --mask-target gaussian or box")
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, key):
+        epoch, slot, index = key if isinstance(key, tuple) else (0, key, key)
+        sample = self.samples[index]
+        loaded = load_sample(sample, self.with_masks)
+        with seeded("augmentation", self.seed, epoch, slot):
+            transformed = self.transform(loaded)
+        height, width = transformed["image"].shape[-2:]
+        item = {
+            "image": transformed["image"].as_subclass(torch.Tensor),
+            "box": transformed["box"].as_subclass(torch.Tensor)[0] / torch.tensor([width, height, width, height]),
+            "id": sample.id,
+            "camera": sample.camera,
+            "index": index,
+            "path": str(sample.path),
+        }
+        if self.with_masks:
+            item["mask"] = transformed["mask"].as_subclass(torch.Tensor)
+        return item
+
+    def __getitems__(self, keys):
+        """A batch, as DataLoader asks for it: a list of items, or the InputError of the first that can't be had."""
+        try:
+            return [self[key] for key in keys]
+        except InputError as error:
+            return error
+
+
+def collate(items):
+    """List of items -> dict of batched tensors ("path": list of str); an InputError passes as it is."""
+    return items if isinstance(items, InputError) else default_collate(items)
+
+
+def batches(loader):
+    """The batches of a DataLoader over `ReIDImages`; a broken picture's InputError is raised here, in one line.
+
+    Raised in the worker, torch would put the worker's whole traceback into the message. So it travels as the batch.
+    """
+    for batch in loader:
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch
+
+
+def load_sample(sample, with_mask=False):
+    """Read a sample: dict with "image" uint8 (3, H, W), "box" float (1, 4) in pixels and "mask" uint8 (1, H, W)."""
+    picture = read_image(sample.path)
+    width, height = picture.size
+    box = tv_tensors.BoundingBoxes(
+        [_clipped_box(sample, width, height)], format="XYXY", canvas_size=(height, width), dtype=torch.float32
+    )
+    loaded = {"image": functional.to_image(picture), "box": box}
+    if with_mask:
+        loaded["mask"] = _decode_mask(sample, width, height)
+    return loaded
+
+
+def _clipped_box(sample, width, height):
+    """The part of the sample's box (or of the default one) within the picture, in pixels."""
+    if sample.box is None:
+        return [fraction * size for fraction, size in zip(CENTRE_BOX, (width, height) * 2, strict=True)]
+    clipped = clip_box(sample.box, width, height)
+    if clipped is None:
+        corners = ", ".join(f"{corner:g}" for corner in sample.box)
+        raise InputError(
+            f"{sample.path}: no part of the box ({corners}) lies in the picture of {width}x{height} pixels: correct "
+            "the box (x1, y1, x2, y2 in pixels) or remove it"
+        )
+    return clipped
+
+
+def _decode_mask(sample, width, height):
+    """COCO run lengths, compressed or as a list of counts -> `tv_tensors.Mask` uint8 (1, H, W)."""
+    run_lengths = sample.mask
+    if tuple(run_lengths["size"]) != (height, width):
+        raise InputError(
+            f"{sample.path}: its mask is for {run_lengths['size'][1]}x{run_lengths['size'][0]} pixels and the picture "
+            f"has {width}x{height}: correct the mask or remove it"
+        )
+    if isinstance(run_lengths["counts"], list):
+        run_lengths = coco_mask.frPyObjects(run_lengths, height, width)
+    return tv_tensors.Mask(torch.from_numpy(coco_mask.decode(run_lengths))[None])  # (1, H, W)
+
+
+def split_broken(samples, with_masks=False, num_threads=8):
+    """Sort out what can't be used, before a run, by reading everything once: what `--skip-broken` does.
+
+    Before, and not while training, so that samplers, classes and metrics know nothing of the broken ones, and every
+    rank and every resumed run leaves out the same.
+
+    Returns:
+        (samples that can be read, list of InputError: one for each of the others, in the order of `samples`)
+    """
+
+    def problem(sample):
+        try:
+            load_sample(sample, with_masks)
+        except InputError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(num_threads) as pool:  # decoding releases the interpreter's lock
+        progress = tqdm(pool.map(problem, samples), "checking pictures", len(samples), unit="img", disable=None)
+        problems = list(progress)
+    readable = [sample for sample, error in zip(samples, problems, strict=True) if error is None]
+    return readable, [error for error in problems if error is not None]

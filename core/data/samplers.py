@@ -1,0 +1,154 @@
+"""Which pictures make a batch: P identities with K pictures each (Hermans et al. 2017), the same for all ranks."""
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from core.data.randomness import derive_seed
+from core.errors import InputError
+
+
+class PKSampler(Sampler):
+    """Batches of P identities x K images. A global batch has P * world_size identities, of which each rank takes P.
+
+    An epoch is one pass over the data (or `batches_per_epoch` batches out of as many passes as that takes). In a pass
+
+    - the n images of an identity are shuffled and cut into round(n / K) chunks of K, at least one. What is left over
+      sits out this time; where images lack, the identity's own first ones fill up, so that a chunk holds an image
+      twice only if n < K;
+    - the chunks are dealt to B = ceil(chunks / global P) batches, at most one of an identity to a batch, least filled
+      batch first, ties at random;
+    - batches that still lack an identity get further ones at random, which show the images that come next in their
+      shuffled order: those that sat out go first.
+
+    So every batch is exactly P different identities x K images (grouped by identity), every identity is seen, and
+    every image about once. One exception: an identity with more than B chunks (more than 1 / P of all images) is in
+    every batch, but not seen whole. Its other images have their turn in other epochs. More batches would have to
+    repeat the other identities, once for each batch.
+
+    Everything is a function of (seed, epoch, pass); rank only chooses the share. So two processes with P identities
+    each see together the very batches that one process with 2P sees.
+
+    Args:
+        ids: N integers, the identity of each image of the data set; any values.
+        ids_per_batch: P, per process.
+        images_per_id: K.
+        batches_per_epoch: how many batches an epoch has; None: one pass.
+
+    Raises:
+        InputError: there are fewer identities than a global batch needs.
+    """
+
+    def __init__(self, ids, ids_per_batch, images_per_id, *, seed=0, rank=0, world_size=1, batches_per_epoch=None):
+        self.ids_per_batch = ids_per_batch
+        self.images_per_id = images_per_id
+        self.seed, self.epoch = seed, 0
+        self.rank, self.world_size = rank, world_size
+        _, self.identity, self.counts = np.unique(
+            np.asarray(ids, dtype=np.int64), return_inverse=True, return_counts=True
+        )
+        self.first = np.cumsum(self.counts) - self.counts  # where an identity starts when images are grouped by it
+        self.global_ids = ids_per_batch * world_size
+        if len(self.counts) < self.global_ids:
+            largest = len(self.counts) // world_size
+            raise InputError(
+                f"a batch needs {self.global_ids} identities ({ids_per_batch} for each of {world_size} processes), and "
+                f"the training data have {len(self.counts)}: "
+                + (f"set --ids-per-batch to {largest} or less" if largest else "use fewer processes")
+            )
+        chunks = np.maximum((2 * self.counts + images_per_id) // (2 * images_per_id), 1)  # round(n / K), halves up
+        self.batches_per_pass = int(-(-chunks.sum() // self.global_ids))  # rounded up
+        self.chunks = np.minimum(chunks, self.batches_per_pass)
+        self.num_batches = self.batches_per_pass if batches_per_epoch is None else batches_per_epoch
+
+    def __len__(self):
+        return self.num_batches
+
+    def set_epoch(self, epoch):
+        """The next iteration draws the batches of this epoch."""
+        self.epoch = epoch
+
+    def __iter__(self):
+        share = slice(self.rank * self.ids_per_batch, (self.rank + 1) * self.ids_per_batch)
+        for start in range(0, self.num_batches, self.batches_per_pass):
+            number = start // self.batches_per_pass
+            generator = np.random.default_rng(derive_seed("sampler", self.seed, self.epoch, number))
+            identities, chunks = self._deal(generator)
+            images = self._images(identities[:, share], chunks[:, share], generator)
+            yield from images[: self.num_batches - start].tolist()
+
+    def _deal(self, generator):
+        """Which identities meet in which batch, with which of their chunks: two arrays (B, global P).
+
+        Dealing takes rounds: each gives every batch one chunk. The chunks lie in one row, grouped by identity, the
+        identities in random order, and a round takes the next B of them. As no identity has more than B chunks, only
+        one that continues from the round before could come to a batch twice: it chooses its batches first.
+        """
+        num_batches, order = self.batches_per_pass, generator.permutation(len(self.counts))
+        row = np.repeat(order, self.chunks[order])  # (chunks,) identity of each chunk
+        number = np.arange(len(row)) - np.repeat(np.cumsum(self.chunks[order]) - self.chunks[order], self.chunks[order])
+        identities = np.full((num_batches, self.global_ids), -1)
+        chunks = np.zeros_like(identities)
+        for turn, start in enumerate(range(0, len(row), num_batches)):
+            part = row[start : start + num_batches]
+            batches = generator.permutation(num_batches)
+            if turn > 0 and row[start - 1] == part[0]:
+                taken = (identities[:, turn - 1] == part[0])[batches]
+                batches = np.concatenate([batches[~taken], batches[taken]])
+                head = int((part == part[0]).sum())
+                batches[head:] = generator.permutation(batches[head:])
+            identities[batches[: len(part)], turn] = part
+            chunks[batches[: len(part)], turn] = number[start : start + num_batches]
+        self._fill(identities, chunks, generator)
+        columns = generator.permuted(np.tile(np.arange(self.global_ids), (num_batches, 1)), axis=1)
+        return np.take_along_axis(identities, columns, 1), np.take_along_axis(chunks, columns, 1)
+
+    def _fill(self, identities, chunks, generator):
+        """Complete, in place, the batches that lack identities (-1) with random others that are not in them yet."""
+        following = self.chunks.copy()
+        for batch in np.flatnonzero((identities < 0).any(1)):
+            empty = np.flatnonzero(identities[batch] < 0)
+            others = np.setdiff1d(np.arange(len(self.counts)), identities[batch])
+            chosen = generator.choice(others, len(empty), replace=False)
+            identities[batch, empty], chunks[batch, empty] = chosen, following[chosen]
+            following[chosen] += 1
+
+    def _images(self, identities, chunks, generator):
+        """(B, P) identities and chunk numbers -> (B, P * K) indices of images."""
+        shuffled = np.lexsort((generator.random(len(self.identity)), self.identity))  # grouped, each group shuffled
+        places = chunks[..., None] * self.images_per_id + np.arange(self.images_per_id)  # (B, P, K)
+        places = self.first[identities][..., None] + places % self.counts[identities][..., None]
+        return shuffled[places].reshape(len(identities), -1)  # (B, P * K)
+
+
+class KeyedBatches(Sampler):
+    """The batches of another batch sampler as lists of keys (epoch, slot, index) instead of indices.
+
+    slot is the position in the epoch of all ranks together, so it is different for each picture drawn in an epoch,
+    the same one drawn twice included. A key tells a worker everything an augmentation depends on; that matters
+    because persistent workers hold a copy of the data set that no `set_epoch` reaches.
+
+    Args:
+        batch_sampler: yields lists of indices; each rank's n-th batch has the same length. Its `rank` and
+            `world_size` are used where it has them.
+    """
+
+    def __init__(self, batch_sampler):
+        self.batch_sampler = batch_sampler
+        self.rank = getattr(batch_sampler, "rank", 0)
+        self.world_size = getattr(batch_sampler, "world_size", 1)
+        self.epoch = 0
+
+    def __len__(self):
+        return len(self.batch_sampler)
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+        if hasattr(self.batch_sampler, "set_epoch"):
+            self.batch_sampler.set_epoch(epoch)
+
+    def __iter__(self):
+        epoch, start = self.epoch, 0
+        for batch in self.batch_sampler:
+            first = start + self.rank * len(batch)
+            yield [(epoch, first + position, index) for position, index in enumerate(batch)]
+            start += self.world_size * len(batch)
