@@ -1,0 +1,111 @@
+"""Pictures from files: every kind that people have, as 8-bit RGB, or one clear line about the file at fault."""
+
+import os
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from core.errors import InputError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+# What Pillow raises for damaged bytes: it has no common class for them, and each reader has its own.
+BROKEN_FILE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+EXIF_ORIENTATION = 0x0112
+# How to turn the stored picture upright, by EXIF orientation (1 is upright already).
+TO_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_image(path, apply_exif=True):
+    """Read a picture as it is meant to be seen.
+
+    Palette, grey, CMYK and 1-bit pictures become RGB; transparent ones are laid over white, as a browser shows them;
+    16-bit values are scaled (their high byte), never clipped; of an animation the first frame counts.
+
+    Args:
+        path: the file.
+        apply_exif: turn the picture upright by its EXIF orientation. With False it stays as stored, which is what
+            boxes and masks measured on the stored pixels need. (A TIFF is upright either way: Pillow turns it.)
+
+    Returns:
+        PIL image, mode RGB.
+
+    Raises:
+        InputError: names the file that is missing, empty, truncated, broken, or of a kind without a range (float,
+            32-bit). Pillow's LOAD_TRUNCATED_IMAGES stays off: half a picture is not a picture.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            orientation = image.getexif().get(EXIF_ORIENTATION, 1) if apply_exif else 1
+            picture = _to_rgb(image)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such picture; check the path") from error
+    except BROKEN_FILE_ERRORS as error:
+        raise InputError(
+            f"{path}: can't be read as a picture ({_reason(path, error)}); replace or remove it"
+        ) from error
+    return picture.transpose(TO_UPRIGHT[orientation]) if orientation in TO_UPRIGHT else picture
+
+
+def _to_rgb(image):
+    """Loaded PIL image of any mode -> RGB. The trap: Pillow's own conversion of 16-bit grey clips at 255."""
+    if image.mode == "F":
+        raise ValueError("floating-point values have no fixed range: save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)  # (H, W)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("32-bit values have no fixed range: save it with 8 or 16 bits")
+        # The high byte, which is also what Pillow keeps of 16-bit colour.
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        picture = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return image.convert("RGB")
+
+
+def _reason(path, error):
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
+        return "the file is empty"
+    if isinstance(error, UnidentifiedImageError):
+        return "no picture format is recognised"
+    return str(error).replace("\n", " ") or type(error).__name__
+
+
+def list_images(folder, recursive=False):
+    """Paths of the pictures in `folder`, sorted, known by their suffix in either case; hidden files are left out.
+
+    Raises InputError where `folder` is no folder. An empty list is the caller's to judge.
+    """
+    if not os.path.isdir(folder):
+        raise InputError(f"{folder}: no such folder; check the path")
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        found += [os.path.join(parent, name) for name in names if _is_picture_name(name)]
+    return sorted(found)
+
+
+def _is_picture_name(name):
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")

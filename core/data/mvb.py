@@ -1,0 +1,185 @@
+"""Baggage: MVB (Multi View Baggage, Zhang et al. 2019, arXiv:1907.11366) in both layouts in use, and sets made like it.
+
+A bag is photographed before security (g, the gallery) and after it (p, the probe, which is the query). MVB has 4,519
+identities and 22,660 pictures: 20,176 to train, 1,432 gallery and 1,052 probe pictures of other bags.
+
+Original: `MVB_train/Image`, `MVB_train/Info/train.json`, `MVB_val/Image/{gallery,probe}`, `MVB_val/Info/*.json`.
+Converted: `bounding_box_train`, `query`, `bounding_box_test`, with names like 0010_p_3.jpg and 0010_g_1.jpg: identity,
+side of security, view. The folder decides what is query and what is gallery.
+
+A camera is a view on one side of security: camera 2 * view + (1 after security).
+"""
+
+import json
+import math
+import os
+import re
+from functools import partial
+
+from core.data.samples import (
+    ReIDDataset,
+    Sample,
+    check_on_disk,
+    clip_box,
+    find_root,
+    read_pictures,
+    read_text,
+    relabel,
+)
+from core.errors import InputError
+
+ORIGINAL = ("MVB_train", "MVB_val")
+CONVERTED = ("bounding_box_train", "query", "bounding_box_test")
+# The suitcase set has a number more: 0010_p_3_0.jpg is the first picture of view 3.
+BAG_NAME = re.compile(r"(\d+)_([pg])_(\d+)")
+
+
+def load_mvb(root, folders=("MVB",), dataset="mvb"):
+    """Read MVB, or data in one of its layouts, from its own folder or the one around it; of both, the converted.
+
+    Entries of the original layout may have two fields that MVB itself has not: `bbox` (x, y, width, height) in pixels
+    and `segmentation` (COCO run lengths), which become the sample's box (x1, y1, x2, y2) and mask.
+    Raises InputError for whatever is missing or malformed.
+    """
+    root = find_root(root, folders, ORIGINAL + CONVERTED, dataset)
+    is_converted = all((root / part).exists() for part in CONVERTED)
+    if not is_converted and any((root / part).exists() for part in ORIGINAL):
+        return _load_original(root)
+    train, query, gallery = (read_pictures(root / part, parse_name, "0010_p_3.jpg") for part in CONVERTED)
+    return ReIDDataset(relabel(train), query, gallery)
+
+
+# The suitcase set of the XJTU-SuitcaseReID project. That project filters by camera (= view), so its numbers are those
+# of --protocol market1501; here the default drops no camera, as for every baggage set.
+load_suitcase = partial(load_mvb, folders=("SuitcaseReID_Processed",), dataset="suitcase")
+
+
+def parse_name(file_name):
+    """0010_p_3.jpg -> ("0010", 10, camera), or None where the name is of another form."""
+    match = BAG_NAME.match(file_name)
+    return match and (match[1], int(match[1]), 2 * int(match[3]) + (match[2] == "p"))
+
+
+def _load_original(root):
+    train_list = root / "MVB_train" / "Info" / "train.json"
+    train_entries = read_entries(train_list)
+    lists = sorted((root / "MVB_val" / "Info").glob("*.json"))
+    if not lists:
+        raise InputError(f"{root / 'MVB_val' / 'Info'}: no *.json there; expected val_gallery.json and val_probe.json")
+    test_entries = [entry for path in lists for entry in read_entries(path)]
+
+    train = _to_samples(train_entries, {"g": root / "MVB_train" / "Image", "p": root / "MVB_train" / "Image"})
+    test_folders = {"g": root / "MVB_val" / "Image" / "gallery", "p": root / "MVB_val" / "Image" / "probe"}
+    test = _to_samples(test_entries, test_folders)
+    check_on_disk(train["g"] + train["p"], train_list)
+    check_on_disk(test["g"] + test["p"], root / "MVB_val" / "Info")
+    for side, part in (("p", "probe"), ("g", "gallery")):
+        if not test[side]:
+            raise InputError(f"{root / 'MVB_val' / 'Info'}: no entry with datatype {side!r}, so there is no {part}")
+    return ReIDDataset(relabel(sorted(train["g"] + train["p"])), test["p"], test["g"])
+
+
+def read_entries(path):
+    """The pictures that a JSON file of the original layout describes, checked.
+
+    MVB's own files are {"image": [entry, ...]}; a bare list does as well.
+
+    Returns:
+        List of dicts: where ("file, entry 3"), image_name, identity (int where it is a number, so that "0010" and 10
+        are the same bag, else str), name, datatype ("g" or "p"), and box, mask or None.
+
+    Raises:
+        InputError: not JSON, not a list, an entry with a field missing or of the wrong type.
+    """
+    try:
+        data = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+    entries = data.get("image") if isinstance(data, dict) else data
+    if not isinstance(entries, list):
+        raise InputError(f'{path}: expected a list of pictures, or {{"image": [...]}}, found {type(data).__name__}')
+    return [_check_entry(entry, f"{path}, entry {index}") for index, entry in enumerate(entries)]
+
+
+def _check_entry(entry, where):
+    if not isinstance(entry, dict):
+        raise InputError(f"{where}: expected an object with image_name, id and datatype, found {entry!r:.80}")
+    name = entry.get("image_name")
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{where}: needs an image_name, found {name!r:.80}")
+    # Some copies of MVB_val have the identity and the side in the file name alone.
+    match = BAG_NAME.match(name)
+    identity = entry.get("id", match and match[1])
+    datatype = entry.get("datatype", match and match[2])
+    if isinstance(identity, bool) or not isinstance(identity, int | str) or identity == "":
+        raise InputError(f"{where} ({name}): needs an id, a number or a text, found {identity!r:.80}")
+    if datatype not in ("g", "p"):
+        raise InputError(f"{where} ({name}): needs a datatype, 'g' or 'p', found {datatype!r:.80}")
+    return {
+        "where": f"{where} ({name})",
+        "image_name": name,
+        "identity": int(identity) if str(identity).isdecimal() else identity,
+        "name": str(identity),
+        "datatype": datatype,
+        "box": _check_box(entry.get("bbox"), entry.get("dimsize"), f"{where} ({name})"),
+        "mask": _check_mask(entry.get("segmentation"), f"{where} ({name})"),
+    }
+
+
+def _check_box(bbox, dimsize, where):
+    """COCO's (x, y, width, height) -> (x1, y1, x2, y2) within the picture, whose (width, height) dimsize is."""
+    if bbox is None:
+        return None
+    if not _are_numbers(bbox, 4) or bbox[2] <= 0 or bbox[3] <= 0:
+        raise InputError(f"{where}: bbox has to be [x, y, width, height] in pixels, found {bbox!r:.80}")
+    x, y, width, height = map(float, bbox)
+    box = (x, y, x + width, y + height)
+    if dimsize is None:
+        return box
+    if not _are_numbers(dimsize, 2) or min(dimsize) <= 0:
+        raise InputError(f"{where}: dimsize has to be [width, height] in pixels, found {dimsize!r:.80}")
+    clipped = clip_box(box, *dimsize)
+    if clipped is None:
+        raise InputError(f"{where}: bbox {bbox} lies outside the picture of {dimsize[0]} x {dimsize[1]} pixels")
+    return clipped
+
+
+def _check_mask(segmentation, where):
+    """COCO run lengths {"size": [height, width], "counts": text or list}, as given; decoding is the user's."""
+    if segmentation is None:
+        return None
+    lengths = segmentation if isinstance(segmentation, dict) else {}
+    if not _are_numbers(lengths.get("size"), 2) or not isinstance(lengths.get("counts"), str | list):
+        raise InputError(f"{where}: segmentation has to be COCO run lengths (size, counts), found {segmentation!r:.80}")
+    return segmentation
+
+
+def _are_numbers(values, count):
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        and all(map(math.isfinite, values))
+    )
+
+
+def _to_samples(entries, folders):
+    """Entries -> {"g": samples, "p": samples}, in the order listed; a picture that two files list counts once.
+
+    Identities keep their number where all have one; else they are numbered in the order of their names.
+    """
+    identities = {entry["identity"] for entry in entries}
+    if all(isinstance(identity, int) for identity in identities):
+        numbers = {identity: identity for identity in identities}
+    else:
+        numbers = {identity: number for number, identity in enumerate(sorted(identities, key=str))}
+    samples = {}
+    for entry in entries:
+        path = os.path.join(folders[entry["datatype"]], entry["image_name"])
+        parsed = parse_name(entry["image_name"])
+        camera = parsed[2] if parsed else int(entry["datatype"] == "p")
+        sample = Sample(path, numbers[entry["identity"]], camera, entry["box"], entry["mask"], entry["name"])
+        known = samples.setdefault(path, (entry["datatype"], sample))[1]
+        if known.id != sample.id:
+            raise InputError(f"{entry['where']}: identity {sample.name}, but listed before as {known.name}")
+    return {side: [sample for datatype, sample in samples.values() if datatype == side] for side in "gp"}

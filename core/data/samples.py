@@ -1,0 +1,128 @@
+"""What a re-identification data set is made of, and what every reader of one needs."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from core.data.images import list_images
+from core.errors import InputError
+
+
+class Sample(NamedTuple):
+    """One picture.
+
+    path: the file. id: identity; in training 0 .. C-1, in query and gallery the data set's own number.
+    camera: from 0; only equality means something, so numbers may have gaps. box: (x1, y1, x2, y2) of the object in
+    pixels, or None. mask: the object's pixels as COCO's run lengths {"size": [height, width], "counts": ...}, or None.
+    name: the identity as the data calls it.
+    """
+
+    path: str
+    id: int
+    camera: int
+    box: tuple[float, float, float, float] | None = None
+    mask: dict | None = None
+    name: str = ""
+
+
+class ReIDDataset(NamedTuple):
+    """Training pictures of some identities; query and gallery pictures of others. A part may be empty."""
+
+    train: list[Sample]
+    query: list[Sample]
+    gallery: list[Sample]
+
+
+def relabel(samples):
+    """The samples with identities 0 .. C-1, in the order of their own numbers, as a classifier wants them."""
+    labels = {identity: label for label, identity in enumerate(sorted({sample.id for sample in samples}))}
+    return [sample._replace(id=labels[sample.id]) for sample in samples]
+
+
+def clip_box(box, width, height):
+    """The part of box (x1, y1, x2, y2) that lies in a picture of width x height pixels; None where nothing is left."""
+    x1, y1, x2, y2 = box
+    x1, y1, x2, y2 = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
+    return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
+
+
+def find_root(root, folders, inside, dataset):
+    """The data set's own folder: `root`, or the folder in it that has the published name.
+
+    Args:
+        root: what the person gave.
+        folders: published names of the data set's own folder.
+        inside: what it holds; one of them is enough to know it, so that the reader can say which one is missing.
+        dataset: name for the message.
+
+    Returns:
+        Path.
+
+    Raises:
+        InputError: `root` is no folder, or holds nothing of that kind.
+    """
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; give the folder of {dataset} with --data")
+    for candidate in (root, *(root / folder for folder in folders)):
+        if any((candidate / part).exists() for part in inside):
+            return candidate
+    here = f" (or {', '.join(folders)} with them)" if folders else ""
+    content = ", ".join(sorted(entry.name for entry in root.iterdir())[:5]) or "nothing"
+    raise InputError(f"{root}: not laid out as {dataset}: expected {', '.join(inside)} in it{here}, found {content}")
+
+
+def read_pictures(folder, parse, example):
+    """Samples of the pictures in a folder whose file names say what they show.
+
+    Args:
+        folder: the folder; sub-folders are not looked at.
+        parse: file name -> (identity as named, identity, camera), or None where the name says nothing.
+        example: a published name, for the message.
+
+    Raises:
+        InputError: no folder, no pictures, or names that `parse` can't read (how many, and the first).
+    """
+    paths = list_images(folder)
+    if not paths:
+        raise InputError(f"{folder}: holds no pictures; expected names like {example}")
+    parsed = [parse(os.path.basename(path)) for path in paths]
+    strange = [path for path, meaning in zip(paths, parsed, strict=True) if meaning is None]
+    if strange:
+        raise InputError(
+            f"{folder}: {len(strange)} of {len(paths)} pictures have no usable name, the first is "
+            f"{os.path.basename(strange[0])}; expected names like {example}"
+        )
+    return [
+        Sample(path, identity, camera, name=name) for path, (name, identity, camera) in zip(paths, parsed, strict=True)
+    ]
+
+
+def read_text(path):
+    """Text of a file that belongs to a data set. Raises InputError where it is missing or not UTF-8 text."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror}); the data set needs it") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not a text file; the data set needs it") from error
+
+
+def check_on_disk(samples, listing):
+    """Raise InputError where pictures that `listing` names are not there: how many, and the first.
+
+    Each folder is listed once; asking for 200,000 files one by one takes minutes on a network disk.
+    """
+    present = {}
+    missing = []
+    for sample in samples:
+        folder, name = os.path.split(sample.path)
+        if folder not in present:
+            present[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if name not in present[folder]:
+            missing.append(sample.path)
+    if missing:
+        raise InputError(
+            f"{listing}: {len(missing)} of {len(samples)} pictures listed there are not on disk, "
+            f"the first is {missing[0]}; is the data set complete?"
+        )

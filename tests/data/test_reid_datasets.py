@@ -1,0 +1,267 @@
+import pytest
+
+from core.data.reid_datasets import (
+    DATASETS,
+    MARKET_LAYOUTS,
+    ReIDDataset,
+    Sample,
+    check_evaluation,
+    check_training,
+    default_protocol,
+    load_reid_dataset,
+)
+from core.data.samples import clip_box
+from core.errors import InputError
+
+
+def touch(folder, *names):
+    """Empty files: the readers never open a picture."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def seen(samples):
+    return [(sample.id, sample.camera, sample.name) for sample in samples]
+
+
+# folder, names of each part as published, and what they mean: (id, camera, name)
+MARKET_LIKE = {
+    "market1501": (
+        "Market-1501-v15.09.15",
+        ["0002_c1s1_000451_03.jpg", "0007_c3s3_077419_03.jpg", "1500_c6s3_086542_02.jpg"],
+        ["0001_c1s1_001051_00.jpg"],
+        ["-1_c1s1_000401_03.jpg", "0000_c2s1_000151_01.jpg", "0001_c2s1_000976_01.jpg"],
+        [(0, 0, "0002"), (1, 2, "0007"), (2, 5, "1500")],
+        [(1, 0, "0001")],
+        [(0, 1, "0000"), (1, 1, "0001")],
+    ),
+    "dukemtmc": (
+        "DukeMTMC-reID",
+        ["0001_c2_f0046182.jpg", "7140_c8_f0100000.jpg"],
+        ["0005_c2_f0046985.jpg"],
+        ["0005_c5_f0047108.jpg", "7139_c1_f0058000.jpg"],
+        [(0, 1, "0001"), (1, 7, "7140")],
+        [(5, 1, "0005")],
+        [(5, 4, "0005"), (7139, 0, "7139")],
+    ),
+    "cuhk03_np": (
+        "detected",
+        ["0001_c1_1.png", "0003_c2_6.png"],
+        ["0002_c1_9.png"],
+        ["0002_c2_10.png"],
+        [(0, 0, "0001"), (1, 1, "0003")],
+        [(2, 0, "0002")],
+        [(2, 1, "0002")],
+    ),
+    "veri776": (
+        "VeRi",
+        ["0001_c001_00016450_0.jpg", "0003_c020_00050010_0.jpg"],
+        ["0002_c002_00030600_0.jpg"],
+        ["0002_c003_00031500_1.jpg"],
+        [(0, 0, "0001"), (1, 19, "0003")],
+        [(2, 1, "0002")],
+        [(2, 2, "0002")],
+    ),
+    "personx": (
+        "subset1",
+        ["0001_c3_12.jpg", "0011_c12_3.jpg"],
+        ["0002_c10_0.jpg"],
+        ["0002_c4_20.jpg"],
+        [(0, 2, "0001"), (1, 11, "0011")],
+        [(2, 9, "0002")],
+        [(2, 3, "0002")],
+    ),
+    "vehiclex": (
+        "AIC20_ReID_Simulation",
+        ["0001_c006_1.jpg", "1362_c036_141.jpg"],
+        None,
+        None,
+        [(0, 0, "0001"), (1, 30, "1362")],
+        [],
+        [],
+    ),
+}
+
+
+def write_market_like(name, folder):
+    layout = MARKET_LAYOUTS[name]
+    for part, names in zip((layout.train, layout.query, layout.gallery), MARKET_LIKE[name][1:4], strict=True):
+        if part:
+            touch(folder / part, "Thumbs.db", *names)
+
+
+@pytest.mark.parametrize("name", MARKET_LAYOUTS)
+def test_market_like_from_its_own_folder_and_from_the_parent(tmp_path, name):
+    published, *_, train, query, gallery = MARKET_LIKE[name]
+    write_market_like(name, tmp_path / published)
+    for root in (tmp_path / published, tmp_path, str(tmp_path)):
+        dataset = load_reid_dataset(name, root)
+        assert (seen(dataset.train), seen(dataset.query), seen(dataset.gallery)) == (train, query, gallery)
+    assert dataset.train[0].path == str(tmp_path / published / MARKET_LAYOUTS[name].train / MARKET_LIKE[name][1][0])
+
+
+def test_cuhk03_np_labeled_is_read_from_its_folder(tmp_path):
+    write_market_like("cuhk03_np", tmp_path / "detected")
+    write_market_like("cuhk03_np", tmp_path / "labeled")
+    assert "detected" in load_reid_dataset("cuhk03_np", tmp_path).train[0].path
+    assert "labeled" in load_reid_dataset("cuhk03_np", tmp_path / "labeled").train[0].path
+
+
+def test_coil20_real_data(shared_data):
+    dataset = load_reid_dataset("market1501", shared_data / "coil20_reid")
+    assert [len(part) for part in dataset] == [500, 42, 308]
+    assert [len({sample.id for sample in part}) for part in dataset] == [10, 7, 7]
+    assert {sample.id for sample in dataset.train} == set(range(10))
+    assert {sample.camera for part in dataset for sample in part} == {0, 1}
+    assert check_evaluation(dataset, "market1501") is None
+
+
+@pytest.mark.parametrize(
+    ("folder", "train", "test"), [("MSMT17_V1", "train", "test"), ("MSMT17_V2", "mask_train_v2", "mask_test_v2")]
+)
+def test_msmt17_in_both_versions(tmp_path, folder, train, test):
+    root = tmp_path / folder
+    lists = {
+        "train": [("0000/0000_000_01_0303morning_0008_0.jpg", 0), ("0002/0002_001_15_0303noon_0100_1.jpg", 2)],
+        "val": [("0000/0000_045_12_0303morning_0006_2.jpg", 0)],
+        "query": [("0001/0001_019_07_0303morning_0020_1.jpg", 1)],
+        "gallery": [("0001/0001_020_08_0303afternoon_0020_1.jpg", 1)],
+    }
+    for part, lines in lists.items():
+        touch(root / (train if part in ("train", "val") else test), *(name for name, _ in lines))
+        (root / f"list_{part}.txt").write_text("".join(f"{name} {identity}\n" for name, identity in lines))
+    for given in (root, tmp_path):
+        dataset = load_reid_dataset("msmt17", given)
+        assert [(s.id, s.camera) for s in dataset.train] == [(0, 0), (1, 14), (0, 11)]
+        assert [(s.id, s.camera) for s in dataset.query] == [(1, 6)]
+        assert [(s.id, s.camera) for s in dataset.gallery] == [(1, 7)]
+    (root / test / lists["gallery"][0][0]).unlink()
+    with pytest.raises(InputError, match=r"list_gallery.txt: 1 of 1 pictures listed .* not on disk.*0001_020_08"):
+        load_reid_dataset("msmt17", root)
+    (root / "list_val.txt").unlink()
+    with pytest.raises(InputError, match=r"list_val.txt: can't be read \(No such file"):
+        load_reid_dataset("msmt17", root)
+    (root / "list_val.txt").write_text("0000/strange.jpg 0\n")
+    with pytest.raises(InputError, match=r"list_val.txt, line 1: '0000/strange.jpg 0' is not"):
+        load_reid_dataset("msmt17", root)
+
+
+def write_vehicleid(root):
+    touch(root / "image", *(f"{number:07d}.jpg" for number in range(1, 8)))
+    (root / "train_test_split").mkdir()
+    (root / "train_test_split" / "train_list.txt").write_text("0000001 7\n0000002 7\n0000003 9\n")
+    (root / "train_test_split" / "test_list_800.txt").write_text("0000004 20\n0000005 20\n0000006 21\n")
+    (root / "train_test_split" / "test_list_2400.txt").write_text("0000004 20\n0000005 20\n0000006 21\n0000007 21\n")
+
+
+def test_vehicleid_lists(tmp_path):
+    write_vehicleid(tmp_path / "VehicleID_V1.0")
+    dataset = load_reid_dataset("vehicleid", tmp_path)
+    assert [sample.id for sample in dataset.train] == [0, 0, 1]
+    assert dataset.query == dataset.gallery
+    assert seen(dataset.query) == [(20, 0, "20"), (20, 0, "20"), (21, 0, "21")]
+    assert len(load_reid_dataset("vehicleid_large", tmp_path).query) == 4
+    assert default_protocol("vehicleid_large") == "vehicleid"
+    note = check_evaluation(dataset, "vehicleid")
+    assert note.startswith("1 of 3 query pictures") and "0000006.jpg" in note
+    with pytest.raises(InputError, match=r"test_list_1600.txt: can't be read"):
+        load_reid_dataset("vehicleid_medium", tmp_path)
+    (tmp_path / "VehicleID_V1.0" / "train_test_split" / "train_list.txt").write_bytes(b"\xff\xfe\x80")
+    with pytest.raises(InputError, match=r"train_list.txt: is not a text file"):
+        load_reid_dataset("vehicleid", tmp_path)
+    (tmp_path / "VehicleID_V1.0" / "train_test_split" / "train_list.txt").write_text("\n")
+    with pytest.raises(InputError, match=r"train_list.txt: lists no pictures"):
+        load_reid_dataset("vehicleid", tmp_path)
+
+
+def test_unknown_data_set_lists_the_known(tmp_path):
+    for call in (lambda: load_reid_dataset("market", tmp_path), lambda: default_protocol("market")):
+        with pytest.raises(InputError, match=r"unknown data set 'market'; known are .*dukemtmc.*market1501.*veri776"):
+            call()
+
+
+def test_every_data_set_has_a_protocol():
+    protocols = {name: default_protocol(name) for name in DATASETS}
+    assert {name for name, protocol in protocols.items() if protocol == "no_camera"} == {
+        "mvb",
+        "suitcase",
+        "folder",
+        "synthetic",
+    }
+    assert protocols["market1501"] == protocols["veri776"] == "market1501"
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_missing_and_empty_folder(tmp_path, name):
+    with pytest.raises(InputError, match=r"absent: no such folder"):
+        load_reid_dataset(name, tmp_path / "absent")
+    with pytest.raises(InputError, match=r"not laid out as .*expected .*found nothing"):
+        load_reid_dataset(name, tmp_path)
+
+
+def test_part_missing_or_without_usable_names(tmp_path):
+    write_market_like("market1501", tmp_path)
+    for path in (tmp_path / "query").iterdir():
+        path.unlink()
+    with pytest.raises(InputError, match=r"query: holds no pictures; expected names like 0002_c1s1"):
+        load_reid_dataset("market1501", tmp_path)
+    touch(tmp_path / "query", "holiday.jpg", "0001_c1s1_001051_00.jpg")
+    with pytest.raises(InputError, match=r"query: 1 of 2 pictures have no usable name, the first is holiday.jpg; exp"):
+        load_reid_dataset("market1501", tmp_path)
+    for path in (tmp_path / "query").iterdir():
+        path.unlink()
+    (tmp_path / "query").rmdir()
+    with pytest.raises(InputError, match=r"query: no such folder"):
+        load_reid_dataset("market1501", tmp_path)
+
+
+def test_training_needs_two_identities_but_one_picture_of_each_is_enough(tmp_path):
+    write_market_like("market1501", tmp_path)  # every training identity has a single picture
+    check_training(load_reid_dataset("market1501", tmp_path))
+    (tmp_path / "bounding_box_train" / "0007_c3s3_077419_03.jpg").unlink()
+    (tmp_path / "bounding_box_train" / "1500_c6s3_086542_02.jpg").unlink()
+    with pytest.raises(InputError, match=r"all 1 training pictures are of one identity, 0002"):
+        load_reid_dataset("market1501", tmp_path)
+    with pytest.raises(InputError, match="no training pictures"):
+        check_training(ReIDDataset([], [], []))
+
+
+def dataset_of(query, gallery):
+    """Pairs (id, camera) -> ReIDDataset."""
+    make = [
+        [Sample(f"{identity}_{camera}.jpg", identity, camera) for identity, camera in part] for part in (query, gallery)
+    ]
+    return ReIDDataset([], *make)
+
+
+def test_check_evaluation_of_absent_identities():
+    some = dataset_of([(1, 0), (2, 0), (3, 0)], [(1, 1), (2, 0)])
+    assert check_evaluation(some, "no_camera") == (
+        "1 of 3 query pictures have no match in the gallery under the protocol no_camera "
+        "(1 of them: identity absent), the first is 3_0.jpg; they count in no metric"
+    )
+    assert "2 of 3 query" in check_evaluation(some, "market1501")
+    with pytest.raises(InputError, match="none of the 2 query pictures shows an identity of the gallery"):
+        check_evaluation(dataset_of([(1, 0), (2, 0)], [(3, 1)]), "no_camera")
+    with pytest.raises(InputError, match="nothing to evaluate: 0 query and 1 gallery"):
+        check_evaluation(dataset_of([], [(3, 1)]), "no_camera")
+
+
+def test_check_evaluation_of_cameras():
+    one_camera = dataset_of([(1, 0), (2, 0)], [(1, 0), (2, 0)])
+    assert check_evaluation(one_camera, "no_camera") is None
+    with pytest.raises(InputError, match="all pictures are from one camera, so .*use --protocol no_camera"):
+        check_evaluation(one_camera, "market1501")
+    with pytest.raises(InputError, match="no identity of the query was seen by another camera.*--protocol no_camera"):
+        check_evaluation(dataset_of([(1, 0), (2, 1)], [(1, 0), (2, 1)]), "market1501")
+    with pytest.raises(InputError, match="no identity has two pictures"):
+        check_evaluation(dataset_of([(1, 0)], [(1, 0)]), "vehicleid")
+
+
+def test_clip_box():
+    assert clip_box((1, 2, 3, 4), 10, 10) == (1, 2, 3, 4)
+    assert clip_box((-5, 2, 30, 4), 10, 10) == (0, 2, 10, 4)
+    assert clip_box((10, 2, 30, 4), 10, 10) is None
+    assert clip_box((1, 2, float("nan"), 4), 10, 10) is None
