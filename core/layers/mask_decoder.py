@@ -1,0 +1,54 @@
+"""The decoder that predicts where in the picture the object is, from the features of a ResNet's third stage."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MaskDecoder(nn.Module):
+    """Stage-3 features (B, C, h, w) -> one mask per picture (B, 1, mask_h, mask_w), values in [0, 1].
+
+    Four 3x3 convolutions with BatchNorm and ReLU (512, 256, 128, 64 channels), a bilinear x2 after each of the first
+    three, a 1x1 convolution to one channel, sigmoid, and a bilinear resize to `mask_size`. Stage 3 has 1/16 of the
+    picture's size, so the mask is predicted at 1/2 of it. Source: OpenUnReID's fork XJTU-SuitcaseReID, whose key names
+    these are. The sigmoid comes before the resize, as there; both compute in float32 under autocast.
+
+    One departure, in how training starts: the original draws the last convolution by Kaiming's rule for its single
+    output, which gives logits of about +-8 and a sigmoid without gradient; here its weights start near 0, the mask at
+    1/2 everywhere.
+
+    Args:
+        in_channels: C, 1024 for a ResNet of Bottlenecks and 256 for one of BasicBlocks.
+        mask_size: (height, width) of the masks that come out, in pixels.
+    """
+
+    def __init__(self, in_channels: int, mask_size: tuple[int, int] = (256, 256)):
+        super().__init__()
+        self.mask_size = tuple(mask_size)
+        self.conv1 = nn.Conv2d(in_channels, 512, kernel_size=3, padding=1)
+        self.bn1 = nn.BatchNorm2d(512)
+        self.conv2 = nn.Conv2d(512, 256, kernel_size=3, padding=1)
+        self.bn2 = nn.BatchNorm2d(256)
+        self.conv3 = nn.Conv2d(256, 128, kernel_size=3, padding=1)
+        self.bn3 = nn.BatchNorm2d(128)
+        self.conv4 = nn.Conv2d(128, 64, kernel_size=3, padding=1)
+        self.bn4 = nn.BatchNorm2d(64)
+        self.mask_pred = nn.Conv2d(64, 1, kernel_size=1)
+        for convolution in (self.conv1, self.conv2, self.conv3, self.conv4):
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(convolution.bias)
+        nn.init.normal_(self.mask_pred.weight, std=0.01)
+        nn.init.zeros_(self.mask_pred.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = _double(F.relu(self.bn1(self.conv1(features))))  # (B, 512, 2h, 2w)
+        x = _double(F.relu(self.bn2(self.conv2(x))))  # (B, 256, 4h, 4w)
+        x = _double(F.relu(self.bn3(self.conv3(x))))  # (B, 128, 8h, 8w)
+        x = F.relu(self.bn4(self.conv4(x)))  # (B, 64, 8h, 8w)
+        logits = self.mask_pred(x)  # (B, 1, 8h, 8w)
+        mask = logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
+        return F.interpolate(mask, size=self.mask_size, mode="bilinear", align_corners=False)
+
+
+def _double(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)

@@ -1,0 +1,259 @@
+"""Weights to start from: published ImageNet files, or any file of weights a person has.
+
+`load_weights` is what a script calls. It changes the model's tensors in place and returns a line for the log.
+"""
+
+import hashlib
+import http.client
+import pickle
+import re
+import struct
+import urllib.error
+import urllib.request
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from core.errors import InputError
+
+# torchvision's IMAGENET1K_V1 weights and IBN-Net's releases; eight digits of the file's sha256 are part of its name.
+PUBLISHED = {
+    "resnet18": "https://download.pytorch.org/models/resnet18-f37072fd.pth",
+    "resnet34": "https://download.pytorch.org/models/resnet34-b627a593.pth",
+    "resnet50": "https://download.pytorch.org/models/resnet50-0676ba61.pth",
+    "resnet101": "https://download.pytorch.org/models/resnet101-63fe2227.pth",
+    "resnet152": "https://download.pytorch.org/models/resnet152-394f9c45.pth",
+    "resnet50_ibn_a": "https://github.com/XingangPan/IBN-Net/releases/download/v1.0/resnet50_ibn_a-d9d0bb7b.pth",
+    "resnet101_ibn_a": "https://github.com/XingangPan/IBN-Net/releases/download/v1.0/resnet101_ibn_a-59ea0ac6.pth",
+}
+
+CONNECTION_TIMEOUT = 5.0  # seconds
+CHUNK = 1 << 20  # bytes
+
+# What torch.load raises on damaged files, found by flipping, cutting and inventing bytes; it has no error of its own.
+BROKEN_FILE = (
+    pickle.UnpicklingError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+)
+
+
+class DownloadError(Exception):
+    """A published file can't be had; the message is one line and says why."""
+
+
+class WeightsReport(NamedTuple):
+    """message: one line for the log. loaded: number of tensors taken. warning: what was asked for wasn't to be had."""
+
+    message: str
+    loaded: int = 0
+    warning: bool = False
+
+
+def load_weights(model: nn.Module, source: str, backbone: str) -> WeightsReport:
+    """Give `model` the weights it starts from, in place.
+
+    Under DDP only rank 0 needs to call it: DDP sends rank 0's parameters and buffers to all ranks when it wraps.
+
+    Args:
+        model: a network with a `backbone`, or a ResNet itself.
+        source: "imagenet" (the published file for `backbone`), "none", or the path of a file: torchvision's,
+            IBN-Net's, a checkpoint of ours, a plain state_dict.
+        backbone: its name as in `--backbone`; `_with_mask` at its end doesn't matter.
+
+    Returns:
+        WeightsReport. Where the published file can't be had, its `warning` is True and the model is as it was.
+
+    Raises:
+        InputError: the file is missing, broken, holds code, has no tensor for this model, or is of another backbone.
+    """
+    if source == "none":
+        return WeightsReport("weights: none, training from scratch")
+    if source != "imagenet":
+        return copy_matching(model, load_file(source), source)
+    url = PUBLISHED[backbone.removesuffix("_with_mask")]
+    try:
+        path = fetch(url)
+    except DownloadError as error:
+        advice = f"training from scratch; put the file into {_cache_folder()}, or give --weights PATH or none"
+        return WeightsReport(f"weights: {url} can't be had ({error}): {advice}", warning=True)
+    return copy_matching(model, load_file(path), path.name)
+
+
+def fetch(url: str, timeout: float = CONNECTION_TIMEOUT) -> Path:
+    """The local copy of a published file, downloaded into torch.hub's cache folder if it isn't there whole.
+
+    Its sha256 must begin with the digits at the end of its name. It appears under that name only when it is complete
+    and checked, so processes may call this at the same time, and a copy that isn't what it should be is replaced.
+
+    Args:
+        url: its name ends in `-<first digits of the sha256>.pth`.
+        timeout: seconds to wait for a connection, and for data that stops coming.
+
+    Raises:
+        DownloadError: no connection, no such file, another checksum, or nowhere to write it.
+    """
+    name = url.rsplit("/", 1)[-1]
+    digits = re.search(r"-([0-9a-f]{8,})\.", name).group(1)
+    path = _cache_folder() / name
+    partial = path.with_name(f"{name}.{uuid.uuid4().hex}.partial")
+    try:
+        if path.is_file() and _sha256(path).startswith(digits):
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            digest = _download(url, partial, timeout)
+            if not digest.startswith(digits):
+                raise DownloadError(f"what came has the sha256 {digest[: len(digits)]}..., not {digits}...")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except (OSError, http.client.HTTPException) as error:
+        raise DownloadError(_reason(error)) from error
+    return path
+
+
+def _cache_folder() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def _download(url: str, path: Path, timeout: float) -> str:
+    """Write what `url` gives to `path`; returns its sha256 in hexadecimal."""
+    digest = hashlib.sha256()
+    with _connect(url, timeout) as answer, open(path, "xb") as file:
+        total = int(answer.headers.get("Content-Length", 0)) or None
+        with tqdm(total=total, desc=path.name.split(".")[0], unit="B", unit_scale=True, disable=None) as bar:
+            while chunk := answer.read(CHUNK):
+                file.write(chunk)
+                digest.update(chunk)
+                bar.update(len(chunk))
+    return digest.hexdigest()
+
+
+def _connect(url: str, timeout: float):
+    """urlopen, in a thread of its own: its time-out doesn't cover the look-up of the name, which can take minutes."""
+    thread = ThreadPoolExecutor(max_workers=1)
+    try:
+        return thread.submit(urllib.request.urlopen, url, timeout=timeout).result(timeout=2 * timeout)
+    finally:
+        thread.shutdown(wait=False)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    if type(error) is urllib.error.URLError and isinstance(error.reason, Exception):
+        error = error.reason  # a wrapper around what really happened
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def load_file(path: str | Path) -> object:
+    """What torch.save wrote to `path`: tensors and plain values, on the CPU. Code in it is never run.
+
+    Raises InputError, in one line, where there is no such file, it is damaged, or it holds more than that.
+    """
+    if not Path(path).exists():
+        raise InputError(f"no such file: {path}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"can't read {path}: {error.strerror}") from error
+    except BROKEN_FILE as error:
+        if found := re.search(r"GLOBAL (\S+)", str(error)):
+            raise InputError(
+                f"{path} is not loaded: it holds code or objects ({found.group(1)}), not only tensors"
+            ) from error
+        raise InputError(f"{path} is damaged or no file that torch.save wrote; get it again") from error
+
+
+def copy_matching(model: nn.Module, content: object, name: str | Path) -> WeightsReport:
+    """Copy into `model` the tensors of `content` that it has under the same key with the same shape.
+
+    Args:
+        content: a state_dict, or a dict with one under "model" or "state_dict". Keys with and without `backbone.` in
+            front are understood, and so are those that DDP and torch.compile put a prefix on.
+        name: what messages call it.
+
+    Returns:
+        WeightsReport; its line names the tensors of another size (heads, mostly), those the file lacks, and those of
+        the file that the model has no use for.
+
+    Raises:
+        InputError: nothing fits, or the backbone is not the same network. The model is then as it was.
+    """
+    own = model.state_dict()
+    state = _align(_find_state_dict(content, name), own)
+    fitting = {key: tensor for key, tensor in state.items() if key in own and own[key].shape == tensor.shape}
+    if not any(fitting[key].dim() for key in fitting):  # BatchNorm's counters alone, single numbers, fit everywhere
+        raise InputError(f"{name} has no tensor that this model could take; it is of another kind of network")
+    resized = [key for key in state if key in own and key not in fitting]
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    unused = [key for key in state if key not in own]
+    _require_same_backbone(model, resized, missing, unused, name)
+    model.load_state_dict(fitting, strict=False)
+
+    parts = [f"weights: {len(fitting)} of {len(own)} tensors from {name}"]
+    if resized:
+        sizes = [f"{key} {tuple(state[key].shape)} -> {tuple(own[key].shape)}" for key in resized]
+        parts.append(f"of another size, not loaded: {_some(sizes)}")
+    if missing:
+        parts.append(f"not in the file: {_some(missing)}")
+    if unused:
+        parts.append(f"in the file alone: {_some([key.removeprefix('backbone.') for key in unused])}")
+    return WeightsReport("; ".join(parts), loaded=len(fitting))
+
+
+def _find_state_dict(content: object, name: str | Path) -> dict[str, Tensor]:
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    items = content.items() if isinstance(content, dict) else ()
+    state = {key: value for key, value in items if isinstance(key, str) and isinstance(value, Tensor)}
+    if not state:
+        raise InputError(f"{name} holds no weights (no names with tensors); give a file of a state_dict")
+    return {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in state.items()}
+
+
+def _align(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The keys as they are, with `backbone.` put in front or taken away: whichever fits the model best."""
+    variants = (
+        state,
+        {f"backbone.{key}": value for key, value in state.items()},
+        {key.removeprefix("backbone."): value for key, value in state.items()},
+    )
+    return max(variants, key=lambda variant: sum(key in own for key in variant))
+
+
+def _require_same_backbone(model, resized, missing, unused, name):
+    """Heads may differ; a backbone of which a part fits is another network, and half-loaded it would be worthless."""
+    prefix = "backbone." if hasattr(model, "backbone") else ""
+    body = {child for child, _ in getattr(model, "backbone", model).named_children()} - {"fc"}
+
+    def in_body(key):
+        return key.startswith(prefix) and key.removeprefix(prefix).split(".")[0] in body
+
+    for how, keys in (("has other sizes of", resized), ("lacks", missing), ("also has", unused)):
+        wrong = [key for key in keys if in_body(key)]
+        if wrong:
+            raise InputError(f"{name} is of another backbone: it {how} {_some(wrong)}; give the --backbone it is of")
+
+
+def _some(names: list[str], limit: int = 4) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
