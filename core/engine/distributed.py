@@ -66,15 +66,26 @@ def setup(device: str | None = None, timeout_minutes: float = 10) -> torch.devic
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
         try:
             store, this_rank, size = next(rendezvous("env://", timeout=timeout))
-            prefixed = dist.PrefixStore("process_group", store)
-            dist.init_process_group(backend, store=prefixed, rank=this_rank, world_size=size, timeout=timeout)
-        except dist.DistError as error:
+            store = dist.PrefixStore(_attempt(), store)
+            dist.init_process_group(backend, store=store, rank=this_rank, world_size=size, timeout=timeout)
+        except RuntimeError as error:  # gloo's and the store's errors have no narrower class in common
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             line = str(error).splitlines()[0]
-            raise CollectiveError(f"rank {os.environ['RANK']}: could not join the others at {where}: {line}") from error
+            raise CollectiveError(f"rank {rank()}: could not join the others at {where}: {line}") from error
         _group = _Group(dist.PrefixStore("carousel", store), timeout)
         sys.excepthook = functools.partial(_end_after_fault, sys.excepthook)  # torch's, which marks lines with the rank
     return chosen
+
+
+def _attempt() -> str:
+    """Where in the launcher's store this attempt keeps its keys.
+
+    The trap: torchrun keeps its store when it starts the processes again, so that they read addresses of dead ones and
+    wait for them. On one machine the number of restarts tells attempts apart. On several machines each launcher has a
+    count of its own, so run_ddp.sh tells torchrun to use a fresh store instead.
+    """
+    one_machine = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    return f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') if one_machine else 0}"
 
 
 def _choose_device(name: str | None, processes: int) -> torch.device:
@@ -363,3 +374,45 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
         if parameter.requires_grad:
             gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
             parameter.grad = all_reduce_mean(gradient)
+
+
+def average_buffers(module: torch.nn.Module) -> None:
+    """Replace each float buffer (BatchNorm's statistics) by its mean over ranks, so that all evaluate one network.
+
+    Counters (integers) are the same everywhere already.
+    """
+    if world_size() == 1:
+        return
+    buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+    if buffers:
+        means = all_reduce_mean(torch.cat([buffer.flatten() for buffer in buffers]))
+        for buffer, mean in zip(buffers, means.split([buffer.numel() for buffer in buffers]), strict=True):
+            buffer.copy_(mean.view_as(buffer))
+
+
+def interleave(rows: torch.Tensor) -> torch.Tensor:
+    """All N rows in order, out of the ranks' shares: rank r holds rows r, r + W, r + 2W, ... of them."""
+    gathered = all_gather_variable(rows)  # (N, ...), one rank after the other
+    order = torch.cat([torch.arange(r, len(gathered), world_size()) for r in range(world_size())])
+    return torch.empty_like(gathered).index_copy_(0, order.to(rows.device), gathered)
+
+
+def on_main(function: Callable[[], Any]) -> Any:
+    """What `function` returns on rank 0, on every rank; the others wait. If it raises, every rank does."""
+    result = None
+    with main_first():
+        if is_main():
+            result = function()
+    return broadcast_object(result)
+
+
+def wrap(network: torch.nn.Module, device: torch.device, compiled: bool = False) -> torch.nn.Module:
+    """The network as training calls it: under DDP where there is a process group, compiled if asked for.
+
+    DDP listens to the parameters that want a gradient now: wrap anew after freezing or unfreezing. Buffers are not
+    broadcast each step, since each rank's BatchNorm uses its own batch; `average_buffers` joins them after the epoch.
+    """
+    if dist.is_initialized():
+        ids = [device.index] if device.type == "cuda" else None
+        network = torch.nn.parallel.DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
+    return torch.compile(network) if compiled else network
