@@ -1,0 +1,117 @@
+"""Optimisers, and learning rate schedules as pure functions of the epoch.
+
+For an exponential moving average of the weights torch has what is needed:
+`AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))` of torch.optim.swa_utils.
+"""
+
+import math
+
+import torch
+
+from core.errors import InputError
+
+OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("step", "multistep", "cosine")
+
+
+def build_optimizer(parameters, name, lr, *, weight_decay=0.0, momentum=0.9):
+    """The optimiser of a name.
+
+    Args:
+        parameters: parameters, or torch's parameter groups (dicts) where some have settings of their own. The weight
+            decay is for all of them, BatchNorm and biases included, as in the published recipes.
+        name: "adam" (weight decay as L2 in the gradient), "adamw" (decoupled) or "sgd". InputError otherwise.
+        lr: above 0. InputError otherwise.
+        momentum: of sgd.
+    """
+    _require(0 < lr < math.inf, f"learning rate is {lr}: give a number above 0")
+    if name == "adam":
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay, momentum=momentum)
+    raise InputError(f"unknown optimiser {name!r}: use one of {', '.join(OPTIMIZERS)}")
+
+
+def linear_warmup(epoch, warmup_epochs, warmup_factor):
+    """Linear from `warmup_factor` in epoch 0 to 1 in epoch `warmup_epochs` (Luo et al. 2019, section 3.1)."""
+    progress = min(epoch / warmup_epochs, 1.0) if warmup_epochs > 0 else 1.0
+    return warmup_factor * (1 - progress) + progress
+
+
+def step_factor(epoch, step_size, gamma):
+    """gamma once more every `step_size` epochs."""
+    return gamma ** (epoch // step_size)
+
+
+def multistep_factor(epoch, milestones, gamma):
+    """gamma for every milestone that has been reached."""
+    return gamma ** sum(milestone <= epoch for milestone in milestones)
+
+
+def cosine_factor(epoch, epochs, warmup_epochs, min_lr_ratio):
+    """Half a cosine from 1, when the warm-up ends, to min_lr_ratio at `epochs` (Loshchilov and Hutter 2017, eq. 5).
+
+    The last epoch is epochs - 1, so it still runs a little above the minimum, as with torch's CosineAnnealingLR.
+    LightMBN reaches the minimum in its last epoch: that is this function with epochs - 1.
+    """
+    progress = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1)
+    progress = min(max(progress, 0.0), 1.0)
+    return min_lr_ratio + (1 - min_lr_ratio) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def build_scheduler(
+    optimizer,
+    schedule,
+    *,
+    epochs,
+    warmup_epochs=0,
+    warmup_factor=0.01,
+    milestones=(),
+    step_size=1,
+    gamma=0.1,
+    min_lr=0.0,
+):
+    """The learning rate of every epoch, to be stepped once after each.
+
+    The schedule multiplies every group's own rate. Milestones and steps count from epoch 0 and act during the warm-up
+    too, as in the strong baseline; the cosine begins when the warm-up ends.
+
+    Args:
+        schedule: "step" (step_size, gamma), "multistep" (milestones, gamma) or "cosine" (epochs, min_lr).
+        epochs: length of the training.
+        warmup_epochs, warmup_factor: see `linear_warmup`; 0 epochs is no warm-up.
+        milestones, step_size: in epochs.
+        min_lr: where the cosine ends, for a group at the optimiser's own rate; the others end at the same part of
+            theirs.
+
+    Returns:
+        LambdaLR. Its state holds numbers only, so it is loaded with weights_only=True.
+
+    Raises:
+        InputError for an unknown schedule or a number out of range.
+    """
+    _require(epochs >= 1, f"{epochs} epochs: give at least 1")
+    _require(warmup_epochs >= 0, f"{warmup_epochs} warm-up epochs: give 0 or more")
+    _require(0 <= warmup_factor <= 1, f"warm-up starts at {warmup_factor}: give a part of the rate, 0 to 1")
+    _require(step_size >= 1, f"step size is {step_size}: give at least 1 epoch")
+    _require(0 < gamma < math.inf, f"gamma is {gamma}: give a number above 0")
+    lr = optimizer.defaults["lr"]
+    _require(0 <= min_lr <= lr, f"lowest learning rate is {min_lr}: give 0 up to the learning rate, {lr}")
+    decays = {
+        "step": lambda epoch: step_factor(epoch, step_size, gamma),
+        "multistep": lambda epoch: multistep_factor(epoch, milestones, gamma),
+        "cosine": lambda epoch: cosine_factor(epoch, epochs, warmup_epochs, min_lr / lr),
+    }
+    _require(schedule in decays, f"unknown schedule {schedule!r}: use one of {', '.join(SCHEDULES)}")
+    decay = decays[schedule]
+    # A function and not an object: LambdaLR writes objects into its state.
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda epoch: linear_warmup(epoch, warmup_epochs, warmup_factor) * decay(epoch)
+    )
+
+
+def _require(condition, message):
+    if not condition:
+        raise InputError(message)

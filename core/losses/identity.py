@@ -1,0 +1,31 @@
+"""Losses on the classifier's output: which identity is it?"""
+
+from torch import nn
+from torch.nn import functional as F
+
+from core.errors import InputError
+from core.losses.precision import in_float32
+
+
+class CrossEntropyLoss(nn.Module):
+    """Cross entropy with label smoothing (Szegedy et al. 2016, section 7), the mean over the batch.
+
+    The target is (1 - e) * onehot + e / K for smoothing e and K identities, as in Luo et al. 2019 and in torch;
+    fast-reid's variant spreads e over the K - 1 wrong identities instead.
+
+    Args:
+        label_smoothing: e, 0 to 1. InputError outside.
+
+    Shape: logits (B, K), labels (B,) integers 0..K-1 -> scalar; 0 for an empty batch.
+    """
+
+    def __init__(self, label_smoothing=0.0):
+        super().__init__()
+        if not 0 <= label_smoothing <= 1:
+            raise InputError(f"label smoothing is {label_smoothing}: give a number from 0 to 1")
+        self.label_smoothing = label_smoothing
+
+    @in_float32
+    def forward(self, logits, labels):
+        total = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="sum")
+        return total / max(len(labels), 1)  # torch's own mean over an empty batch is NaN

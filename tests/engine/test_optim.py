@@ -1,0 +1,164 @@
+"""Optimisers, schedules against the golden arrays, and a schedule that is resumed.
+
+Of lr_schedules.npz not compared, because issue 2 asks for none of them: lightmbn_warmup_cosine_multiplier_2's warm-up
+(rises above the base rate), strong_baseline_warmup_multistep_constant's warm-up (constant), openunreid_linear
+(CycleGAN's) and fastreid_warmup_exp (exponential warm-up). The rest of the first two is compared.
+"""
+
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from core.engine.optim import build_optimizer, build_scheduler, cosine_factor, linear_warmup
+from core.errors import InputError
+
+
+def make(lr=1.0, name="sgd", **options):
+    return build_optimizer([torch.nn.Parameter(torch.zeros(2))], name, lr, **options)
+
+
+def rates(lr, length, schedule, **options):
+    """The rate in use in each of `length` epochs."""
+    optimizer = make(lr)
+    scheduler = build_scheduler(optimizer, schedule, **{"epochs": length, **options})
+    used = []
+    for _ in range(length):
+        used.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return np.array(used)
+
+
+MULTISTEP = {
+    "strong_baseline_warmup_multistep_linear": (3.5e-4, dict(milestones=[40, 70], warmup_epochs=10)),
+    "strong_baseline_warmup_ends_after_milestone": (1e-3, dict(milestones=[5, 15], warmup_epochs=10)),
+    "openunreid_warmup_multi_step": (3.5e-4, dict(milestones=[40, 70], warmup_epochs=10)),
+    "openunreid_multi_step": (3.5e-4, dict(milestones=[15, 30])),
+    "fastreid_warmup_linear": (3.5e-4, dict(warmup_epochs=20, warmup_factor=0.1)),
+    # (e + 1) / 10 is the warm-up that starts at 1/10 and ends in epoch 9
+    "lightmbn_warmup_multistep": (6e-4, dict(milestones=[60, 90], gamma=0.5, warmup_epochs=9, warmup_factor=0.1)),
+}
+
+
+@pytest.mark.parametrize("case", MULTISTEP)
+def test_multistep_golden(golden, case):
+    expected = golden("lr_schedules")[case]
+    lr, options = MULTISTEP[case]
+    np.testing.assert_allclose(rates(lr, len(expected), "multistep", **options), expected, rtol=1e-10)
+
+
+def test_multistep_golden_after_a_constant_warmup(golden):
+    expected = golden("lr_schedules")["strong_baseline_warmup_multistep_constant"]
+    np.testing.assert_allclose(rates(3.5e-4, 50, "multistep", milestones=[20, 40])[5:], expected[5:], rtol=1e-10)
+
+
+def test_step_golden(golden):
+    expected = golden("lr_schedules")["openunreid_single_step"]
+    np.testing.assert_allclose(rates(3.5e-4, 50, "step", step_size=20), expected, rtol=1e-10)
+
+
+def test_cosine_golden(golden):
+    expected = golden("lr_schedules")["openunreid_cosine"]
+    np.testing.assert_allclose(rates(3.5e-4, 60, "cosine", min_lr=1e-6), expected, rtol=1e-10)
+
+
+def test_lightmbn_cosine_is_ours_with_an_epoch_less(golden):
+    """It reaches the minimum in the last epoch, ours one later; its warm-up is 1 in epoch 9 and again in epoch 10."""
+    expected = golden("lr_schedules")["lightmbn_warmup_cosine_multiplier_1"]
+    ours = rates(6e-4, 120, "cosine", epochs=119, warmup_epochs=10, min_lr=6e-7)
+    np.testing.assert_allclose(ours[10:], expected[10:], rtol=1e-10)
+    assert ours[-1] == pytest.approx(6e-7)
+    warmup = [6e-4 * linear_warmup(epoch, 9, 0.1) for epoch in range(10)]
+    np.testing.assert_allclose(warmup, expected[:10], rtol=1e-10)
+
+    expected = golden("lr_schedules")["lightmbn_warmup_cosine_multiplier_2"]
+    ours = rates(3.5e-4, 60, "cosine", epochs=59, warmup_epochs=10, min_lr=3.5e-7)
+    np.testing.assert_allclose(ours[10:], expected[10:], rtol=1e-10)
+
+
+def test_by_hand():
+    np.testing.assert_allclose(rates(8.0, 5, "step", step_size=2, gamma=0.5), [8, 8, 4, 4, 2])
+    np.testing.assert_allclose(rates(1.0, 4, "multistep", milestones=[1, 3], gamma=0.1), [1, 0.1, 0.1, 0.01])
+    # warm-up from 0.2 over 2 epochs, then a cosine over 4 down to 0.5
+    half = (1 + math.sqrt(0.5)) / 2
+    expected = [0.2, 0.6, 1, 0.5 + 0.5 * half, 0.75, 1.5 - (0.5 + 0.5 * half)]
+    np.testing.assert_allclose(
+        rates(1.0, 6, "cosine", warmup_epochs=2, warmup_factor=0.2, min_lr=0.5), expected, rtol=1e-12
+    )
+
+
+def test_cosine_stays_low_after_its_end():
+    assert cosine_factor(100, 50, 5, 0.1) == pytest.approx(0.1)
+    assert cosine_factor(3, 5, 5, 0.1) == 1  # nothing but warm-up
+
+
+def test_groups_keep_their_proportion():
+    groups = [
+        {"params": [torch.nn.Parameter(torch.zeros(1))]},
+        {"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 10.0},
+    ]
+    optimizer = build_optimizer(groups, "adamw", 1.0)
+    scheduler = build_scheduler(optimizer, "cosine", epochs=2, min_lr=0.1)
+    for expected in ([1.0, 10.0], [0.55, 5.5], [0.1, 1.0]):
+        np.testing.assert_allclose(scheduler.get_last_lr(), expected)
+        optimizer.step()
+        scheduler.step()
+
+
+@pytest.mark.parametrize("schedule", ["step", "multistep", "cosine"])
+def test_resumed_schedule_goes_on(schedule):
+    """Through a file read with weights_only, as a checkpoint is."""
+    options = dict(epochs=12, warmup_epochs=3, milestones=[5], step_size=4, min_lr=1e-5)
+    whole = rates(0.1, 12, schedule, **options)
+    optimizer = make(0.1)
+    scheduler = build_scheduler(optimizer, schedule, **options)
+    for _ in range(6):
+        optimizer.step()
+        scheduler.step()
+    file = io.BytesIO()
+    torch.save({"scheduler": scheduler.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+
+    optimizer = make(0.1)
+    scheduler = build_scheduler(optimizer, schedule, **options)
+    optimizer.load_state_dict(state["optimizer"])
+    scheduler.load_state_dict(state["scheduler"])
+    for epoch in range(6, 12):
+        assert optimizer.param_groups[0]["lr"] == whole[epoch]
+        optimizer.step()
+        scheduler.step()
+
+
+def test_optimizers_by_hand():
+    """One step from 2 with gradient 1, rate 0.1, decay 0.5: the decay is in the gradient of SGD and Adam only."""
+    expected = {"sgd": 2 - 0.1 * (1 + 0.5 * 2), "adam": 2 - 0.1, "adamw": 2 - 0.1 * 0.5 * 2 - 0.1}
+    for name, value in expected.items():
+        parameter = torch.nn.Parameter(torch.tensor([2.0]))
+        parameter.grad = torch.ones(1)
+        build_optimizer([parameter], name, 0.1, weight_decay=0.5).step()
+        assert parameter.item() == pytest.approx(value, rel=1e-5), name
+    assert make(0.1, momentum=0.8).defaults["momentum"] == 0.8
+
+
+@pytest.mark.parametrize(
+    "make_bad, message",
+    [
+        (lambda: make(name="lion"), "unknown optimiser 'lion'.*adam, adamw, sgd"),
+        (lambda: make(0.0), "learning rate"),
+        (lambda: make(math.nan), "learning rate"),
+        (lambda: build_scheduler(make(), "linear", epochs=5), "unknown schedule 'linear'.*step, multistep, cosine"),
+        (lambda: build_scheduler(make(), "cosine", epochs=0), "epochs"),
+        (lambda: build_scheduler(make(), "cosine", epochs=5, min_lr=2.0), "lowest learning rate"),
+        (lambda: build_scheduler(make(), "cosine", epochs=5, warmup_epochs=-1), "warm-up epochs"),
+        (lambda: build_scheduler(make(), "cosine", epochs=5, warmup_factor=1.5), "warm-up starts"),
+        (lambda: build_scheduler(make(), "step", epochs=5, step_size=0), "step size"),
+        (lambda: build_scheduler(make(), "step", epochs=5, gamma=0.0), "gamma"),
+    ],
+)
+def test_bad_options(make_bad, message):
+    with pytest.raises(InputError, match=message):
+        make_bad()
