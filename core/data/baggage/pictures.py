@@ -143,20 +143,29 @@ def grain(x, y, period):
     return np.sin(a + 1.7 * np.sin(b * 0.7)) * np.sin(b + 1.3 * np.sin(a * 0.6 + 1.0))
 
 
+def ramp(distance, width):
+    """0 before an edge, 1 behind it, with a slope of `width` metres that keeps the edge from looking jagged."""
+    return np.clip(distance / width + 0.5, 0, 1)
+
+
+def lines(place, period, width):
+    """1 on thin lines every `period` metres, 0 between them, with soft flanks."""
+    return np.clip(1.5 - np.abs((place % period) - period / 2) / width, 0, 1)
+
+
 def belt(tone, shift, width):
-    """A rubber belt along x with steel rails: a function of world coordinates."""
+    """A rubber belt along x with steel rails on a tiled floor: a function of world coordinates."""
 
     def backdrop(x, y):
-        along = (x + shift) % 0.42
-        shade = 1 - 0.25 * (along < 0.012) + 0.04 * grain(x + shift, y, 0.05) + 0.03 * np.sin(y * 260)
+        rubber = 1 - 0.25 * lines(x + shift, 0.42, 0.008) + 0.04 * grain(x + shift, y, 0.05) + 0.03 * np.sin(y * 260)
         side = np.abs(y)
-        rail = (side > width) & (side < width + 0.09)
         steel = 0.58 + 0.14 * np.cos((side - width) * 60)
-        joint = (x % 0.60 < 0.014) | (y % 0.60 < 0.014)
-        floor = 0.40 - 0.10 * joint + 0.015 * grain(x, y, 0.07)
-        value = np.where(side <= width, np.float32(tone.mean()) * shade, np.where(rail, steel, floor))[..., None]
-        tint = np.where((side <= width)[..., None], tone / tone.mean(), np.ones(3))
-        return (value * tint).astype(np.float32)
+        joints = np.maximum(lines(x, 0.60, 0.008), lines(y, 0.60, 0.008))
+        floor = 0.40 - 0.08 * joints + 0.015 * grain(x, y, 0.07)
+        off_belt, off_rail = ramp(side - width, 0.012), ramp(side - width - 0.09, 0.012)
+        around = steel + (floor - steel) * off_rail
+        color = (rubber * (1 - off_belt))[..., None] * tone + (around * off_belt)[..., None]
+        return color.astype(np.float32)
 
     return backdrop
 
@@ -174,7 +183,7 @@ def rollers(shift):
 
 def floor_tiles(tone, shift):
     def backdrop(x, y):
-        joint = ((x + shift) % 0.40 < 0.012) | ((y + shift) % 0.40 < 0.012)
+        joint = np.maximum(lines(x + shift + 0.2, 0.40, 0.006), lines(y + shift + 0.2, 0.40, 0.006))
         odd = (np.floor((x + shift) / 0.40) + np.floor((y + shift) / 0.40)) % 2
         value = (1 + 0.06 * odd + 0.05 * grain(x, y, 0.11) - 0.35 * joint)[..., None]
         return (value * tone).astype(np.float32)
