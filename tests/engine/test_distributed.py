@@ -1,0 +1,358 @@
+"""Two real gloo processes on this machine's CPU. They are forked from a server that has torch imported, to be quick."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from core.engine import check_collectives, distributed
+from core.engine.distributed import CollectiveError
+from core.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def enter(function, rank, world_size, port, folder, connection, arguments):
+    """Body of a forked process: the environment that torchrun would give it, then `function(rank, *arguments)`."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.dup2(os.open(folder / f"stderr{rank}", os.O_WRONLY | os.O_CREAT), 2)
+    torch.set_num_threads(1)
+    distributed.SECONDS_OTHER_RANKS_WAIT = 0.3
+    connection.send(function(rank, *arguments))
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Function: (function, *arguments) -> what it returns on two ranks (None: nothing), exit codes, standard errors."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["core.engine.check_collectives"])
+    processes = []
+
+    def start(function, *arguments, world_size=2):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        pipes = [context.Pipe(duplex=False) for _ in range(world_size)]
+        for rank, (_, sender) in enumerate(pipes):
+            job = (function, rank, world_size, port, tmp_path, sender, arguments)
+            processes.append(context.Process(target=enter, args=job))
+            processes[-1].start()
+            sender.close()
+        results = []
+        for process, (receiver, _) in zip(processes, pipes, strict=True):
+            try:
+                results.append(receiver.recv())
+            except EOFError:  # it ended without a result
+                results.append(None)
+            process.join(30)
+        errors = [(tmp_path / f"stderr{rank}").read_text() for rank in range(world_size)]
+        return results, [process.exitcode for process in processes], errors
+
+    yield start
+    for process in processes:
+        process.kill()
+
+
+def test_without_a_process_group_everything_means_one_process():
+    x = torch.randn(3, 2, requires_grad=True)
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
+    assert distributed.gather_with_gradient(x) is x
+    assert distributed.gather_with_gradient(torch.tensor(2.0)).shape == (1,)
+    assert torch.equal(distributed.all_gather_variable(x), x) and not distributed.all_gather_variable(x).requires_grad
+    assert torch.equal(distributed.all_reduce_mean(x), x)
+    assert distributed.broadcast_object("a") == "a" and distributed.gather_objects("a") == ["a"]
+    with distributed.main_first():
+        distributed.barrier()
+    distributed.average_gradients([torch.nn.Parameter(torch.ones(1))])
+    distributed.cleanup()
+
+
+def several_collectives(rank):
+    device = distributed.setup("cpu", timeout_minutes=0.5)
+    rows = {
+        "lengths 1 and 3": distributed.all_gather_variable(torch.full((2 * rank + 1, 2), float(rank))),
+        "rank 0 has none": distributed.all_gather_variable(torch.arange(3 * rank)),
+        "nobody has any": distributed.all_gather_variable(torch.zeros(0, 4, dtype=torch.bfloat16)),
+        "bool": distributed.all_gather_variable(torch.tensor([rank == 0])),
+        "labels": distributed.gather_with_gradient(torch.tensor([rank, 7])),
+        "scalar": distributed.gather_with_gradient(torch.tensor(float(rank))),
+        "mean": distributed.all_reduce_mean(torch.tensor([rank, 4.0])),
+    }
+    center = torch.nn.Parameter(torch.zeros(2))
+    if rank == 1:  # rank 0 has none: it counts as zero
+        center.grad = torch.tensor([2.0, 6.0])
+    distributed.average_gradients([center])
+    rows["centre"] = center.grad
+    objects = distributed.gather_objects({"rank": rank}), distributed.broadcast_object(f"from {rank}")
+    distributed.cleanup()
+    # numpy: a tensor would travel through shared memory that dies with this process
+    return (
+        {k: (tuple(v.shape), v.float().numpy()) for k, v in rows.items()},
+        objects,
+        str(device),
+        dist.is_initialized(),
+    )
+
+
+def test_collectives_give_every_rank_the_same(launch):
+    results, codes, _ = launch(several_collectives)
+    assert codes == [0, 0]
+    for rows, objects, device, still_in_group in results:
+        values = {name: value.tolist() for name, (_, value) in rows.items()}
+        assert values["lengths 1 and 3"] == [[0, 0], [1, 1], [1, 1], [1, 1]]
+        assert values["rank 0 has none"] == [0, 1, 2]
+        assert rows["nobody has any"][0] == (0, 4)
+        assert values["bool"] == [True, False]
+        assert values["labels"] == [0, 7, 1, 7]
+        assert values["scalar"] == [0, 1]
+        assert values["mean"] == [0.5, 4]
+        assert values["centre"] == [1, 3]
+        assert objects == ([{"rank": 0}, {"rank": 1}], "from 0")
+        assert device == "cpu" and not still_in_group
+
+
+def pair_loss(embeddings):
+    """Depends on every pair of the batch, so that a gradient confined to one rank's rows would be wrong."""
+    return torch.logsumexp((embeddings @ embeddings.T).flatten(), 0)
+
+
+def make_network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)).double()
+
+
+def gradient_of_ddp(rank, images, own_weight):
+    distributed.setup("cpu", timeout_minutes=0.5)
+    network = torch.nn.parallel.DistributedDataParallel(make_network())
+    embeddings = network(torch.from_numpy(images).chunk(2)[rank])
+    loss = pair_loss(distributed.gather_with_gradient(embeddings)) * (rank + 1 if own_weight else 1)
+    loss.backward()
+    half = torch.ones(2, 3, dtype=torch.bfloat16, requires_grad=True)
+    distributed.gather_with_gradient(
+        half
+    ).square().sum().backward()  # under AMP the gradient has the type of its tensor
+    result = [p.grad.numpy() for p in network.parameters()], str(half.grad.dtype), half.grad.float().mean().item()
+    distributed.cleanup()
+    return result
+
+
+@pytest.mark.parametrize("own_weight", [False, True])
+def test_gather_with_gradient_under_ddp_equals_one_process(launch, own_weight):
+    """With the same loss on every rank; and with another one on each (weights 1 and 2), the gradient of their mean."""
+    images = torch.randn(6, 5, generator=torch.Generator().manual_seed(1)).double()
+    network = make_network()
+    (pair_loss(network(images)) * (1.5 if own_weight else 1)).backward()
+    results, codes, _ = launch(gradient_of_ddp, images.numpy(), own_weight)
+    assert codes == [0, 0]
+    for gradients, half_type, half_gradient in results:
+        for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+            torch.testing.assert_close(torch.from_numpy(gradient), parameter.grad, rtol=1e-10, atol=1e-12)
+        assert half_type == "torch.bfloat16" and half_gradient == 4  # two ranks, each 2 x
+
+
+def data_made_once(rank, path):
+    distributed.setup("cpu", timeout_minutes=0.5)
+    with distributed.main_first():
+        made = path.exists()
+        if rank == 0:
+            time.sleep(0.3)
+            path.write_text("data")
+    return made
+
+
+def test_main_first_lets_the_others_find_what_rank_0_made(launch, tmp_path):
+    assert launch(data_made_once, tmp_path / "data")[0] == [False, True]
+
+
+def fail_first(rank, kind):
+    distributed.setup("cpu", timeout_minutes=0.5)
+    try:
+        with distributed.main_first():
+            if rank == 0:
+                raise kind("disk is full")
+            raise AssertionError("rank 1 has to stay out")
+    except (InputError, OSError, CollectiveError) as error:
+        distributed.gather_objects(None)  # rank 0 keeps the store: it stays until rank 1 has read it
+        return type(error).__name__, str(error)
+
+
+@pytest.mark.parametrize("kind, other", [(InputError, "InputError"), (OSError, "CollectiveError")])
+def test_main_first_when_rank_0_fails(launch, kind, other):
+    results, _, _ = launch(fail_first, kind)
+    assert results[0] == (kind.__name__, "disk is full")
+    assert results[1][0] == other and results[1][1].endswith("disk is full")
+
+
+def rank_1_does_not_come(rank, how):
+    def main(_):
+        distributed.setup("cpu", timeout_minutes=1 / 60)
+        distributed.all_reduce_mean(torch.ones(1))
+        if rank == 1 and how == "late":
+            time.sleep(2)
+        elif rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        distributed.gather_objects("here")
+
+    distributed.run_script(main, None)
+
+
+@pytest.mark.parametrize("how, text", [("late", "did not finish within 1 s"), ("killed", "broke off after")])
+def test_a_rank_that_does_not_come_is_named_with_the_collective(launch, how, text):
+    _, codes, errors = launch(rank_1_does_not_come, how)
+    assert codes[0] == 1
+    assert errors[0].startswith(f"error: rank 0: gather of objects {text}")
+    assert errors[0].endswith("rank 1 did not arrive (last seen at: all_reduce)\n")
+
+
+def fail_in_script(rank, failures):
+    def main(failure):
+        distributed.setup("cpu", timeout_minutes=0.5)
+        if failure is not None:
+            raise failure
+        if None in failures:
+            distributed.barrier()
+
+    distributed.run_script(main, failures[rank])
+    return "finished"
+
+
+def test_run_script_in_a_group_finishes(launch):
+    assert launch(fail_in_script, [None, None])[:2] == (["finished"] * 2, [0, 0])
+
+
+def test_run_script_reports_bad_input_and_interruption(launch):
+    _, codes, errors = launch(fail_in_script, [InputError("no folder x"), KeyboardInterrupt()])
+    assert codes == [2, 130]
+    assert errors == ["error: no folder x\n", ""]
+
+
+def test_run_script_reports_what_fails_on_another_rank_alone(launch):
+    _, codes, errors = launch(fail_in_script, [None, InputError("bad picture")])
+    assert codes == [1, 2]  # rank 0 was left alone in the barrier
+    assert errors[1] == "error (rank 1): bad picture\n"
+
+
+def test_run_script_keeps_the_traceback_of_a_fault_and_does_not_hang(launch):
+    _, codes, errors = launch(fail_in_script, [None, KeyError("a fault of ours")])
+    assert codes[1] == 1
+    assert "Traceback" in errors[1] and "KeyError: 'a fault of ours'" in errors[1]
+
+
+@pytest.mark.parametrize(
+    "failure, code, text",
+    [(InputError("no such file"), 2, "error: no such file\n"), (KeyboardInterrupt(), 130, "")],
+)
+def test_run_script_alone(capsys, failure, code, text):
+    def main(args):
+        raise args
+
+    with pytest.raises(SystemExit) as end:
+        distributed.run_script(main, failure)
+    assert end.value.code == code and capsys.readouterr().err == text
+
+
+def test_run_script_alone_lets_faults_through():
+    with pytest.raises(ZeroDivisionError):
+        distributed.run_script(lambda args: 1 / args, 0)
+
+
+def test_under_torchrun_bad_input_is_told_once_and_first(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from core.engine import distributed\n"
+        "from core.errors import InputError\n"
+        "def main(args):\n"
+        "    distributed.setup('cpu')\n"
+        "    raise InputError('no folder x: give --data')\n"
+        "distributed.run_script(main, None)\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: no folder x: give --data\n")
+    assert ended.stderr.count("no folder x") == 1
+
+
+@pytest.mark.parametrize(
+    "name, processes, text",
+    [("tpu9", 1, "unknown device 'tpu9'"), ("xpu", 1, "unknown device"), ("mps", 2, "serves one process")],
+)
+def test_a_device_that_cannot_be_had(monkeypatch, name, processes, text):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    with pytest.raises(InputError, match=text):
+        distributed.setup(name)
+
+
+@pytest.mark.parametrize("gpus, rank, text", [(0, 0, "no CUDA device"), (2, 2, "cuda:2 .* this machine has 2")])
+def test_more_processes_than_gpus(monkeypatch, gpus, rank, text):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    with pytest.raises(InputError, match=text):
+        distributed.setup("cuda")
+
+
+def test_device_by_default_is_what_the_machine_has(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert distributed.setup() == torch.device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert distributed.setup() == torch.device("cpu")
+
+
+def check_with_a_fault(rank, fault):
+    """What the check says if rank 1's gathered, summed or received values are spoilt on the way."""
+    distributed.setup("cpu", timeout_minutes=0.5)
+
+    class Spoilt:  # a finished collective whose result is damaged before anybody looks at it
+        def __init__(self, work, tensor):
+            self.work, self.tensor = work, tensor
+
+        def wait(self):
+            self.work.wait()
+            self.tensor[-1] += 1
+
+    if fault and rank == 1:
+        original = getattr(dist, fault)
+        setattr(dist, fault, lambda tensor, *rest, **options: Spoilt(original(tensor, *rest, **options), tensor))
+    try:
+        check_collectives.check_values(torch.device("cpu"))
+    except CollectiveError as error:
+        return str(error)
+    return "right"
+
+
+@pytest.mark.parametrize(
+    "fault, text",
+    [
+        ("", "right"),
+        ("all_reduce", "all_reduce gives rank 1 a wrong sum"),
+        ("broadcast", "broadcast: rank 0 sends or rank 1 receives wrong values"),
+    ],
+)
+def test_the_check_names_the_rank_with_wrong_values(launch, fault, text):
+    results, codes, _ = launch(check_with_a_fault, fault)
+    assert codes == [0, 0]
+    assert results[0] == results[1] and results[0].startswith(text)
+
+
+def test_blame_finds_sender_receiver_and_pair():
+    def wrong(*pairs):
+        return [[(receiver, sender) in pairs for sender in range(3)] for receiver in range(3)]
+
+    assert check_collectives.blame(wrong()) == []
+    assert check_collectives.blame(wrong((0, 1), (2, 1))) == ["rank 1 sends wrong values"]
+    assert check_collectives.blame(wrong((2, 0), (2, 1))) == ["rank 2 receives wrong values"]
+    assert check_collectives.blame(wrong((2, 0))) == ["rank 2 receives wrong values from rank 0"]
+    assert check_collectives.blame([[False]]) == []
