@@ -34,7 +34,7 @@ from core.data.baggage.models import make_bag
 from core.data.baggage.pictures import Identity, take_picture, take_scene
 from core.errors import InputError
 
-VERSION = 1  # of the pictures: raise it whenever they change
+VERSION = 2  # of the pictures: raise it whenever they change
 MARKER = "synthetic.json"
 GROUP_SIZE = 6  # identities that share kind, size and colour
 GROUP, MEMBER, PAINT, GALLERY, PROBE, SCENE = range(6)  # streams of random numbers
@@ -136,7 +136,7 @@ def make_identities(seed, split, count, first, bar):
     identities = []
     for index in range(count):
         group, member = divmod(index, GROUP_SIZE)
-        look = design(random(seed, GROUP, split, group), random(seed, MEMBER, split, index), member)
+        look = design(group, member, random(seed, GROUP, split, group), random(seed, MEMBER, split, index))
         identities.append(Identity(first + index, make_bag(look, random(seed, PAINT, split, index))))
         bar.update()
     return identities

@@ -8,14 +8,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-KINDS = {  # kind -> (category, surface material as MVB names it, how common)
-    "hard_shell": ("suitcase", "hard", 0.34),
-    "soft_suitcase": ("suitcase", "soft", 0.22),
-    "backpack": ("backpack", "soft", 0.16),
-    "duffel": ("duffel", "soft", 0.14),
-    "briefcase": ("briefcase", "soft", 0.06),
-    "box": ("box", "others", 0.08),
+KINDS = {  # kind -> (category, surface material as MVB names it)
+    "hard_shell": ("suitcase", "hard"),
+    "soft_suitcase": ("suitcase", "soft"),
+    "backpack": ("backpack", "soft"),
+    "duffel": ("duffel", "soft"),
+    "briefcase": ("briefcase", "soft"),
+    "box": ("box", "others"),
 }
+GROUP_KINDS = (  # of the groups in turn, so that a small set too has many kinds and every large one the same shares
+    *("hard_shell", "soft_suitcase", "backpack", "duffel", "box"),
+    *("hard_shell", "soft_suitcase", "briefcase", "hard_shell", "backpack"),
+)
 CATEGORIES = ("suitcase", "backpack", "duffel", "briefcase", "box")
 HARD_PATTERNS = (
     "ribs",
@@ -41,6 +45,7 @@ SOFT_PATTERNS = (
     "stripes",
     "speckle",
 )
+BOX_PATTERNS = ("plain", "plain", "plain", "bands", "two_tone", "speckle")
 BASES = [  # red, green, blue in [0, 1]: what bags are dyed
     *((0.10, 0.10, 0.11), (0.13, 0.17, 0.30), (0.32, 0.33, 0.36), (0.42, 0.08, 0.13), (0.72, 0.12, 0.12)),
     *((0.07, 0.36, 0.40), (0.16, 0.30, 0.18), (0.55, 0.42, 0.29), (0.68, 0.69, 0.71), (0.33, 0.18, 0.42)),
@@ -69,17 +74,18 @@ class Look(NamedTuple):
     wear: float
 
 
-def design(group_rng, member_rng, member):
-    """The look of member number `member` of a group; group_rng must be fresh from the group's seed every time."""
-    kinds = list(KINDS)
-    kind = str(group_rng.choice(kinds, p=[KINDS[k][2] for k in kinds]))
+def design(group, member, group_rng, member_rng):
+    """The look of member number `member` of group number `group`.
+
+    group_rng must be fresh from the group's seed every time: it gives what the members share.
+    """
+    kind = GROUP_KINDS[group % len(GROUP_KINDS)]
     colors = CARDBOARD if kind == "box" else BASES
     base = np.array(colors[group_rng.integers(len(colors))])
     half = group_half(kind, group_rng)
-    patterns = group_rng.permutation(SOFT_PATTERNS if kind not in ("hard_shell", "box") else HARD_PATTERNS)
+    kind_patterns = {"hard_shell": HARD_PATTERNS, "box": BOX_PATTERNS}.get(kind, SOFT_PATTERNS)
+    patterns = group_rng.permutation(kind_patterns)
     accents = group_rng.permutation(len(ACCENTS))
-    if kind == "box":
-        patterns = np.array(["plain", "plain", "speckle", "bands"])
     accent = np.array(ACCENTS[accents[member % 3]])
     base = np.clip(base * member_rng.uniform(0.95, 1.05) + member_rng.normal(size=3) * 0.006, 0.03, 0.95)
     tone = base * 0.55 if base.mean() > 0.3 else base * 0.6 + 0.2

@@ -32,7 +32,7 @@ def make_bag(look, rng):
         "briefcase": briefcase,
         "box": box,
     }[look.kind]
-    category, material, _ = KINDS[look.kind]
+    category, material = KINDS[look.kind]
     return Bag(build(look, rng), look.kind, category, material)
 
 
