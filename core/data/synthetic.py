@@ -13,7 +13,8 @@ multi-view camera before security, 'p' the one after it. Each entry has two fiel
 height; pixels) and `segmentation` (COCO's compressed RLE), both of the visible part. In the scenes each annotation
 carries `identity`, the number of the MVB entries' `id`; the bags of val2017 are mostly of the held-out identities.
 
-All randomness is a function of (seed, split, identity, picture), so a picture does not depend on the others.
+All randomness is a function of (seed, what is drawn, identity, picture): no picture takes its numbers from another one,
+and order, processes and cores change nothing.
 """
 
 import contextlib

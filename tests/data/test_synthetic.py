@@ -158,6 +158,8 @@ def test_set_of_other_parameters_is_replaced_and_other_folders_are_not_touched(t
     (tmp_path / "file").write_text("precious")
     with pytest.raises(InputError, match="file exists"):
         make_synthetic_baggage(tmp_path / "file", **TINY)
+    with pytest.raises(InputError, match="below can't be made"):
+        make_synthetic_baggage(tmp_path / "file/below", **TINY)
     assert (tmp_path / "mine/photograph.jpg").read_text() == (tmp_path / "file").read_text() == "precious"
 
 

@@ -8,8 +8,8 @@ which the ray caster bends the light.
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-FACES = ("-x", "+x", "-y", "+y", "-z", "+z")
-FACE_AXES = ((1, 2), (1, 2), (0, 2), (0, 2), (0, 1), (0, 1))  # of each face: the axes that u and v follow
+# Of the faces -x, +x, -y, +y, -z, +z: the axes that u (right) and v (up) follow.
+FACE_AXES = ((1, 2), (1, 2), (0, 2), (0, 2), (0, 1), (0, 1))
 RELIEF = 1e-4  # metres of one step of the 8-bit relief, 128 being the surface itself
 
 

@@ -62,7 +62,7 @@ def take_picture(identity, others, datatype, view, views, rng):
     position = middle + distance * np.array([0.0, -np.cos(pitch), np.sin(pitch)])
     position[0] += rng.uniform(-0.25, 0.25)
     camera = frame_object(position, middle, target, (0.02, 0.12) if datatype == "g" else (-0.03, 0.16), rng)
-    around = [] if datatype == "g" else clutter(identity, others, target, position, rng)
+    around = [] if datatype == "g" else clutter(identity, others, target, rng)
     picture, masks = render(camera, [target, *around], setting.backdrop, setting.light)
     if masks[0].mean() < LEAST_VISIBLE:  # what stands before the bag hides it
         picture, masks = render(camera, [target], setting.backdrop, setting.light)
@@ -83,7 +83,7 @@ def frame_object(position, middle, target, margins, rng):
     return unit._replace(focal=focal, center=tuple(-low * focal), size=size)
 
 
-def clutter(identity, others, target, position, rng):
+def clutter(identity, others, target, rng):
     """What stands around and before a bag after security: a tray, another bag, a rail, curtain strips."""
     objects = []
     corners = part_corners(target.parts[0], target)
@@ -101,16 +101,9 @@ def clutter(identity, others, target, position, rng):
             y = rng.choice([-1, 1]) * (reach[1] + room[1]) * rng.uniform(0.55, 0.9)
             objects.append(beside._replace(position=beside.position + [x, y, 0]))
     elif kind < 0.62:  # a rail before the bag
-        toward = position / np.linalg.norm(position[:2])
-        rail = solid(
-            (0, -reach[1] - 0.12, rng.uniform(0.02, 0.10)),
-            (2.0, 0.02, 0.025),
-            (0.7, 0.71, 0.74),
-            0.02,
-            0.015,
-            gloss=0.8,
-        )
-        objects.append(Placed([rail], np.eye(3), np.array([0.1 * toward[0], 0, 0])))
+        center = (0, -reach[1] - 0.12, rng.uniform(0.02, 0.10))
+        rail = solid(center, (2.0, 0.02, 0.025), (0.7, 0.71, 0.74), 0.02, 0.015, gloss=0.8)
+        objects.append(Placed([rail], np.eye(3), np.zeros(3)))
     elif kind < 0.78:  # lead curtain of the scanner
         strips = []
         height = corners[:, 2].max()

@@ -276,7 +276,7 @@ def contact_shadow(objects, x, y, light):
         body = placed.parts[0]
         corners = part_corners(body, placed)
         middle = corners.mean(0)
-        cover = middle + [0, 0, 0] - np.asarray(light.direction) * 0.25 * middle[2] / max(light.direction[2], 0.3)
+        cover = middle - np.asarray(light.direction) * 0.25 * middle[2] / max(light.direction[2], 0.3)
         spread = (corners - middle)[:, :2]
         axis = placed.rotation[:2, 0] / max(np.linalg.norm(placed.rotation[:2, 0]), 1e-6)
         side = np.array([-axis[1], axis[0]])
