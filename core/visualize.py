@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 from core.data.images import read_image
 
 DPI = 100
-GAP, MARGIN = 16, 28  # pixels between pictures, and around the sheet
+GAP, MARGIN = 18, 28  # pixels between pictures, and around the sheet
 INK, FAINT = "#222222", "#767676"
 RIGHT, WRONG = "#1a9641", "#d7191c"
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
@@ -67,7 +67,8 @@ class _Sheet:
                 linewidth=line * 72 / DPI,
                 linestyle=style,
                 joinstyle="miter",
-            )  # fmt: skip
+                snap=False,
+            )
         )
 
     def text(self, left: float, top: float, text: str, size=8.5, color=INK, align="center", weight="normal") -> None:
@@ -97,7 +98,8 @@ def rank_list_sheet(path: str | Path, rows: Sequence[RankRow], num_matches: int 
     first = MARGIN + width + 2 * GAP + 10  # left edge of the first match: the query stands apart
     header, line_height = 26, height + 44
     sheet = _Sheet(
-        first + columns * (width + GAP) - GAP + MARGIN, 2 * MARGIN + header + len(rows) * (line_height + GAP) - GAP
+        max(first + columns * (width + GAP) - GAP, first + 240) + MARGIN,
+        2 * MARGIN + header + len(rows) * (line_height + GAP) - GAP,
     )
 
     sheet.text(MARGIN + width / 2, MARGIN - 6, "query", size=10, weight="bold")
@@ -107,7 +109,7 @@ def rank_list_sheet(path: str | Path, rows: Sequence[RankRow], num_matches: int 
         top = MARGIN + header + number * (line_height + GAP)
         sheet.picture(_fit(query, width, height), MARGIN, top)
         sheet.frame(MARGIN, top, width, height, INK, line=2)
-        sheet.text(MARGIN + width / 2, top + height + 9, _shorten(row.query_name, width), weight="bold")
+        sheet.text(MARGIN + width / 2, top + height + 9, _shorten(row.query_name, width - 12), weight="bold")
         if not matches[number]:
             sheet.text(
                 first, top + height / 2 - 6, "no picture in the gallery to compare with", align="left", color=FAINT
@@ -117,7 +119,7 @@ def rank_list_sheet(path: str | Path, rows: Sequence[RankRow], num_matches: int 
             right = row.correct[column]
             color = RIGHT if right else WRONG
             sheet.picture(_fit(picture, width, height), left, top)
-            sheet.frame(left, top, width, height, color, line=4, style="solid" if right else (0, (2.4, 1.2)))
+            sheet.frame(left, top, width, height, color, line=4, style="solid" if right else (0, (3.5, 1.0)))
             distance = f"{'✓' if right else '✗'} {row.distances[column]:.3f}"
             sheet.text(left + width / 2, top + height + 9, distance, color=color, weight="bold")
             sheet.text(left + width / 2, top + height + 25, _shorten(row.match_names[column], width), 8, FAINT)
@@ -200,7 +202,8 @@ def augmentation_sheet(
             _outline(sheet, masks[number, 0].numpy(), x, y, *inner)
         if boxes is not None:
             x1, y1, x2, y2 = boxes[number].tolist()
-            place = (x + x1 * inner[0], y + y1 * inner[1], (x2 - x1) * inner[0], (y2 - y1) * inner[1])
+            corner = round(x + x1 * inner[0]), round(y + y1 * inner[1])
+            place = (*corner, round((x2 - x1) * inner[0]), round((y2 - y1) * inner[1]))
             sheet.frame(*place, "black", line=3)
             sheet.frame(*place, PALETTE[4], line=2)
     words = ([("box", PALETTE[4])] if boxes is not None else []) + ([("mask", PALETTE[5])] if masks is not None else [])
@@ -236,7 +239,8 @@ def curves(path: str | Path, log: str | Path | Sequence[dict]) -> None:
     shown = {label: 100 * values[name] for name, label in METRICS.items() if name in values}
     _lines(metric_axes, epochs, shown, "retrieval (%)")
     metric_axes.set_ylim(-2, 102)
-    rate_axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    rate_axes.set_ylim(bottom=0)
+    rate_axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:.1e}".replace("e-0", "e-") if rate else "0")
     figure.savefig(path, format="png", dpi=DPI)
 
 
@@ -249,6 +253,9 @@ def _lines(axes, epochs: np.ndarray, lines: dict[str, np.ndarray], title: str) -
     axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     colors = iter(PALETTE * (len(lines) // len(PALETTE) + 1))
+    first, last = epochs.min(), epochs.max()
+    pad = 0.03 * (last - first) or 0.5
+    axes.set_xlim(first - pad, last + pad)
     drawn = 0
     for name, line in lines.items():
         total = name == "loss"
@@ -256,8 +263,15 @@ def _lines(axes, epochs: np.ndarray, lines: dict[str, np.ndarray], title: str) -
         there = np.isfinite(line)
         if there.any():
             marker = "o" if there.sum() <= 30 else None
-            axes.plot(epochs[there], line[there], label=name.replace("_", " "), color=color, marker=marker,
-                      markersize=3.5, linewidth=2.2 if total else 1.6)  # fmt: skip
+            axes.plot(
+                epochs[there],
+                line[there],
+                label=name.replace("_", " "),
+                color=color,
+                marker=marker,
+                markersize=3.5,
+                linewidth=2.2 if total else 1.6,
+            )
             drawn += 1
     if drawn > 1:
         axes.legend(frameon=False, fontsize=9, ncols=2 if drawn > 4 else 1, loc="best")

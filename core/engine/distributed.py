@@ -29,6 +29,7 @@ from torch.distributed.rendezvous import rendezvous
 from core.errors import InputError
 
 SECONDS_OTHER_RANKS_WAIT = 3.0  # before they report a failure: torchrun stops them meanwhile if rank 0 has failed too
+SECONDS_TO_GIVE_UP = 2.0  # the ranks that still run notice within it that a collective has broken
 FAILED_COLLECTIVE = ("gloo", "Timed out", "timed out", "Connection closed", "Connection reset", "NCCL", "Socket")
 
 
@@ -217,20 +218,33 @@ def collective(name: str) -> Iterator[None]:
 
 
 def _who_is_missing() -> str:
-    """The ranks that have started fewer collectives than this one, and what they were last seen at."""
-    behind = []
+    """The ranks that have started fewer collectives than this one; if there are none, those that are stuck in it."""
+    store, here, ranks = _group.store, _collectives_started, range(world_size())
     try:
-        for other in range(world_size()):
-            key = f"started/{other}"
-            note = _group.store.get(key).decode() if _group.store.check([key]) else "0 nothing yet"
+        store.set(f"gave_up/{rank()}", str(here))
+        behind = []
+        for other in ranks:
+            note = _note(f"started/{other}") or "0 nothing yet"
             started, last = note.split(" ", 1)
-            if int(started) < _collectives_started:
+            if int(started) < here:
                 behind.append(f"rank {other} did not arrive (last seen at: {last})")
+        if behind:
+            return ", ".join(behind[:8]) + (f" and {len(behind) - 8} more" if len(behind) > 8 else "")
+        # All came. Who still runs has seen it break, too, and says so now.
+        until = time.monotonic() + SECONDS_TO_GIVE_UP
+        silent = list(ranks)
+        while silent and time.monotonic() < until:
+            time.sleep(0.05)
+            silent = [other for other in silent if _note(f"gave_up/{other}") != str(here)]
     except RuntimeError:
         return "rank 0 or the launcher, which keeps the notes of all ranks, can't be reached"
-    if not behind:
-        return "every rank had started it, so a process died in it or the connection between machines is at fault"
-    return ", ".join(behind[:8]) + (f" and {len(behind) - 8} more" if len(behind) > 8 else "")
+    if not silent:
+        return "every rank was in it and is still running, so the connection between them is at fault"
+    return f"rank {', '.join(map(str, silent[:8]))} stopped or died in it"
+
+
+def _note(key: str) -> str | None:
+    return _group.store.get(key).decode() if _group.store.check([key]) else None
 
 
 def barrier(name: str = "barrier") -> None:
@@ -409,10 +423,10 @@ def on_main(function: Callable[[], Any]) -> Any:
 def wrap(network: torch.nn.Module, device: torch.device, compiled: bool = False) -> torch.nn.Module:
     """The network as training calls it: under DDP where there is a process group, compiled if asked for.
 
-    DDP listens to the parameters that want a gradient now: wrap anew after freezing or unfreezing. Buffers are not
-    broadcast each step, since each rank's BatchNorm uses its own batch; `average_buffers` joins them after the epoch.
+    DDP listens to the parameters that want a gradient now: wrap anew after freezing or unfreezing. Each rank's
+    BatchNorm follows its own batches; `average_buffers` joins the statistics before an evaluation.
     """
     if dist.is_initialized():
         ids = [device.index] if device.type == "cuda" else None
-        network = torch.nn.parallel.DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
+        network = torch.nn.parallel.DistributedDataParallel(network, device_ids=ids)
     return torch.compile(network) if compiled else network

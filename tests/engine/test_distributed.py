@@ -213,6 +213,26 @@ def test_a_rank_that_does_not_come_is_named_with_the_collective(launch, how, tex
     assert errors[0].endswith("rank 1 did not arrive (last seen at: all_reduce)\n")
 
 
+def rank_1_stops_inside(rank, how):
+    def main(_):
+        distributed.setup("cpu", timeout_minutes=1 / 60)
+        with distributed.collective("gradients"):
+            if rank == 1 and how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif rank == 1:
+                time.sleep(4)
+            dist.all_reduce(torch.ones(1))
+
+    distributed.run_script(main, None)
+
+
+@pytest.mark.parametrize("how", ["stuck", "killed"])
+def test_a_rank_that_stops_inside_a_collective_is_named(launch, how):
+    _, _, errors = launch(rank_1_stops_inside, how)
+    assert errors[0].startswith("error: rank 0: gradients ")
+    assert errors[0].endswith(": rank 1 stopped or died in it\n")
+
+
 def fail_in_script(rank, failures):
     def main(failure):
         distributed.setup("cpu", timeout_minutes=0.5)
