@@ -3,9 +3,8 @@
 A script calls `run_script(main, args)`; `main` calls `setup()` first and uses the functions below without asking
 whether it is one process or sixty-four: without a process group each of them is what it means for one process.
 
-Under torchrun CUDA tensors travel by NCCL, everything else (Python objects, CPU tensors, barriers) by gloo. Each
-collective leaves a note in the launcher's key-value store when it starts. When one of them breaks or times out, the
-notes tell which ranks never came, so that the message names them instead of a socket.
+Under torchrun CUDA tensors travel by NCCL, everything else (Python objects, CPU tensors, barriers) by gloo. When
+a collective breaks or times out, the message names the ranks that did not come (core.engine.attendance), not a socket.
 
 Tested with gloo on CPU. The NCCL paths are written after the documentation of torch and have not run on several GPUs.
 """
@@ -26,10 +25,10 @@ import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 from torch.distributed.rendezvous import rendezvous
 
+from core.engine.attendance import Attendance
 from core.errors import InputError
 
 SECONDS_OTHER_RANKS_WAIT = 3.0  # before they report a failure: torchrun stops them meanwhile if rank 0 has failed too
-SECONDS_TO_GIVE_UP = 2.0  # the ranks that still run notice within it that a collective has broken
 FAILED_COLLECTIVE = ("gloo", "Timed out", "timed out", "Connection closed", "Connection reset", "NCCL", "Socket")
 
 
@@ -40,10 +39,10 @@ class CollectiveError(RuntimeError):
 class _Group(NamedTuple):
     store: dist.Store  # of the launcher; rank 0's where there is no launcher
     timeout: timedelta
+    attendance: Attendance
 
 
 _group: _Group | None = None  # set by setup(), unset by cleanup()
-_collectives_started = 0
 _main_first_calls = 0
 
 
@@ -73,7 +72,8 @@ def setup(device: str | None = None, timeout_minutes: float = 10) -> torch.devic
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             line = str(error).splitlines()[0]
             raise CollectiveError(f"rank {rank()}: could not join the others at {where}: {line}") from error
-        _group = _Group(dist.PrefixStore("carousel", store), timeout)
+        store = dist.PrefixStore("carousel", store)
+        _group = _Group(store, timeout, Attendance(store, this_rank, size))
         sys.excepthook = functools.partial(_end_after_fault, sys.excepthook)  # torch's, which marks lines with the rank
     return chosen
 
@@ -199,14 +199,12 @@ def collective(name: str) -> Iterator[None]:
     `with collective("gradients"): loss.backward()`. Every rank has to enter it in the same order. Under NCCL the call
     returns before the collective has run: there torch's watchdog ends the process, with rank and operation in its log.
     """
-    global _collectives_started
     if _group is None:
         yield
         return
-    _collectives_started += 1
     start = time.monotonic()
     try:
-        _group.store.set(f"started/{rank()}", f"{_collectives_started} {name}")  # doesn't wait: microseconds
+        _group.attendance.start(name)
         yield
     except RuntimeError as error:
         known = isinstance(error, dist.DistError) or any(sign in str(error) for sign in FAILED_COLLECTIVE)
@@ -214,37 +212,7 @@ def collective(name: str) -> Iterator[None]:
             raise
         seconds, limit = time.monotonic() - start, _group.timeout.total_seconds()
         how = f"did not finish within {limit:g} s" if seconds >= limit else f"broke off after {seconds:.1f} s"
-        raise CollectiveError(f"rank {rank()}: {name} {how}: {_who_is_missing()}") from error
-
-
-def _who_is_missing() -> str:
-    """The ranks that have started fewer collectives than this one; if there are none, those that are stuck in it."""
-    store, here, ranks = _group.store, _collectives_started, range(world_size())
-    try:
-        store.set(f"gave_up/{rank()}", str(here))
-        behind = []
-        for other in ranks:
-            note = _note(f"started/{other}") or "0 nothing yet"
-            started, last = note.split(" ", 1)
-            if int(started) < here:
-                behind.append(f"rank {other} did not arrive (last seen at: {last})")
-        if behind:
-            return ", ".join(behind[:8]) + (f" and {len(behind) - 8} more" if len(behind) > 8 else "")
-        # All came. Who still runs has seen it break, too, and says so now.
-        until = time.monotonic() + SECONDS_TO_GIVE_UP
-        silent = list(ranks)
-        while silent and time.monotonic() < until:
-            time.sleep(0.05)
-            silent = [other for other in silent if _note(f"gave_up/{other}") != str(here)]
-    except RuntimeError:
-        return "rank 0 or the launcher, which keeps the notes of all ranks, can't be reached"
-    if not silent:
-        return "every rank was in it and is still running, so the connection between them is at fault"
-    return f"rank {', '.join(map(str, silent[:8]))} stopped or died in it"
-
-
-def _note(key: str) -> str | None:
-    return _group.store.get(key).decode() if _group.store.check([key]) else None
+        raise CollectiveError(f"rank {rank()}: {name} {how}: {_group.attendance.who_is_missing()}") from error
 
 
 def barrier(name: str = "barrier") -> None:
