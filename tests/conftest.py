@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -47,3 +48,38 @@ def fill_weights():
 def shared_data():
     """Folder ../shared/data with the small real data sets."""
     return _shared("data")
+
+
+@pytest.fixture(scope="session")
+def baggage(tmp_path_factory):
+    """Folder with a tiny synthetic baggage set in the MVB layout: 6 + 3 identities of 4 pictures."""
+    from core.data.synthetic import make_synthetic_baggage
+
+    root = tmp_path_factory.mktemp("data") / "baggage"
+    sizes = {"train_identities": 6, "test_identities": 3, "gallery_views": 2, "probe_views": 2}
+    return make_synthetic_baggage(root, train_scenes=1, val_scenes=1, progress=False, **sizes)
+
+
+@pytest.fixture
+def run(capsys):
+    """Function: (script module, *arguments) -> (exit code, stdout, stderr) of that command, in this process."""
+    from core.engine import distributed, options
+
+    def command(script, *arguments):
+        recipes = getattr(script, "RECIPES", None)
+        default = getattr(script, "default_recipe", None)
+        hook = sys.excepthook
+        try:
+            distributed.run_script(
+                lambda argv: script.main(options.parse(script.get_parser(), recipes, default, argv)),
+                [str(argument) for argument in arguments],
+            )
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            sys.excepthook = hook
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return command

@@ -1,0 +1,118 @@
+"""What a run says and leaves behind as text and numbers: train.log, log.csv, args.json, curves.png."""
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torchvision
+
+from core import visualize
+from core.engine import distributed
+from core.engine.checkpoint import atomic_write
+from core.errors import InputError
+
+METRICS = ["mAP", "mINP", "rank1", "rank5", "rank10"]
+
+
+class RunLog:
+    """The log of one run; on ranks other than 0 every method does nothing.
+
+    Args:
+        folder: run folder, made by `open_run`.
+        args: the options, written to args.json with the versions of torch and CUDA. With `args.tensorboard` and
+            `args.wandb` the numbers go there, too; those packages are imported only then.
+        resume_epoch: lines of log.csv after this epoch are dropped, since the run repeats them. None: a new run.
+    """
+
+    def __init__(self, folder, args, *, resume_epoch=None):
+        self.folder = Path(folder)
+        self.active = distributed.is_main()
+        self.rows = []
+        self.tensorboard = self.wandb = None
+        if not self.active:
+            return
+        if resume_epoch is not None and (self.folder / "log.csv").is_file():
+            with open(self.folder / "log.csv", newline="") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= resume_epoch]
+        versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "cuda": torch.version.cuda}
+        self._write("args.json", json.dumps({**vars(args), "versions": versions}, indent=2, default=str) + "\n")
+        if args.tensorboard:
+            self.tensorboard = _import("torch.utils.tensorboard", "tensorboard").SummaryWriter(str(self.folder))
+        if args.wandb:
+            self.wandb = _import("wandb", "wandb")
+            self.wandb.init(project="carousel", name=self.folder.name, dir=str(self.folder), config=vars(args))
+
+    def say(self, text):
+        """Print a line and keep it in train.log."""
+        if self.active:
+            print(text, flush=True)
+            with open(self.folder / "train.log", "a") as file:
+                file.write(text + "\n")
+
+    def epoch(self, row):
+        """Print one tidy line for an epoch, add it to log.csv and redraw curves.png.
+
+        Args:
+            row: dict with `epoch`, `lr`, `loss`, each loss part as it is minimised, `images_per_second`, and after an
+                evaluation the metrics (fractions in [0, 1]).
+        """
+        if not self.active:
+            return
+        self.say(_line(row))
+        self.rows.append(row)
+        columns = list(dict.fromkeys(key for row in self.rows for key in row if key not in METRICS)) + METRICS
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        self._write("log.csv", text.getvalue())
+        visualize.curves(self.folder / "curves.png", self.folder / "log.csv")
+        numbers = {key: value for key, value in row.items() if key != "epoch"}
+        if self.tensorboard:
+            for key, value in numbers.items():
+                self.tensorboard.add_scalar(key, value, row["epoch"])
+            self.tensorboard.flush()
+        if self.wandb:
+            self.wandb.log(numbers, step=row["epoch"])
+
+    def close(self):
+        if self.tensorboard:
+            self.tensorboard.close()
+        if self.wandb:
+            self.wandb.finish()
+
+    def _write(self, name, text):
+        with atomic_write(self.folder / name) as file:
+            file.write(text.encode())
+
+
+def _line(row):
+    """One epoch as a line for people: loss, its parts, learning rate, speed, and the metrics in per cent."""
+    words = [f"epoch {row['epoch']:>3}"]
+    for key, value in row.items():
+        if key == "epoch":
+            continue
+        if key == "lr":
+            words.append(f"lr {value:.2e}")
+        elif key == "images_per_second":
+            words.append(f"{value:.1f} images/s")
+        elif key in METRICS:
+            words.append(f"{key.replace('rank', 'Rank-')} {100 * value:.1f}")
+        else:
+            words.append(f"{key} {value:.4f}")
+    return "  ".join(words)
+
+
+def _import(module, package):
+    try:
+        return __import__(module, fromlist=["_"])
+    except ImportError as error:
+        raise InputError(f"--{package} needs the package {package}: pip install {package}") from error
+
+
+def progress_is_shown():
+    """A bar is drawn on rank 0 of a terminal; elsewhere the lines per epoch are enough."""
+    return distributed.is_main() and sys.stderr.isatty()

@@ -1,0 +1,153 @@
+"""Command-line options shared by the scripts: one meaning per option, whichever script has it.
+
+A script composes its parser from these groups and calls `parse`, which settles three layers of values: the default of
+each option, then the recipe (a published preset), then what the person typed.
+"""
+
+import argparse
+import sys
+
+from core.errors import InputError
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows the script's docstring as it stands and the default of every option."""
+
+
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser whose errors are InputErrors: one line and exit code 2, like every other bad input."""
+
+    def __init__(self, description):
+        super().__init__(description=description, formatter_class=HelpFormatter)
+
+    def error(self, message):
+        raise InputError(f"{message} (see `python {self.prog} --help`)")
+
+
+def parse(parser, recipes=None, default_recipe=None, argv=None):
+    """Parse `argv` with a recipe below it: an explicit option wins over the recipe, the recipe over the default.
+
+    Args:
+        parser: a `Parser`; with recipes it gets the option `--recipe` here.
+        recipes: dict name -> dict of option values.
+        default_recipe: function of the parsed arguments that names the recipe where the person names none.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not recipes:
+        return parser.parse_args(argv)
+    parser.add_argument("--recipe", choices=sorted(recipes), help="published settings; an explicit option wins")
+    recipe = parser.parse_args(argv)
+    name = recipe.recipe or default_recipe(recipe)
+    parser.set_defaults(**recipes[name])
+    args = parser.parse_args(argv)
+    args.recipe = name
+    return args
+
+
+def positive_int(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return value
+
+
+def non_negative_int(text):
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def non_negative_float(text):
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
+    return value
+
+
+def fraction(text):
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def margin(text):
+    """A distance, or None for "soft"."""
+    return None if text == "soft" else non_negative_float(text)
+
+
+def add_reid_data_options(parser):
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--dataset",
+        help="market1501, dukemtmc, msmt17, cuhk03_np, veri776, vehicleid, personx, vehiclex, mvb, suitcase, folder, "
+        "or synthetic (default without --data: baggage that Carousel renders itself)",
+    )
+    group.add_argument("--data", metavar="ROOT", help="the data set's folder (default: data/<dataset>)")
+    group.add_argument("--height", type=positive_int, default=256, help="picture height in pixels after resizing")
+    group.add_argument("--width", type=positive_int, default=128, help="picture width in pixels after resizing")
+    group.add_argument("--workers", type=non_negative_int, default=2, help="processes that read pictures, per rank")
+    group.add_argument("--skip-broken", action="store_true", help="leave unreadable pictures out instead of stopping")
+    return group
+
+
+def add_reid_evaluation_options(parser):
+    group = parser.add_argument_group("evaluation")
+    group.add_argument(
+        "--protocol",
+        choices=["market1501", "no_camera", "vehicleid"],
+        help="which gallery pictures count: market1501 drops a query's own camera, no_camera drops nothing, "
+        "vehicleid draws one gallery picture per identity ten times (default: the data set's own)",
+    )
+    group.add_argument("--distance", choices=["cosine", "euclidean"], default="cosine", help="between embeddings")
+    group.add_argument("--eval-batch-size", type=positive_int, default=64, help="pictures per process")
+    return group
+
+
+def add_optimizer_options(parser):
+    group = parser.add_argument_group("optimiser")
+    group.add_argument("--optimizer", choices=["adam", "adamw", "sgd"], default="adam", help="update rule")
+    group.add_argument("--lr", type=non_negative_float, default=3.5e-4, help="base learning rate")
+    group.add_argument("--weight-decay", type=non_negative_float, default=5e-4, help="L2 penalty")
+    group.add_argument("--momentum", type=fraction, default=0.9, help="of sgd")
+    group.add_argument("--epochs", type=non_negative_int, default=120, help="0 evaluates and stops")
+    group.add_argument("--schedule", choices=["multistep", "step", "cosine"], default="multistep", help="decay of lr")
+    group.add_argument("--milestones", type=int, nargs="*", default=[40, 70], help="epochs of multistep")
+    group.add_argument("--step-size", type=positive_int, default=40, help="epochs between the drops of step")
+    group.add_argument("--gamma", type=fraction, default=0.1, help="factor of each drop")
+    group.add_argument("--min-lr", type=non_negative_float, default=0.0, help="learning rate where cosine ends")
+    group.add_argument("--warmup-epochs", type=non_negative_int, default=0, help="epochs of linear warm-up")
+    group.add_argument("--warmup-factor", type=fraction, default=0.01, help="of the base lr, in the first epoch")
+    group.add_argument(
+        "--clip-gradient", type=non_negative_float, default=0.0, help="largest gradient norm; 0 does not clip"
+    )
+    group.add_argument("--accumulate", type=positive_int, default=1, help="batches per update")
+    group.add_argument("--ema", type=fraction, default=0.0, help="decay of averaged weights, e.g. 0.999; 0: none")
+    return group
+
+
+def add_run_options(parser):
+    group = parser.add_argument_group("run")
+    group.add_argument("--name", help="run folder under --output (default: data set and backbone)")
+    group.add_argument("--output", default="runs", help="folder of the run folders")
+    group.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="PATH",
+        help="continue a run: its checkpoint, or without PATH the newest one under the run's name",
+    )
+    group.add_argument("--seed", type=non_negative_int, default=0, help="all randomness is a function of it")
+    group.add_argument("--deterministic", action="store_true", help="equal bits on a GPU too (slower)")
+    group.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
+    group.add_argument("--amp", choices=["off", "fp16", "bf16"], default="off", help="mixed precision")
+    group.add_argument("--channels-last", action="store_true", help="memory layout that is often faster")
+    group.add_argument("--compile", action="store_true", help="torch.compile the network")
+    group.add_argument("--sync-batch-norm", action="store_true", help="BatchNorm over all GPUs' batches")
+    group.add_argument("--freeze-batch-norm", action="store_true", help="BatchNorm keeps its statistics")
+    group.add_argument("--timeout", type=non_negative_float, default=10.0, help="minutes until a hung run is ended")
+    group.add_argument("--eval-every", type=positive_int, default=1, help="epochs between evaluations")
+    group.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
+    group.add_argument("--wandb", action="store_true", help="also log to Weights & Biases")
+    return group

@@ -1,0 +1,327 @@
+"""What every ReID script shares: the data and its loaders, one epoch, features, evaluation.
+
+A script adds only what is its own. Everything here runs on one process or many; each rank ends with the same numbers.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from core.data.randomness import derive_seed
+from core.data.reid_datasets import check_evaluation, check_training, default_protocol, load_reid_dataset
+from core.data.reid_images import ReIDImages, batches, collate, split_broken
+from core.data.samplers import KeyedBatches, PKSampler
+from core.data.samples import ReIDDataset, relabel
+from core.data.synthetic import make_synthetic_baggage
+from core.data.transforms import IMAGENET_MEAN, IMAGENET_STD, build_transform
+from core.engine import distributed
+from core.engine.checkpoint import load_checkpoint
+from core.engine.logger import progress_is_shown
+from core.engine.updater import autocast
+from core.errors import InputError
+from core.losses.mask import box_masks, gaussian_masks
+from core.models.reid import build_reid_model
+from core.retrieval.ranking import rank_features, summarise
+
+
+def load_data(args, say=print, training=False):
+    """Read the data set that `--dataset` and `--data` name, and settle `args.dataset`, `args.data`, `args.protocol`.
+
+    With `training` it must have training pictures, and may lack query and gallery. Without either option it is the
+    synthetic baggage set, which is made first where it is missing (by rank 0).
+    Raises InputError for whatever is wrong with the folder, and where no query could find a match.
+    """
+    if args.dataset is None:
+        if args.data is not None:
+            raise InputError(f"--data {args.data} needs --dataset to say how the folder is laid out, e.g. folder")
+        args.dataset = "synthetic"
+    args.data = args.data or str(Path("data") / args.dataset)
+    args.protocol = args.protocol or default_protocol(args.dataset)
+    if args.dataset == "synthetic":
+        with distributed.main_first():
+            make_synthetic_baggage(Path(args.data))
+    data = load_reid_dataset(args.dataset, args.data)
+    if args.skip_broken:
+        data = _without_broken(data, say)
+    if training:
+        check_training(data)
+    if training and not data.query and not data.gallery:
+        say(f"{args.dataset} has no query and gallery: the run trains without evaluation")
+    else:
+        note = check_evaluation(data, args.protocol)
+        if note:
+            say(note)
+    return data
+
+
+def _without_broken(data, say):
+    """Rank 0 reads every picture once; what it can't read is named, counted and left out on all ranks."""
+    parts = {}
+    for name, samples in data._asdict().items():
+        parts[name], errors = distributed.on_main(lambda samples=samples: split_broken(samples))
+        for error in errors:
+            say(f"left out: {error}")
+        if errors:
+            say(f"--skip-broken: {len(errors)} of {len(samples)} {name} pictures left out")
+    return ReIDDataset(**{**parts, "train": relabel(parts["train"])})  # an identity may be gone
+
+
+def describe(data):
+    """One line: pictures and identities of each part."""
+    parts = [
+        f"{name} {len(part)} pictures of {len({s.id for s in part})} identities"
+        for name, part in data._asdict().items()
+    ]
+    return ", ".join(parts)
+
+
+def build_train_loader(args, data):
+    """PK batches of augmented pictures; `loader.batch_sampler.set_epoch` starts an epoch."""
+    sampler = PKSampler(
+        [sample.id for sample in data.train],
+        args.ids_per_batch,
+        args.images_per_id,
+        seed=args.seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        batches_per_epoch=args.iterations_per_epoch or None,
+    )
+    transform = build_transform(
+        args.height,
+        args.width,
+        training=True,
+        flip=args.flip,
+        pad=args.pad,
+        autoaugment=args.autoaugment,
+        blur=args.blur,
+        erasing=args.erasing,
+    )
+    images = ReIDImages(data.train, transform, seed=args.seed, with_masks=args.mask_target == "instance")
+    return DataLoader(
+        images,
+        batch_sampler=KeyedBatches(sampler),
+        num_workers=args.workers,
+        persistent_workers=args.workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        collate_fn=collate,
+    )
+
+
+def build_eval_loader(args, samples):
+    """This rank's share of `samples`, every world_size-th picture, without augmentation."""
+    images = ReIDImages(samples, build_transform(args.height, args.width, training=False))
+    return DataLoader(
+        images,
+        batch_size=args.eval_batch_size,
+        sampler=range(distributed.rank(), len(samples), distributed.world_size()),
+        num_workers=args.workers,
+        persistent_workers=args.workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        collate_fn=collate,
+    )
+
+
+def target_masks(batch, kind, size, sigma_ratio, device):
+    """The masks that a decoder learns to predict, (B, 1, h, w) in [0, 1].
+
+    Args:
+        batch: collated samples with `box` (B, 4) in [0, 1] and, for "instance", `mask` (B, 1, H, W).
+        kind: "gaussian" and "box" are made from the box, "instance" is the true mask.
+        size: (h, w) of the decoder's output.
+    """
+    if kind == "instance":
+        masks = batch["mask"].to(device).float()
+        return torch.nn.functional.interpolate(masks, size, mode="bilinear")
+    boxes = batch["box"].to(device)
+    return gaussian_masks(boxes, size, sigma_ratio) if kind == "gaussian" else box_masks(boxes, size)
+
+
+def train_one_epoch(model, loss, loader, updater, *, epoch, seed, device, amp="off", make_targets=None, frozen=()):
+    """One pass over `loader`; returns the mean of the loss, of each of its parts, and images per second over all ranks.
+
+    Args:
+        model: the network, wrapped for DDP or not.
+        loss: `LossSum`: (output, labels, target masks) -> dict of weighted parts.
+        make_targets: batch -> target masks (B, 1, h, w), or None where no loss wants masks.
+        frozen: modules kept in evaluation mode (a frozen backbone, BatchNorm with `--freeze-batch-norm`).
+
+    Raises InputError on every rank together when a part of the loss is not finite on any of them.
+    """
+    model.train()
+    for module in frozen:
+        module.eval()
+    # Dropout's randomness is a function of (seed, epoch, rank), so a resumed run repeats it.
+    torch.manual_seed(derive_seed("dropout", seed, epoch, distributed.rank()))
+    loader.batch_sampler.set_epoch(epoch)
+    sums, images, start = {}, 0, time.perf_counter()
+    bar = tqdm(batches(loader), f"epoch {epoch}", len(loader), leave=False, disable=not progress_is_shown())
+    for step, batch in enumerate(bar):
+        pictures = updater.to_device(batch["image"])  # (B, 3, H, W)
+        labels = batch["id"].to(device)  # (B,)
+        targets = make_targets(batch) if make_targets else None
+        with updater.accumulating(model, step, len(loader)):
+            with autocast(device, amp):
+                output = model(pictures)
+            parts = loss(output, labels, targets)
+            means = _checked_means(parts, batch["path"], epoch, step)
+            updater.backward(sum(parts.values()))
+        for name, value in means.items():
+            sums[name] = sums.get(name, 0.0) + value
+        images += len(labels)
+        bar.set_postfix(loss=f"{sum(means.values()):.3f}")
+    distributed.average_buffers(model)
+    seconds = time.perf_counter() - start
+    parts = {name: value / len(loader) for name, value in sums.items()}
+    return {
+        "loss": sum(parts.values()),
+        **parts,
+        "images_per_second": images * distributed.world_size() / seconds,
+    }
+
+
+def _checked_means(parts, paths, epoch, step):
+    """Each part's mean over the ranks; one small collective per step also tells all ranks of any that is not finite."""
+    means = distributed.all_reduce_mean(torch.stack([value.detach() for value in parts.values()])).tolist()
+    if not all(map(torch.isfinite, torch.tensor(means))):
+        own = {name: value.item() for name, value in parts.items()}
+        everyone = distributed.gather_objects((own, list(paths)))
+        rank, (values, paths) = next(
+            (rank, report)
+            for rank, report in enumerate(everyone)
+            if not torch.tensor(list(report[0].values())).isfinite().all()
+        )
+        listed = ", ".join(f"{name} {value}" for name, value in values.items())
+        raise InputError(
+            f"the loss is not finite in epoch {epoch}, step {step}, on rank {rank} ({listed}); try a lower --lr, "
+            f"--clip-gradient or --amp off; pictures of the batch: {' '.join(paths)}"
+        )
+    return dict(zip(parts, means, strict=True))
+
+
+@torch.inference_mode()
+def extract_features(model, loader, device, *, amp="off", flip=False, description="features"):
+    """Embeddings of all pictures of `loader.dataset` in their order, on every rank: (N, D) float32.
+
+    Each rank embeds its share (see `build_eval_loader`), then all exchange. `flip` averages with the mirrored picture.
+    """
+    model.eval()
+    features = [torch.zeros(0, model.feature_dim, device=device)]
+    bar = tqdm(batches(loader), description, len(loader), leave=False, disable=not progress_is_shown())
+    for batch in bar:
+        pictures = batch["image"].to(device, non_blocking=True)
+        with autocast(device, amp):
+            embedding = model(pictures).embedding.float()  # (B, D)
+            if flip:
+                embedding = (embedding + model(pictures.flip(-1)).embedding.float()) / 2
+        features.append(embedding)
+    return distributed.interleave(torch.cat(features))
+
+
+def query_gallery_loaders(args, data):
+    """One loader each; the same one where a set is both (VehicleID), so that it is embedded once."""
+    query = build_eval_loader(args, data.query)
+    return query, query if data.gallery == data.query else build_eval_loader(args, data.gallery)
+
+
+def extract_query_gallery(model, loaders, device, **how):
+    """(Q, D) and (G, D) embeddings of the pictures of `query_gallery_loaders`; `how` as in `extract_features`."""
+    query = extract_features(model, loaders[0], device, description="query", **how)
+    if loaders[1] is loaders[0]:
+        return query, query
+    return query, extract_features(model, loaders[1], device, description="gallery", **how)
+
+
+def rank_embeddings(query, gallery, data, protocol, metric):
+    """RankingResult of the embeddings (Q, D), (G, D) of `data`; each rank answers its share of the queries.
+
+    A query's answer is a few numbers, so that is what travels; VehicleID, whose queries are also its gallery, is
+    answered by every rank for itself.
+    """
+    shares = 1 if protocol == "vehicleid" else distributed.world_size()
+    own = slice(distributed.rank() % shares, None, shares)
+    gallery_ids, gallery_cameras = labels(data.gallery)
+    query_ids, query_cameras = labels(data.query)
+    answers = rank_features(
+        query[own], gallery, query_ids[own], gallery_ids, query_cameras[own], gallery_cameras, protocol, metric=metric
+    )
+    if shares > 1:
+        answers = answers._replace(
+            **{
+                name: distributed.interleave(value)
+                for name, value in answers._asdict().items()
+                if name != "gallery_size"
+            }
+        )
+    return summarise(answers, protocol)
+
+
+def labels(samples):
+    """Identities and cameras of samples, two (N,) integer tensors."""
+    return torch.tensor([s.id for s in samples]), torch.tensor([s.camera for s in samples])
+
+
+def evaluate(network, loaders, data, args, device):
+    """Metrics of a network under `args.protocol` and `args.distance`, the same on every rank; {} without queries."""
+    if not data.query:
+        return {}
+    query, gallery = extract_query_gallery(network, loaders, device, amp=args.amp)
+    return metrics(rank_embeddings(query, gallery, data, args.protocol, args.distance))
+
+
+def metrics(result):
+    """The columns of a log for a RankingResult: fractions in [0, 1]."""
+    return {"mAP": result.mean_ap, "mINP": result.mean_inp, **{f"rank{k}": result.rank(k) for k in (1, 5, 10)}}
+
+
+def checkpoint_state(epoch, best, network, network_options, loss, updater, args, data):
+    """Everything that a run needs to go on, and that `evaluate.py` and `demo.py` need to use the network alone."""
+    names = {sample.id: sample.name for sample in data.train}
+    return {
+        "kind": "reid",
+        "epoch": epoch,
+        "best": best,
+        "model": network.state_dict(),
+        "loss": loss.state_dict(),
+        **updater.state_dict(),
+        "args": json.loads(json.dumps(vars(args))),
+        "network": network_options,
+        "input_size": [args.height, args.width],
+        "normalisation": {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
+        "identities": [names[i] for i in range(len(names))],
+        "distance": args.distance,
+    }
+
+
+def restore(state, path, network, network_options, loss, updater):
+    """Continue from a checkpoint. Raises InputError if it was trained with another network, naming what differs."""
+    check_same_network(state, path, network_options)
+    try:
+        network.load_state_dict(state["model"])
+        loss.load_state_dict(state["loss"])
+        updater.load_state_dict(state)
+    except (KeyError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"can't continue from {path}: {reason}; give the options it was started with") from error
+
+
+def check_same_network(state, path, network_options):
+    saved = state["network"]
+    differing = [key for key in network_options if saved.get(key) != network_options[key]]
+    if differing:
+        listed = ", ".join(f"{key} is {saved.get(key)} there and {network_options[key]} here" for key in differing)
+        raise InputError(f"{path} holds another network: {listed}; give the options it was started with")
+
+
+def network_from_checkpoint(path, device):
+    """The trained network of a ReID checkpoint, averaged weights where it has them, ready to embed; and its state."""
+    state = load_checkpoint(path, "reid")
+    network = build_reid_model(**state["network"])
+    weights = state["model"]
+    if state["ema"]:
+        weights = {key.removeprefix("module."): value for key, value in state["ema"].items() if key != "n_averaged"}
+    network.load_state_dict(weights)
+    return network.to(device).eval(), state

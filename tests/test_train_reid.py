@@ -1,0 +1,330 @@
+"""train_reid.py as a person runs it: what it says and leaves behind, how it goes on after a kill, what it refuses."""
+
+import csv
+import json
+import os
+import pickle
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import train_reid
+from core.data.images import list_images
+from core.engine.checkpoint import load_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ["--backbone", "resnet18", "--weights", "none", "--height", "32", "--width", "32", "--pad", "2"]
+SMALL += ["--ids-per-batch", "4", "--images-per-id", "2", "--workers", "0", "--device", "cpu"]
+
+
+def command(*arguments, processes=None):
+    """The command line of a run, under torchrun if a number of processes is given."""
+    start = [sys.executable]
+    if processes:
+        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [*start, "train_reid.py", *map(str, arguments)]
+
+
+def train(*arguments, processes=None):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command(*arguments, processes=processes), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def read_log(folder):
+    with open(folder / "log.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_weights(first, second):
+    first, second = (load_checkpoint(folder / "last.pth")["model"] for folder in (first, second))
+    assert first.keys() == second.keys()
+    different = [key for key in first if not torch.equal(first[key], second[key])]
+    assert not different
+
+
+def test_the_readme_command_in_small(baggage, tmp_path):
+    said = train(
+        *SMALL, "--backbone", "resnet18_with_mask", "--recipe", "quick", "--dataset", "mvb", "--data", baggage,
+        "--epochs", 2, "--mask-size", 16, 16, "--output", tmp_path, "--name", "bags", "--height", 32, processes=1,
+    )  # fmt: skip
+    folder = tmp_path / "bags"
+    left = {path.name for path in folder.iterdir()}
+    pictures = {"augmentation.png", "rank_list.png", "masks.png", "curves.png"}
+    assert left == {"args.json", "log.csv", "train.log", "last.pth", "best.pth"} | pictures
+    for name in pictures:
+        assert min(Image.open(folder / name).size) > 100
+    rows = read_log(folder)
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    assert {"cross_entropy", "triplet", "combined_mask", "lr", "images_per_second", "mAP", "mINP", "rank10"} <= set(
+        rows[0]
+    )
+    parts = sum(float(rows[1][name]) for name in ("cross_entropy", "triplet", "combined_mask"))
+    assert float(rows[1]["loss"]) == pytest.approx(parts)
+    assert rows[0]["loss"] == "" and 0 < float(rows[0]["mAP"]) <= 1
+    assert said.count("epoch   ") == 3 and "recipe quick" in said
+    assert (folder / "train.log").read_text() in said
+    args = json.loads((folder / "args.json").read_text())
+    assert args["recipe"] == "quick" and args["epochs"] == 2 and args["versions"]["torch"] == torch.__version__
+    state = load_checkpoint(folder / "best.pth", "reid")
+    assert state["input_size"] == [32, 32] and len(state["identities"]) == 6 and state["network"]["with_mask"]
+
+
+def test_options_win_over_recipes_and_recipes_are_the_published_ones():
+    def parse(*argv):
+        return train_reid.options.parse(
+            train_reid.get_parser(), train_reid.RECIPES, train_reid.default_recipe, list(argv)
+        )
+
+    assert parse().recipe == "quick"
+    assert parse("--dataset", "market1501").recipe == "bot"
+    bot = parse("--data", "x", "--dataset", "folder")
+    assert (bot.recipe, bot.height, bot.width, bot.lr, bot.milestones) == ("bot", 256, 128, 3.5e-4, [40, 70])
+    suitcase = parse("--recipe", "suitcase", "--lr", "0.001")
+    assert (suitcase.lr, suitcase.pooling, suitcase.iterations_per_epoch, suitcase.autoaugment) == (
+        0.001,
+        "gem",
+        200,
+        True,
+    )
+
+
+EVERYTHING = [
+    "--dropout",
+    "0.3",
+    "--ema",
+    "0.9",
+    "--autoaugment",
+    "--blur",
+    "0.5",
+    "--accumulate",
+    "2",
+    "--clip-gradient",
+]
+EVERYTHING += ["1", "--freeze-epochs", "1", "--loss", "cross_entropy+triplet+0.0005*center+0.05*gaussian_mask"]
+EVERYTHING += ["--backbone", "resnet18_with_mask", "--mask-size", "16", "16", "--schedule", "cosine"]
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_weights(baggage, tmp_path):
+    options = [*SMALL, *EVERYTHING, "--dataset", "mvb", "--data", baggage, "--epochs", 6, "--output", tmp_path]
+    options += ["--deterministic", "--workers", 1]
+    began = time.monotonic()
+    train(*options, "--name", "straight")
+    whole_run = time.monotonic() - began
+    moments = random.Random(0)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for _ in range(3):
+        process = subprocess.Popen(
+            command(*options, "--name", "killed", "--resume"), cwd=ROOT, env=environment,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        time.sleep(moments.uniform(0.5, 0.8) * whole_run)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for name in ("last.pth", "best.pth"):
+            if (tmp_path / "killed" / name).exists():
+                load_checkpoint(tmp_path / "killed" / name, "reid")
+    train(*options, "--name", "killed", "--resume")
+    assert_same_weights(tmp_path / "straight", tmp_path / "killed")
+    straight, killed = read_log(tmp_path / "straight"), read_log(tmp_path / "killed")
+    for row in straight + killed:
+        row.pop("images_per_second")
+    assert straight == killed
+    assert not list(tmp_path.glob("killed-*")) and not list((tmp_path / "killed").glob(".*"))
+
+
+def test_resumed_after_its_last_epoch_it_only_draws_its_pictures(run, baggage, tmp_path):
+    options = [*SMALL, "--dataset", "mvb", "--data", baggage, "--epochs", 1, "--output", tmp_path, "--name", "bags"]
+    assert run(train_reid, *options)[0] == 0
+    before = load_checkpoint(tmp_path / "bags" / "last.pth")
+    code, said, _ = run(train_reid, *options, "--resume")
+    assert code == 0 and "continuing from" in said and "epoch   1" not in said
+    assert load_checkpoint(tmp_path / "bags" / "last.pth")["epoch"] == before["epoch"] == 1
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(baggage, tmp_path):
+    options = [*SMALL, "--dataset", "mvb", "--data", baggage, "--backbone", "resnet18_with_mask", "--mask-size", 16, 16]
+    options += [
+        "--loss",
+        "cross_entropy+triplet+gaussian_mask",
+        "--mask-threshold",
+        0.1,
+        "--gather",
+        "--output",
+        tmp_path,
+    ]
+    # Five epochs of one step: five lines with the losses. Adam would turn rounding into steps of full size.
+    options += ["--freeze-batch-norm", "--epochs", 5, "--iterations-per-epoch", 1, "--optimizer", "sgd", "--lr", 0.01]
+    options += ["--warmup-epochs", 0]
+    train(*options, "--ids-per-batch", 4, "--name", "one")
+    train(*options, "--ids-per-batch", 2, "--name", "two", processes=2)
+    one, two = read_log(tmp_path / "one"), read_log(tmp_path / "two")
+    for alone, together in zip(one[1:], two[1:], strict=True):
+        for name in ("loss", "cross_entropy", "triplet", "gaussian_mask"):
+            assert float(together[name]) == pytest.approx(float(alone[name]), abs=1e-4)
+    assert float(two[-1]["mAP"]) == pytest.approx(float(one[-1]["mAP"]), abs=1e-3)
+    one, two = (load_checkpoint(tmp_path / name / "last.pth")["model"] for name in ("one", "two"))
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=1e-4)
+
+
+def test_frozen_backbone_stays_and_then_learns(run, baggage, tmp_path):
+    options = [*SMALL, "--dataset", "mvb", "--data", baggage, "--output", tmp_path, "--freeze-epochs", 1]
+    weights = []
+    for epochs in (1, 2):
+        assert run(train_reid, *options, "--epochs", epochs, "--warmup-epochs", 0)[0] == 0
+        folder = max(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        weights.append(load_checkpoint(folder / "last.pth")["model"])
+    torch.manual_seed(0)
+    fresh = train_reid.build_reid_model("resnet18", 6).state_dict()
+    for key in ("backbone.conv1.weight", "backbone.bn1.running_mean"):
+        assert torch.equal(weights[0][key], fresh[key])
+        assert not torch.equal(weights[1][key], fresh[key])
+    assert not torch.equal(weights[0]["classifier.weight"], fresh["classifier.weight"])
+
+
+def test_no_decoder_without_a_mask_loss(run, baggage, tmp_path):
+    options = [*SMALL, "--dataset", "mvb", "--data", baggage, "--output", tmp_path, "--epochs", 1, "--name", "bags"]
+    code, said, _ = run(train_reid, *options, "--backbone", "resnet18_with_mask", "--loss", "triplet+cross_entropy")
+    assert code == 0 and "no mask decoder is built" in said
+    assert not any("mask_decoder" in key for key in load_checkpoint(tmp_path / "bags" / "last.pth")["model"])
+    assert not (tmp_path / "bags" / "masks.png").exists()
+
+
+def test_weights_that_cannot_be_had_are_one_warning(run, baggage, tmp_path, monkeypatch):
+    monkeypatch.setattr("core.models.weights.PUBLISHED", {"resnet18": "http://127.0.0.1:9/resnet18-f37072fd.pth"})
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    options = [*SMALL, "--dataset", "mvb", "--data", baggage, "--output", tmp_path, "--epochs", 0]
+    code, said, _ = run(train_reid, *options, "--weights", "imagenet")
+    assert code == 0 and said.count("warning:") == 1 and "training from scratch" in said
+
+
+def copy(source, folder):
+    shutil.copytree(source, folder)
+    return folder
+
+
+def refused(run, *arguments):
+    """The one line with which a run is refused."""
+    code, _, err = run(train_reid, *SMALL, *arguments)
+    lines = [line for line in err.splitlines() if line.startswith("error")]
+    assert code == 2 and len(lines) == 1, err
+    assert "Traceback" not in err
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--dataset", "market"], "unknown data set 'market'"),
+        (["--data", "somewhere"], "needs --dataset"),
+        (["--dataset", "market1501", "--data", "no/such/folder"], "no/such/folder"),
+        (["--backbone", "resnet51"], "unknown backbone 'resnet51'"),
+        (["--loss", "1*triplett"], "unknown loss 'triplett'"),
+        (["--loss", "1*gaussian_mask"], "use --backbone resnet18_with_mask"),
+        (["--weights", "no/such/file.pth"], "no such file: no/such/file.pth"),
+        (["--sync-batch-norm"], "--sync-batch-norm works on CUDA alone"),
+        (["--resume", "no/such/file.pth"], "no such file"),
+        (["--ids-per-batch", "7"], "set --ids-per-batch to 6"),
+        (["--device", "tpu"], "unknown device 'tpu'"),
+    ],
+)
+def test_bad_options_are_one_line(run, baggage, tmp_path, arguments, said):
+    data = [] if "--dataset" in arguments or "--data" in arguments else ["--dataset", "mvb", "--data", baggage]
+    assert said in refused(run, *data, "--output", tmp_path, *arguments)
+    assert not list(tmp_path.iterdir())  # refused before anything is made
+
+
+def test_an_empty_folder_and_one_without_usable_names(run, tmp_path):
+    (tmp_path / "data").mkdir()
+    options = ["--dataset", "market1501", "--data", tmp_path / "data", "--output", tmp_path / "runs"]
+    assert str(tmp_path / "data") in refused(run, *options)
+    for part in ("bounding_box_train", "query", "bounding_box_test"):
+        (tmp_path / "data" / part).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / "data" / part / "holiday.jpg")
+    assert "holiday.jpg" in refused(run, *options)
+
+
+@pytest.mark.parametrize("damage", ["zero bytes", "truncated"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_picture_is_named_and_stops_the_run_unless_skipped(run, baggage, tmp_path, damage, workers):
+    data = copy(baggage, tmp_path / "data")
+    victim = list_images(data / "MVB_train" / "Image")[3]
+    content = Path(victim).read_bytes()
+    Path(victim).write_bytes(b"" if damage == "zero bytes" else content[: len(content) // 2])
+    options = ["--dataset", "mvb", "--data", data, "--output", tmp_path / "runs", "--epochs", 3, "--workers", workers]
+    assert Path(victim).name in refused(run, *options)
+    code, said, _ = run(train_reid, *SMALL, *options, "--skip-broken")
+    assert code == 0 and Path(victim).name in said and "1 of 24 train pictures left out" in said
+
+
+def test_an_identity_with_one_picture_is_trained_on(run, tmp_path):
+    for part, identities in (("train", "abcd"), ("query", "ef"), ("gallery", "ef")):
+        for number, identity in enumerate(identities):
+            (tmp_path / "data" / part / identity).mkdir(parents=True)
+            Image.new("RGB", (20, 30), (40 * number, 90, 30)).save(tmp_path / "data" / part / identity / "1.png")
+    code, _, err = run(
+        train_reid, *SMALL, "--dataset", "folder", "--data", tmp_path / "data", "--output", tmp_path, "--epochs", 1
+    )
+    assert code == 0, err
+
+
+def test_one_camera_and_an_absent_identity(run, shared_data, tmp_path):
+    data = tmp_path / "data"
+    for part in ("bounding_box_train", "query", "bounding_box_test"):
+        (data / part).mkdir(parents=True)
+        for path in list_images(shared_data / "coil20_reid" / part):
+            if "_c1s1_" in Path(path).name:
+                shutil.copy(path, data / part)
+    options = ["--dataset", "market1501", "--data", data, "--output", tmp_path / "runs"]
+    assert "--protocol no_camera" in refused(run, *options)
+    for path in list_images(data / "query"):
+        Path(path).rename(Path(path).with_name("9" + Path(path).name[1:]))
+    assert "identity of the gallery" in refused(run, *options, "--protocol", "no_camera")
+
+
+def test_a_loss_that_becomes_nan_names_its_parts_and_its_pictures(run, baggage, tmp_path):
+    data = ["--dataset", "mvb", "--data", baggage, "--output", tmp_path]
+    line = refused(run, *data, "--optimizer", "sgd", "--lr", "1e30", "--warmup-epochs", 0, "--epochs", 3)
+    assert "cross_entropy" in line and "triplet" in line and ".jpg" in line and "not finite in epoch" in line
+
+
+class Code:
+    def __reduce__(self):
+        return print, ("ran",)
+
+
+def test_checkpoints_that_do_not_fit(run, baggage, tmp_path):
+    data = ["--dataset", "mvb", "--data", baggage, "--output", tmp_path, "--epochs", 1, "--name", "bags"]
+    assert run(train_reid, *SMALL, *data)[0] == 0
+    last = tmp_path / "bags" / "last.pth"
+    line = refused(run, *data, "--backbone", "resnet34", "--resume")
+    assert "backbone is resnet18 there and resnet34 here" in line
+    other = tmp_path / "detector.pth"
+    torch.save({**load_checkpoint(last), "kind": "mask_rcnn"}, other)
+    assert "kind mask_rcnn" in refused(run, *data, "--resume", other)
+    bad = tmp_path / "bad.pth"
+    bad.write_bytes(pickle.dumps({"kind": "reid", "model": Code()}, protocol=2))
+    for option in ("--resume", "--weights"):
+        assert "never run" in refused(run, *data, option, bad)
+    bad.write_bytes(last.read_bytes()[:-1000])
+    assert "damaged" in refused(run, *data, "--resume", bad)
+
+
+def test_a_run_folder_that_cannot_be_written(run, baggage, tmp_path):
+    (tmp_path / "runs").write_text("a file where a folder should be")
+    line = refused(run, "--dataset", "mvb", "--data", baggage, "--output", tmp_path / "runs", "--epochs", 1)
+    assert "another --output" in line

@@ -1,0 +1,271 @@
+"""Train a re-identification network with labels: BoT baseline, IBN, mask-guided.
+
+One process, one GPU or the CPU:
+    torchrun train_reid.py --backbone resnet101_with_mask
+    torchrun train_reid.py --dataset market1501 --data PATH --backbone resnet50
+All GPUs of a machine:
+    bash run_ddp.sh train_reid.py --dataset market1501 --data PATH --backbone resnet50 --gather
+Several machines, the same line on each (NODE_RANK 0, 1, ...):
+    NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 bash run_ddp.sh train_reid.py --dataset msmt17 --data PATH --amp bf16
+
+Without --data the run makes a small set of baggage pictures and trains on it. Everything lands in runs/<name>/.
+"""
+
+import argparse
+import sys
+import time
+
+import torch
+
+from core.engine import distributed, options, reid, reid_pictures
+from core.engine.checkpoint import load_checkpoint, open_run, save_run
+from core.engine.logger import RunLog
+from core.engine.updater import Updater, freeze, seed_everything
+from core.errors import InputError
+from core.losses.spec import build_loss, needs_mask
+from core.models.reid import build_reid_model
+from core.models.weights import load_weights
+
+RECIPES = {
+    # Luo et al. 2019, "Bag of Tricks and A Strong Baseline for Deep Person Re-identification"; add the center loss
+    # with --loss "1*cross_entropy+1*triplet+0.0005*center".
+    "bot": {
+        "height": 256, "width": 128, "ids_per_batch": 16, "images_per_id": 4, "pooling": "avg",
+        "optimizer": "adam", "lr": 3.5e-4, "weight_decay": 5e-4, "epochs": 120, "schedule": "multistep",
+        "milestones": [40, 70], "gamma": 0.1, "warmup_epochs": 10, "warmup_factor": 0.01,
+        "label_smoothing": 0.1, "margin": 0.3, "flip": 0.5, "pad": 10, "erasing": 0.5,
+    },
+    # The suitcase fork of OpenUnReID on MVB.
+    "suitcase": {
+        "height": 256, "width": 256, "ids_per_batch": 8, "images_per_id": 4, "pooling": "gem", "dropout": 0.3,
+        "optimizer": "adam", "lr": 5e-4, "weight_decay": 5e-4, "epochs": 100, "iterations_per_epoch": 200,
+        "schedule": "cosine", "min_lr": 5e-5, "label_smoothing": 0.1,
+        "flip": 0.5, "pad": 10, "autoaugment": True, "blur": 0.3, "erasing": 0.7,
+        "sigma_ratio": 0.1, "mask_threshold": 0.1,
+    },
+    # Small pictures and few epochs: the whole run in minutes on two CPU cores.
+    "quick": {
+        "height": 64, "width": 64, "ids_per_batch": 8, "images_per_id": 4, "pooling": "avg",
+        "optimizer": "adam", "lr": 5e-4, "weight_decay": 5e-4, "epochs": 8, "schedule": "cosine", "min_lr": 1e-5,
+        "warmup_epochs": 1, "warmup_factor": 0.1, "label_smoothing": 0.1, "margin": 0.3,
+        "flip": 0.5, "pad": 4, "erasing": 0.3, "mask_target": "box",
+    },
+}  # fmt: skip
+
+# What --loss is where none is given; the second part is added for a backbone with a mask decoder.
+LOSSES = {
+    "bot": ("1*cross_entropy+1*triplet", "0.05*gaussian_mask"),
+    "suitcase": ("1*cross_entropy+1*softmax_triplet", "0.05*gaussian_mask"),
+    "quick": ("1*cross_entropy+1*triplet", "1*combined_mask"),
+}
+
+
+def get_parser():
+    parser = options.Parser(__doc__)
+    options.add_reid_data_options(parser)
+
+    group = parser.add_argument_group("batches and augmentation")
+    group.add_argument("--ids-per-batch", type=options.positive_int, default=16, help="P: identities, per process")
+    group.add_argument("--images-per-id", type=options.positive_int, default=4, help="K: pictures of each identity")
+    group.add_argument(
+        "--iterations-per-epoch", type=options.non_negative_int, default=0, help="0: every picture about once"
+    )
+    group.add_argument("--flip", type=options.fraction, default=0.5, help="probability of mirroring")
+    group.add_argument("--pad", type=options.non_negative_int, default=10, help="pixels, before a random crop")
+    group.add_argument("--autoaugment", action=argparse.BooleanOptionalAction, default=False, help="ImageNet policy")
+    group.add_argument("--blur", type=options.fraction, default=0.0, help="probability of Gaussian blur")
+    group.add_argument("--erasing", type=options.fraction, default=0.5, help="probability of random erasing")
+
+    group = parser.add_argument_group("network")
+    group.add_argument(
+        "--backbone",
+        default="resnet50",
+        help="resnet18, 34, 50, 101, 152, resnet50_ibn_a, resnet101_ibn_a, and any of them with _with_mask",
+    )
+    group.add_argument("--last-stride", type=int, choices=[1, 2], default=1, help="stride of stage 4")
+    group.add_argument("--pooling", choices=["avg", "max", "gem"], default="avg", help="of stage 4")
+    group.add_argument("--neck", choices=["bnneck", "none"], default="bnneck", help="between embedding and classifier")
+    group.add_argument("--dropout", type=options.fraction, default=0.0, help="before the classifier")
+    group.add_argument(
+        "--embedding-dim", type=options.non_negative_int, default=0, help="reduce the embedding; 0: as wide as stage 4"
+    )
+    group.add_argument(
+        "--mask-size", type=options.positive_int, nargs=2, default=[256, 256], metavar=("H", "W"), help="in pixels"
+    )
+    group.add_argument(
+        "--weights", default="imagenet", help="imagenet (the published file), none, or the path of a file"
+    )
+    group.add_argument(
+        "--freeze-epochs", type=options.non_negative_int, default=0, help="first epochs with a frozen backbone"
+    )
+
+    group = parser.add_argument_group("loss")
+    group.add_argument(
+        "--loss",
+        help='weighted sum, e.g. "1*cross_entropy+1*softmax_triplet+0.05*gaussian_mask"; also triplet, center, '
+        "focal_mask, combined_mask (default: the recipe's)",
+    )
+    group.add_argument("--label-smoothing", type=options.fraction, default=0.1, help="of cross_entropy")
+    group.add_argument("--margin", type=options.margin, default=0.3, help="of the triplet losses; soft: soft margin")
+    group.add_argument("--center-lr", type=options.non_negative_float, default=0.5, help="of the centers (SGD)")
+    group.add_argument(
+        "--mask-target",
+        choices=["gaussian", "box", "instance"],
+        default="gaussian",
+        help="gaussian and box are made from the object's box, instance is its true mask where the data has one",
+    )
+    group.add_argument("--mask-loss", choices=["mse", "l1", "smooth_l1"], default="mse", help="kind of gaussian_mask")
+    group.add_argument("--sigma-ratio", type=options.non_negative_float, default=0.1, help="sigma / side of the box")
+    group.add_argument(
+        "--mask-threshold", type=options.fraction, default=0.0, help="gaussian_mask counts pixels from this target on"
+    )
+    group.add_argument("--gather", action="store_true", help="mine triplets over the batches of all ranks")
+
+    options.add_optimizer_options(parser)
+    options.add_reid_evaluation_options(parser)
+    options.add_run_options(parser)
+    return parser
+
+
+def default_recipe(args):
+    return "quick" if args.data is None and args.dataset in (None, "synthetic") else "bot"
+
+
+def build_network(args, data, say):
+    """The network with its weights, and the loss; a decoder only where a loss asks for masks."""
+    wants_mask = needs_mask(args.loss)
+    if wants_mask and not args.backbone.endswith("_with_mask"):
+        raise InputError(f"--loss {args.loss} needs a mask: use --backbone {args.backbone}_with_mask")
+    network_options = {
+        "backbone": args.backbone,
+        "num_classes": len({sample.id for sample in data.train}),
+        "last_stride": args.last_stride,
+        "pooling": args.pooling,
+        "neck": args.neck,
+        "dropout": args.dropout,
+        "embedding_dim": args.embedding_dim,
+        "mask_size": list(args.mask_size),
+        "with_mask": wants_mask,
+    }
+    network = build_reid_model(**network_options)
+    if args.backbone.endswith("_with_mask") and not wants_mask:
+        say(f"no loss in {args.loss} uses a mask: no mask decoder is built")
+    with distributed.main_first():  # one process downloads, the others find the file
+        report = load_weights(network, args.weights, args.backbone)
+    say(f"warning: {report.message}" if report.warning else report.message)
+    if args.sync_batch_norm:
+        network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    loss = build_loss(
+        args.loss,
+        network_options["num_classes"],
+        network.feature_dim,
+        label_smoothing=args.label_smoothing,
+        margin=args.margin,
+        mask_kind=args.mask_loss,
+        mask_threshold=args.mask_threshold if args.mask_target == "gaussian" else 0.0,
+        gather=distributed.gather_with_gradient if args.gather else None,
+    )
+    return network, loss, network_options
+
+
+def mask_target_maker(args, images, device, say):
+    """Function: batch -> target masks (None if no loss wants them); says once where the boxes behind them come from."""
+    if not needs_mask(args.loss):
+        return None
+    if args.mask_target != "instance" and not images.has_boxes:
+        say("the data has no boxes: the mask target is made from the centre of each picture")
+    return lambda batch: reid.target_masks(batch, args.mask_target, args.mask_size, args.sigma_ratio, device)
+
+
+def announce(log, args, data, resumed, notes):
+    """What is about to happen, so that a person can stop a run that is not the one they meant."""
+    if args.recipe == "quick":
+        log.say(
+            "recipe quick: small pictures and few epochs, for a whole run in minutes; --dataset and --data name your "
+            "own pictures, --recipe bot or suitcase trains in earnest"
+        )
+    if resumed:
+        log.say(f"continuing from {resumed}")
+    elif args.resume:
+        log.say(f"--resume: no checkpoint of {args.name} under {args.output}, starting afresh")
+    log.say(f"data: {args.dataset} in {args.data}: {reid.describe(data)}; protocol {args.protocol}")
+    processes, batch = distributed.world_size(), args.ids_per_batch * args.images_per_id
+    log.say(
+        f"batch: {args.ids_per_batch} identities x {args.images_per_id} pictures x {processes} processes "
+        f"x {args.accumulate} batches an update = {batch * processes * args.accumulate} pictures"
+    )
+    log.say(f"network: {args.backbone}; loss: {args.loss}; run folder: {log.folder}")
+    for note in notes:
+        log.say(note)
+
+
+def draw_results(folder, network, eval_loaders, data, args, device):
+    """Whom the trained network finds, and with a mask decoder where it sees the object."""
+    query, gallery = reid.extract_query_gallery(network, eval_loaders, device, amp=args.amp)
+    if distributed.is_main():
+        reid_pictures.draw_rank_list(folder / "rank_list.png", query, gallery, data, args.protocol, args.distance)
+        if network.mask_decoder is not None:
+            reid_pictures.draw_masks(folder / "masks.png", network, eval_loaders[0].dataset, device)
+
+
+def main(args):
+    start = time.perf_counter()
+    device = distributed.setup(args.device, args.timeout)
+    seed_everything(args.seed, args.deterministic)
+    if args.sync_batch_norm and device.type != "cuda":
+        raise InputError(f"--sync-batch-norm works on CUDA alone, this run is on {device.type}")
+    args.loss = args.loss or "+".join(LOSSES[args.recipe][: 1 + args.backbone.endswith("_with_mask")])
+
+    notes = []  # for the log of the run folder, which is made once everything that can be wrong was right
+    data = reid.load_data(args, notes.append, training=True)
+    train_loader = reid.build_train_loader(args, data)
+    eval_loaders = reid.query_gallery_loaders(args, data)
+    network, loss, network_options = build_network(args, data, notes.append)
+    make_targets = mask_target_maker(args, train_loader.dataset, device, notes.append)
+    network, loss = network.to(device), loss.to(device)
+    updater = Updater(network, loss, args, device)
+
+    args.name = args.name or f"reid-{args.dataset}-{args.backbone}"
+    folder, resumed = open_run(args.output, args.name, args.resume)
+    state = load_checkpoint(resumed, "reid") if resumed else None
+    log = RunLog(folder, args, resume_epoch=state["epoch"] if state else None)
+    announce(log, args, data, resumed, notes)
+
+    first_epoch, best = 1, -1.0
+    if state:
+        reid.restore(state, resumed, network, network_options, loss, updater)
+        first_epoch, best = state["epoch"] + 1, state["best"]
+    else:
+        if distributed.is_main():
+            reid_pictures.draw_augmentations(folder / "augmentation.png", train_loader.dataset)
+        log.epoch({"epoch": 0, **reid.evaluate(updater.averaged, eval_loaders, data, args, device)})
+
+    model = None
+    for epoch in range(first_epoch, args.epochs + 1):
+        if model is None or epoch == args.freeze_epochs + 1:
+            frozen = freeze(network, network.backbone, epoch <= args.freeze_epochs, args.freeze_batch_norm)
+            model = distributed.wrap(network, device, compiled=args.compile)
+        row = {"epoch": epoch, "lr": updater.learning_rate}
+        row |= reid.train_one_epoch(
+            model, loss, train_loader, updater,
+            epoch=epoch, seed=args.seed, device=device, amp=args.amp, make_targets=make_targets, frozen=frozen,
+        )  # fmt: skip
+        updater.end_epoch()
+        if epoch % args.eval_every == 0 or epoch == args.epochs:
+            row |= reid.evaluate(updater.averaged, eval_loaders, data, args, device)
+        log.epoch(row)
+        improved = row.get("mAP", -1.0) > best
+        best = row["mAP"] if improved else best
+        if distributed.is_main():
+            state = reid.checkpoint_state(epoch, best, network, network_options, loss, updater, args, data)
+            save_run(folder, state, improved)
+
+    draw_results(folder, updater.averaged, eval_loaders, data, args, device)
+    log.say(f"done in {(time.perf_counter() - start) / 60:.1f} minutes, see {folder}")
+    if (folder / "best.pth").exists():
+        log.say(f"best mAP {100 * best:.1f}; next: python evaluate.py {folder / 'best.pth'} --rerank")
+    log.close()
+
+
+if __name__ == "__main__":
+    distributed.run_script(lambda argv: main(options.parse(get_parser(), RECIPES, default_recipe, argv)), sys.argv[1:])
