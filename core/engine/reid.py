@@ -105,6 +105,8 @@ def build_train_loader(args, data):
         images,
         batch_sampler=KeyedBatches(sampler),
         num_workers=args.workers,
+        # A loader draws seeds for its workers, more of them in its first epoch: not from the stream of dropout.
+        generator=torch.Generator(),
         persistent_workers=args.workers > 0,
         pin_memory=torch.cuda.is_available(),
         collate_fn=collate,
