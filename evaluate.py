@@ -129,6 +129,10 @@ def main(args):
     say = print if distributed.is_main() else lambda _: None
     network = load_network(args, device)
     data = reid.load_data(args, say)
+    if args.rerank and args.protocol == "vehicleid":
+        raise InputError(
+            "--rerank needs a query and a gallery, under protocol vehicleid they are one set: leave it out"
+        )
     say(f"{args.checkpoint or 'raw pixels'} on {args.dataset} in {args.data}, protocol {args.protocol}")
     say(reid.describe(data))
 

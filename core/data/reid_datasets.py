@@ -206,11 +206,17 @@ def check_evaluation(dataset, protocol):
         One line about the queries that can find nothing, or None where all can.
 
     Raises:
-        InputError: query or gallery is empty, or no query at all can find a match.
+        InputError: query or gallery is empty, or no query at all can find a match, or they are two sets under
+            "vehicleid".
     """
     query, gallery = dataset.query, dataset.gallery
     if not query or not gallery:
         raise InputError(f"nothing to evaluate: {len(query)} query and {len(gallery)} gallery pictures")
+    if protocol == "vehicleid" and query != gallery:
+        raise InputError(
+            "the protocol vehicleid draws queries and gallery out of one set of pictures, and this data set has two; "
+            "use --protocol no_camera"
+        )
     cameras, pictures = defaultdict(set), Counter(sample.id for sample in gallery)
     for sample in gallery:
         cameras[sample.id].add(sample.camera)
