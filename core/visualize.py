@@ -1,6 +1,7 @@
 """Picture sheets and curves: whom the network finds, where it looks, what it is shown, how training goes.
 
-Every function writes one PNG and keeps no state: figures are matplotlib's objects, without pyplot, without a display.
+Every function writes one PNG, whole or not at all (InputError where the disk is full), and keeps no state: figures are
+matplotlib's objects, without pyplot, without a display.
 Colours are those of Okabe and Ito (2008), which colour-blind people tell apart; where green and red mean right and
 wrong, the line and a sign say it as well. A sheet of nothing is a small sheet that says so.
 """
@@ -21,6 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
 
 from core.data.images import read_image
+from core.files import atomic_write
 
 DPI = 100
 GAP, MARGIN = 18, 28  # pixels between pictures, and around the sheet
@@ -78,8 +80,7 @@ class _Sheet:
     def save(self, path: str | Path) -> None:
         width, height = self.size
         self.axes.imshow(self.pixels, extent=(0, width, height, 0), aspect="auto", interpolation="nearest", zorder=0)
-        FigureCanvasAgg(self.figure)
-        self.figure.savefig(path, format="png", dpi=DPI)
+        _save(self.figure, path)
 
 
 def rank_list_sheet(path: str | Path, rows: Sequence[RankRow], num_matches: int = 10) -> None:
@@ -221,7 +222,7 @@ def curves(path: str | Path, log: str | Path | Sequence[dict]) -> None:
     mINP, rank1, rank5, rank10 as fractions. Blank fields are epochs at which a value was not measured.
     """
     if isinstance(log, (str, Path)):
-        with open(log, newline="") as file:
+        with open(log, newline="", encoding="utf-8") as file:
             log = list(csv.DictReader(file))
     if not log:
         return _empty_sheet(path, "no epoch finished yet")
@@ -231,7 +232,6 @@ def curves(path: str | Path, log: str | Path | Sequence[dict]) -> None:
     parts = [name for name in names if name not in {"epoch", "lr", "loss", "images_per_second", *METRICS}]
 
     figure = Figure(figsize=(15, 4.6), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12, wspace=0.04)
     loss_axes, rate_axes, metric_axes = figure.subplots(1, 3, width_ratios=(1.25, 0.75, 1.25))
     _lines(loss_axes, epochs, {name: values[name] for name in ["loss", *parts] if name in values}, "loss")
@@ -241,7 +241,13 @@ def curves(path: str | Path, log: str | Path | Sequence[dict]) -> None:
     metric_axes.set_ylim(-2, 102)
     rate_axes.set_ylim(bottom=0)
     rate_axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:.1e}".replace("e-0", "e-") if rate else "0")
-    figure.savefig(path, format="png", dpi=DPI)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    FigureCanvasAgg(figure)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=DPI)
 
 
 def _lines(axes, epochs: np.ndarray, lines: dict[str, np.ndarray], title: str) -> None:

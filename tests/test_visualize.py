@@ -1,5 +1,6 @@
 """The sheets: their size, and what colour stands where."""
 
+import errno
 import math
 
 import numpy as np
@@ -81,6 +82,27 @@ def test_rank_list_is_as_large_as_what_it_shows(tmp_path, row):
 def test_rank_list_names_a_picture_that_is_not_there(tmp_path, row):
     with pytest.raises(InputError, match="nowhere.jpg"):
         visualize.rank_list_sheet(tmp_path / "sheet.png", [row._replace(query_path="nowhere.jpg")])
+
+
+def test_a_sheet_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    """A disk that fills up in the middle: one line, and the sheet of the last epoch is still there."""
+
+    def save(figure, file, **options):
+        file.write(b"half a picture")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for draw in (
+        lambda path: visualize.curves(path, [{"epoch": 1, "loss": 2.0}]),
+        lambda path: visualize.augmentation_sheet(path, torch.rand(2, 3, 8, 8)),
+    ):
+        draw(tmp_path / "sheet.png")
+        before = (tmp_path / "sheet.png").read_bytes()
+        with monkeypatch.context() as patch:
+            patch.setattr(visualize.Figure, "savefig", save)
+            with pytest.raises(InputError, match="sheet.png: No space left on device"):
+                draw(tmp_path / "sheet.png")
+        assert (tmp_path / "sheet.png").read_bytes() == before
+        assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
 
 
 def test_mask_sheet_is_bright_where_the_mask_is(tmp_path):

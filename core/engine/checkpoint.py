@@ -12,7 +12,16 @@ import torch
 
 from core.engine import distributed
 from core.errors import InputError
+from core.files import atomic_write, make_folder, sync_folder  # noqa: F401 (make_folder for those who import it here)
 from core.models.weights import load_file
+
+# What a checkpoint of each kind must hold for its network to be used; what only training needs is checked there.
+REQUIRED = {
+    "reid": (
+        *("model", "ema", "network", "input_size", "normalisation", "identities", "distance", "args"),
+        *("epoch", "best"),
+    ),
+}
 
 
 def save_checkpoint(path, state):
@@ -38,76 +47,25 @@ def save_run(folder, state, improved):
     try:
         os.link(best, link)
         os.replace(link, last)
+        sync_folder(last.parent)
     except OSError:  # a file system without hard links
         save_checkpoint(last, state)
-
-
-def make_folder(path):
-    """Make a folder and those above it where they are missing. Raises InputError where that is refused."""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"can't make the folder {path}: {error.strerror}; give another --output") from error
-
-
-class atomic_write:
-    """Context manager: a binary file that appears under `path` only once it is complete and on the disk."""
-
-    def __init__(self, path):
-        self.path = Path(path)
-        self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-
-    def __enter__(self):
-        try:
-            self.file = open(self.temporary, "wb")
-        except OSError as error:
-            raise InputError(f"can't write {self.path}: {error.strerror}; give another --output") from error
-        return self.file
-
-    def __exit__(self, kind, error, traceback):
-        # torch's zip writer reports a full disk as RuntimeError, after the OSError of the file beneath it.
-        if isinstance(error, OSError | RuntimeError):
-            self._discard()
-            reason = error.strerror if isinstance(error, OSError) else _root_cause(error)
-            raise InputError(f"can't write {self.path}: {reason}; what was there before is whole") from error
-        if error is not None:
-            self._discard()
-            return
-        try:
-            self.file.flush()
-            os.fsync(self.file.fileno())
-            self.file.close()
-            os.replace(self.temporary, self.path)
-        except OSError as failure:
-            self._discard()
-            raise InputError(
-                f"can't write {self.path}: {failure.strerror}; what was there before is whole"
-            ) from failure
-
-    def _discard(self):
-        try:
-            self.file.close()
-        except OSError:
-            # A full disk fails again when the buffer is flushed; the descriptor is closed all the same.
-            self.file = None
-        self.temporary.unlink(missing_ok=True)
-
-
-def _root_cause(error):
-    cause = error.__cause__ or error.__context__
-    return cause.strerror if isinstance(cause, OSError) else str(error).splitlines()[0]
 
 
 def load_checkpoint(path, kind=None):
     """Read a checkpoint of Carousel onto the CPU.
 
-    Raises InputError if the file is missing, not whole, holds code, is no checkpoint of ours or not of `kind`.
+    Raises InputError if the file is missing, not whole, holds code, is no checkpoint of ours or not of `kind`, or lacks
+    something that its kind must hold (`REQUIRED`).
     """
     state = load_file(path)
     if not isinstance(state, dict) or "kind" not in state:
         raise InputError(f"{path} is not a checkpoint of Carousel (no kind in it); to start from weights use --weights")
     if kind is not None and state["kind"] != kind:
         raise InputError(f"{path} is a checkpoint of kind {state['kind']}, {kind} is needed here")
+    missing = [key for key in REQUIRED.get(kind, ()) if key not in state]
+    if missing:
+        raise InputError(f"{path} lacks {', '.join(missing)}: it is not whole, or another version of Carousel wrote it")
     return state
 
 
@@ -117,7 +75,9 @@ def open_run(output, name, resume=None):
     A folder that exists is never written into, except to resume the run in it: `name`, `name-2`, `name-3`, ...
 
     Args:
-        resume: None, "auto" (the newest `last.pth` of a run under this name) or the path of a checkpoint.
+        resume: None, "auto" (the newest checkpoint of a run under this name; where there is none, the run starts anew
+            in the newest folder of this name, so that restarts of a run that dies early don't leave a trail of
+            folders) or the path of a checkpoint.
 
     Returns:
         (folder, checkpoint path or None)
@@ -131,25 +91,41 @@ def _choose_run(output, name, resume):
             raise InputError(f"--resume {resume}: no such file; without a path the run's newest checkpoint is taken")
         return Path(resume).resolve().parent, Path(resume)
     if resume == "auto":
-        found = [path for folder in _runs_named(output, name) for path in [folder / "last.pth"] if path.is_file()]
-        if found:
-            newest = max(found, key=lambda path: path.stat().st_mtime_ns)
-            for leftover in newest.parent.glob(".*.tmp"):  # of a run that was killed while writing
+        folders = _runs_named(output, name)
+        found = [checkpoint for checkpoint in map(_newest_checkpoint, folders) if checkpoint]
+        newest = max(found or folders, key=lambda path: path.stat().st_mtime_ns, default=None)
+        if newest is not None:
+            folder = newest.parent if found else newest
+            for leftover in folder.glob(".*.tmp"):  # of a run that was killed while writing
                 leftover.unlink()
-            return newest.parent, newest
+            return folder, newest if found else None
     folder, number = output / name, 2
     while True:
         try:
             folder.mkdir(parents=True)
             return folder, None
-        except FileExistsError:
-            if not folder.is_dir() or output.is_file():
-                raise InputError(f"{output} is a file; give another --output") from None
-            folder, number = output / f"{name}-{number}", number + 1
         except OSError as error:
-            raise InputError(f"can't make the run folder {folder}: {error.strerror}; give another --output") from error
+            if not os.path.isdir(folder):
+                raise InputError(_why_no_folder(folder, error)) from error
+            folder, number = output / f"{name}-{number}", number + 1
+
+
+def _newest_checkpoint(folder):
+    """`last.pth`; or `best.pth` of a run that was killed in its first epoch, between the two; or None."""
+    return next((folder / name for name in ("last.pth", "best.pth") if os.path.isfile(folder / name)), None)
+
+
+def _why_no_folder(folder, error):
+    for path in (folder, *folder.parents):
+        if os.path.isfile(path):
+            return f"{path} is a file where a folder is needed; move it, or give another --output"
+    return f"can't make the run folder {folder}: {error.strerror}; give another --output"
 
 
 def _runs_named(output, name):
-    pattern = re.compile(re.escape(name) + r"(-\d+)?")
-    return [folder for folder in output.glob(f"{name}*") if folder.is_dir() and pattern.fullmatch(folder.name)]
+    """Folders `name`, `name-2`, ...; compared as text, since a name may hold what is a wildcard to glob."""
+    parent = (output / name).parent
+    if not os.path.isdir(parent):
+        return []
+    pattern = re.compile(re.escape((output / name).name) + r"(-\d+)?")
+    return [folder for folder in parent.iterdir() if pattern.fullmatch(folder.name) and folder.is_dir()]

@@ -11,10 +11,9 @@ import torchvision
 
 from core import visualize
 from core.engine import distributed
-from core.engine.checkpoint import atomic_write
 from core.errors import InputError
-
-METRICS = ["mAP", "mINP", "rank1", "rank5", "rank10"]
+from core.files import atomic_write
+from core.visualize import METRICS
 
 
 class RunLog:
@@ -35,22 +34,27 @@ class RunLog:
         if not self.active:
             return
         if resume_epoch is not None and (self.folder / "log.csv").is_file():
-            with open(self.folder / "log.csv", newline="") as file:
+            with open(self.folder / "log.csv", newline="", encoding="utf-8") as file:
                 self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= resume_epoch]
         versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "cuda": torch.version.cuda}
         self._write("args.json", json.dumps({**vars(args), "versions": versions}, indent=2, default=str) + "\n")
-        if args.tensorboard:
-            self.tensorboard = _import("torch.utils.tensorboard", "tensorboard").SummaryWriter(str(self.folder))
-        if args.wandb:
-            self.wandb = _import("wandb", "wandb")
+        tensorboard, self.wandb = _import_loggers(args)
+        if tensorboard:
+            self.tensorboard = tensorboard.SummaryWriter(str(self.folder))
+        if self.wandb:
             self.wandb.init(project="carousel", name=self.folder.name, dir=str(self.folder), config=vars(args))
 
     def say(self, text):
-        """Print a line and keep it in train.log."""
-        if self.active:
-            print(text, flush=True)
-            with open(self.folder / "train.log", "a") as file:
+        """Print a line and keep it in train.log. Raises InputError where the disk is full."""
+        if not self.active:
+            return
+        print(text, flush=True)
+        path = self.folder / "train.log"
+        try:
+            with open(path, "a", encoding="utf-8") as file:
                 file.write(text + "\n")
+        except OSError as error:
+            raise InputError(f"can't write {path}: {error.strerror}; make room, or give another --output") from error
 
     def epoch(self, row):
         """Print one tidy line for an epoch, add it to log.csv and redraw curves.png.
@@ -63,7 +67,8 @@ class RunLog:
             return
         self.say(_line(row))
         self.rows.append(row)
-        columns = list(dict.fromkeys(key for row in self.rows for key in row if key not in METRICS)) + METRICS
+        columns = list(dict.fromkeys(key for row in self.rows for key in row if key not in METRICS))
+        columns += METRICS
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
         writer.writeheader()
@@ -86,7 +91,23 @@ class RunLog:
 
     def _write(self, name, text):
         with atomic_write(self.folder / name) as file:
-            file.write(text.encode())
+            file.write(text.encode("utf-8"))
+
+
+def check_loggers(args):
+    """Raise InputError, on every rank, where --tensorboard or --wandb asks for a package that rank 0 doesn't have.
+
+    For the time before there is a run folder; `RunLog` imports the same packages.
+    """
+    distributed.on_main(lambda: any(_import_loggers(args)))
+
+
+def _import_loggers(args):
+    """Modules of TensorBoard and Weights & Biases, None where not asked for; only then are they imported."""
+    return (
+        _import("torch.utils.tensorboard", "tensorboard") if args.tensorboard else None,
+        _import("wandb", "wandb") if args.wandb else None,
+    )
 
 
 def _line(row):
@@ -100,7 +121,7 @@ def _line(row):
         elif key == "images_per_second":
             words.append(f"{value:.1f} images/s")
         elif key in METRICS:
-            words.append(f"{key.replace('rank', 'Rank-')} {100 * value:.1f}")
+            words.append(f"{METRICS[key]} {100 * value:.1f}")
         else:
             words.append(f"{key} {value:.4f}")
     return "  ".join(words)

@@ -2,15 +2,18 @@ import builtins
 import errno
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from core.engine.checkpoint import atomic_write, load_checkpoint, open_run, save_checkpoint, save_run
+from core.engine.checkpoint import REQUIRED, load_checkpoint, open_run, save_checkpoint, save_run
 from core.errors import InputError
+from core.files import atomic_write
 
-STATE = {"kind": "reid", "epoch": 3, "model": {"weight": torch.arange(4.0)}}
+STATE = {**dict.fromkeys(REQUIRED["reid"]), "kind": "reid", "epoch": 3, "model": {"weight": torch.arange(4.0)}}
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
@@ -35,6 +38,12 @@ def test_without_hard_links_best_and_last_are_two_files(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", no_links)
     save_run(tmp_path, STATE, improved=True)
     assert load_checkpoint(tmp_path / "best.pth")["epoch"] == load_checkpoint(tmp_path / "last.pth")["epoch"] == 3
+
+
+def test_best_alone_is_what_a_kill_in_the_first_epoch_left_and_is_resumed(tmp_path):
+    folder, _ = open_run(tmp_path, "bags")
+    save_checkpoint(folder / "best.pth", STATE)
+    assert open_run(tmp_path, "bags", "auto") == (folder, folder / "best.pth")
 
 
 class FullDisk:
@@ -66,6 +75,93 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_checkpoint_whole(tmp_path, m
     assert [file.name for file in tmp_path.iterdir()] == ["last.pth"]
 
 
+@pytest.mark.parametrize("fault", [RuntimeError("a bug"), KeyError("a bug"), ValueError("a bug")])
+def test_a_fault_of_ours_is_not_the_disks(tmp_path, fault):
+    """Also torch's RuntimeError, where no error of the system is behind it; and the temporary file is gone."""
+    with pytest.raises(type(fault)) as caught, atomic_write(tmp_path / "last.pth"):
+        raise fault
+    assert caught.value is fault and not list(tmp_path.iterdir())
+
+
+def test_the_folder_is_on_the_disk_before_the_write_counts_as_done(tmp_path, monkeypatch):
+    synced = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(os.fstat(descriptor).st_ino), real(descriptor)))
+    save_run(tmp_path, STATE, improved=True)
+    file, folder = (tmp_path / "last.pth").stat().st_ino, tmp_path.stat().st_ino
+    assert synced == [file, folder, folder]  # best.pth, its name, the second name
+
+
+@pytest.mark.parametrize(("number", "refused"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_a_file_system_that_cannot_sync_folders_is_used_and_a_failing_disk_is_not(
+    tmp_path, monkeypatch, number, refused
+):
+    def fsync(descriptor):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(number, os.strerror(number))
+
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("this system has no /proc to tell a folder's descriptor by")
+    monkeypatch.setattr(os, "fsync", fsync)
+    if refused:
+        with pytest.raises(InputError, match="Input/output error"):
+            save_checkpoint(tmp_path / "last.pth", STATE)
+    else:
+        save_checkpoint(tmp_path / "last.pth", STATE)
+
+
+FULL = """
+import sys
+import numpy as np
+import torch
+from core import visualize
+from core.engine.checkpoint import save_checkpoint
+from core.engine.logger import RunLog
+from core.errors import InputError
+from core.files import atomic_write
+from argparse import Namespace
+
+log = RunLog("disk", Namespace(tensorboard=False, wandb=False))
+def features():
+    with atomic_write("disk/features.npz") as file:
+        np.savez(file, a=np.zeros(9), b=np.random.rand(100_000))
+def long_log():
+    for _ in range(1000):
+        log.say("x" * 1000)
+for action in (
+    lambda: save_checkpoint("disk/last.pth", {"weight": torch.rand(100_000)}),
+    features,
+    lambda: visualize.augmentation_sheet("disk/sheet.png", torch.rand(24, 3, 64, 64)),
+    long_log,
+    lambda: visualize.curves("disk/curves.png", [{"epoch": 1, "loss": 2.0}]),
+    lambda: log.epoch({"epoch": 1, "loss": 2.0}),
+):
+    try:
+        action()
+    except InputError as error:
+        print(error, file=sys.stderr)
+"""
+
+
+def test_on_a_disk_that_is_really_full_everything_is_one_line(tmp_path):
+    (tmp_path / "disk").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
+    mount = "mount -t tmpfs -o size=64k tmpfs disk"
+    if subprocess.run(["unshare", "-rm", "sh", "-c", mount], cwd=tmp_path, capture_output=True).returncode:
+        pytest.skip("no small disk can be mounted here")
+    script = f"{mount} && \"{sys.executable}\" -c '{FULL}' && ls -A disk >&2"
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    lines = done.stderr.splitlines()
+    assert [line.split(":")[0] for line in lines[:6]] == [
+        f"can't write disk/{name}"
+        for name in ("last.pth", "features.npz", "sheet.png", "train.log", "curves.png", "train.log")
+    ], done.stderr
+    assert all("No space left on device" in line for line in lines[:6])
+    assert lines[6:] == ["args.json", "train.log"]  # and no half-written file
+
+
 def test_a_fault_of_ours_while_writing_keeps_its_kind_and_the_old_file(tmp_path):
     save_checkpoint(tmp_path / "last.pth", STATE)
     with pytest.raises(KeyError), atomic_write(tmp_path / "last.pth") as file:
@@ -89,6 +185,7 @@ class Code:
         ({"weights": torch.zeros(2)}, "not a checkpoint of Carousel"),
         ({"kind": "mask_rcnn"}, "kind mask_rcnn, reid is needed"),
         ({"kind": "reid", "model": Code()}, "never run"),
+        ({key: value for key, value in STATE.items() if key not in ("network", "ema")}, "lacks ema, network"),
     ],
 )
 def test_what_is_no_checkpoint_is_one_line(tmp_path, capsys, content, said):
@@ -134,15 +231,43 @@ def test_resume_without_a_checkpoint_starts_afresh(tmp_path):
     assert folder.is_dir() and checkpoint is None
 
 
+def test_a_run_that_dies_before_its_first_checkpoint_restarts_in_its_folder(tmp_path):
+    """As torchrun does it, again and again: one folder, not a trail of them."""
+    first = open_run(tmp_path, "bags")
+    (tmp_path / "bags" / ".args.json.123.tmp").write_bytes(b"half")
+    assert [open_run(tmp_path, "bags", "auto") for _ in range(2)] == [first, first]
+    assert [path.name for path in tmp_path.rglob("*")] == ["bags"]
+
+
+def test_a_restart_takes_the_newest_folder_and_a_checkpoint_before_any_folder_without(tmp_path):
+    old, new = (open_run(tmp_path, "bags")[0] for _ in range(2))
+    os.utime(old, (1e9, 1e9))
+    assert open_run(tmp_path, "bags", "auto") == (new, None)
+    save_checkpoint(old / "last.pth", STATE)
+    assert open_run(tmp_path, "bags", "auto") == (old, old / "last.pth")
+
+
+@pytest.mark.parametrize("name", ["bags[1]", "b*g", "wh?t", "group/bags", "a.b"])
+def test_any_name_is_found_again_and_no_other_one(tmp_path, name):
+    for other in ("bags1", "bag", "what", "bags", "axb"):
+        save_checkpoint(open_run(tmp_path, other)[0] / "last.pth", STATE)
+    folder, _ = open_run(tmp_path, name)
+    save_checkpoint(folder / "last.pth", STATE)
+    assert open_run(tmp_path, name, "auto") == (tmp_path / name, tmp_path / name / "last.pth")
+
+
 def test_resume_from_a_path_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         open_run(tmp_path, "bags", str(tmp_path / "gone.pth"))
 
 
 def test_a_run_folder_that_cannot_be_made(tmp_path):
-    (tmp_path / "runs").write_text("a file where a folder should be")
-    with pytest.raises(InputError, match="runs is a file|can't make"):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "bags").write_text("a file where a folder should be")
+    with pytest.raises(InputError, match="runs/bags is a file"):
         open_run(tmp_path / "runs", "bags")
+    with pytest.raises(InputError, match="runs/bags is a file"):
+        open_run(tmp_path / "runs" / "bags", "more")
 
 
 def test_an_unwritable_run_folder(tmp_path, monkeypatch):

@@ -2,9 +2,12 @@
 
 import csv
 import json
+import os
+import subprocess
 import sys
 import types
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,6 +108,30 @@ def test_a_package_that_is_missing_is_one_line(tmp_path, monkeypatch, package, m
     with pytest.raises(InputError) as error:
         RunLog(tmp_path, options(**{package: True}))
     assert str(error.value) == f"--{package} needs the package {package}: pip install {package}"
+
+
+def test_a_missing_package_is_told_before_there_is_a_folder(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    logger.check_loggers(options())
+    with pytest.raises(InputError, match="^--wandb needs the package wandb: pip install wandb$"):
+        logger.check_loggers(options(wandb=True))
+    monkeypatch.setenv("RANK", "1")
+    logger.check_loggers(options(wandb=True))  # it is rank 0 that logs
+
+
+def test_names_in_any_script_are_logged_whatever_the_locale(tmp_path):
+    """Where the encoding of files is ASCII (LC_ALL=C without Python's UTF-8 mode), and a path is not."""
+    program = (
+        "from argparse import Namespace; from core.engine.logger import RunLog\n"
+        f"log = RunLog({str(tmp_path)!r}, Namespace(tensorboard=False, wandb=False))\n"
+        "log.say('left out: \\u884c\\u674e.jpg'); log.epoch({'epoch': 1, 'loss \\u884c': 2.0})\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "PYTHONIOENCODING": "utf-8"}
+    environment |= {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert "\u884c\u674e.jpg" in (tmp_path / "train.log").read_text(encoding="utf-8")
+    assert "loss \u884c" in (tmp_path / "log.csv").read_text(encoding="utf-8")
 
 
 def test_packages_that_are_there_get_the_numbers(tmp_path, monkeypatch):

@@ -1,0 +1,83 @@
+"""Files that a run leaves behind: there whole or not at all, and one line where they can't be written."""
+
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from core.errors import InputError
+
+
+def make_folder(path):
+    """Make a folder and those above it where they are missing. Raises InputError where that is refused."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"can't make the folder {path}: {error.strerror}; give another --output") from error
+
+
+class atomic_write:
+    """Context manager: a binary file that appears under `path` only once it is complete and on the disk.
+
+    Raises InputError where the disk is full or the folder can't be written to; what was under `path` is as it was.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+
+    def __enter__(self):
+        try:
+            self.file = open(self.temporary, "wb")
+        except OSError as error:
+            raise InputError(f"can't write {self.path}: {error.strerror}; give another --output") from error
+        return self.file
+
+    def __exit__(self, kind, error, traceback):
+        if error is None:
+            try:
+                self.file.flush()
+                os.fsync(self.file.fileno())
+                self.file.close()
+                os.replace(self.temporary, self.path)
+                sync_folder(self.path.parent)
+                return
+            except OSError as failure:
+                error = failure
+        self._discard()
+        refusal = _system_error(error)
+        if refusal is not None:
+            reason = refusal.strerror or refusal
+            raise InputError(f"can't write {self.path}: {reason}; what was there before is whole") from error
+
+    def _discard(self):
+        # A full disk fails again when the buffer is flushed, and a disk that is gone lets nothing be removed: the
+        # error that is being reported says so already.
+        with suppress(OSError):
+            self.file.close()
+        with suppress(OSError):
+            self.temporary.unlink(missing_ok=True)
+
+
+def _system_error(error):
+    """The OSError behind a failed write, or None for any other fault.
+
+    The trap: torch's zip writer reports a full disk as RuntimeError, and only its context holds the OSError.
+    """
+    while isinstance(error, RuntimeError):
+        error = error.__cause__ or error.__context__
+    return error if isinstance(error, OSError) else None
+
+
+def sync_folder(folder):
+    """Put a folder's list of names on the disk: without it a rename may be undone by a power cut (POSIX)."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems can't, and need not
+            raise
+    finally:
+        os.close(descriptor)
