@@ -35,18 +35,21 @@ TO_UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+BACK = {  # what undoes a turn; the others undo themselves
+    Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
+    Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
+}
+# Every turn is: first swap x and y, or not; then mirror x, y, both or neither.
+SWAPS_SIDES = {TO_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
+MIRRORS_X = {TO_UPRIGHT[orientation] for orientation in (2, 3, 6, 7)}
+MIRRORS_Y = {TO_UPRIGHT[orientation] for orientation in (3, 4, 7, 8)}
 
 
-def read_image(path, apply_exif=True):
-    """Read a picture as it is meant to be seen.
+def read_image(path):
+    """Read a picture as it is meant to be seen: upright by its EXIF orientation.
 
     Palette, grey, CMYK and 1-bit pictures become RGB; transparent ones are laid over white, as a browser shows them;
     16-bit values are scaled (their high byte), never clipped; of an animation the first frame counts.
-
-    Args:
-        path: the file.
-        apply_exif: turn the picture upright by its EXIF orientation. With False it stays as stored, which is what
-            boxes and masks measured on the stored pixels need. (A TIFF is upright either way: Pillow turns it.)
 
     Returns:
         PIL image, mode RGB.
@@ -55,18 +58,45 @@ def read_image(path, apply_exif=True):
         InputError: names the file that is missing, empty, truncated, broken, or of a kind without a range (float,
             32-bit). Pillow's LOAD_TRUNCATED_IMAGES stays off: half a picture is not a picture.
     """
+    picture, turn = read_stored_image(path)
+    return picture if turn is None else picture.transpose(turn)
+
+
+def read_stored_image(path):
+    """Read a picture as it is stored, which is what boxes and masks are measured on, and how to turn it upright.
+
+    Returns:
+        (PIL image in mode RGB, `Image.Transpose` or None). Boxes are turned by `turn_box`.
+
+    Raises:
+        InputError, as `read_image`.
+    """
     try:
         with Image.open(path) as image:
+            turn = TO_UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION))  # asked first: a TIFF forgets it in load()
             image.load()
-            orientation = image.getexif().get(EXIF_ORIENTATION, 1) if apply_exif else 1
             picture = _to_rgb(image)
+            if turn is not None and image.format == "TIFF":  # the trap: Pillow turns this format, and no other
+                picture = picture.transpose(BACK.get(turn, turn))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such picture; check the path") from error
     except BROKEN_FILE_ERRORS as error:
         raise InputError(
             f"{path}: can't be read as a picture ({_reason(path, error)}); replace or remove it"
         ) from error
-    return picture.transpose(TO_UPRIGHT[orientation]) if orientation in TO_UPRIGHT else picture
+    return picture, turn
+
+
+def turn_box(box, turn, width, height):
+    """The box (x1, y1, x2, y2) in pixels of a picture of width x height, after `picture.transpose(turn)`."""
+    x1, y1, x2, y2 = box
+    if turn in SWAPS_SIDES:
+        x1, y1, x2, y2, width, height = y1, x1, y2, x2, height, width
+    if turn in MIRRORS_X:
+        x1, x2 = width - x2, width - x1
+    if turn in MIRRORS_Y:
+        y1, y2 = height - y2, height - y1
+    return x1, y1, x2, y2
 
 
 def _to_rgb(image):

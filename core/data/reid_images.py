@@ -8,13 +8,14 @@ for batch in batches(loader): ...
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from PIL import Image
 from pycocotools import mask as coco_mask
 from torch.utils.data import Dataset, default_collate
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 from tqdm import tqdm
 
-from core.data.images import read_image
+from core.data.images import read_stored_image, turn_box
 from core.data.randomness import seeded
 from core.data.samples import clip_box
 from core.errors import InputError
@@ -109,15 +110,25 @@ def batches(loader):
 
 
 def load_sample(sample, with_mask=False):
-    """Read a sample: dict with "image" uint8 (3, H, W), "box" float (1, 4) in pixels and "mask" uint8 (1, H, W)."""
-    picture = read_image(sample.path)
+    """Read a sample: dict with "image" uint8 (3, H, W), "box" float (1, 4) in pixels and "mask" uint8 (1, H, W).
+
+    Box and mask are those of the stored pixels; by the picture's EXIF orientation all three are turned upright.
+    """
+    picture, turn = read_stored_image(sample.path)
     width, height = picture.size
-    box = tv_tensors.BoundingBoxes(
-        [_clipped_box(sample, width, height)], format="XYXY", canvas_size=(height, width), dtype=torch.float32
-    )
-    loaded = {"image": functional.to_image(picture), "box": box}
+    box = _clipped_box(sample, width, height)
+    mask = Image.fromarray(_decode_mask(sample, width, height)) if with_mask else None
+    if turn is not None:
+        box = turn_box(box, turn, width, height)
+        picture = picture.transpose(turn)
+        mask = mask.transpose(turn) if with_mask else None
+    canvas = picture.size[::-1]
+    loaded = {
+        "image": functional.to_image(picture),
+        "box": tv_tensors.BoundingBoxes([box], format="XYXY", canvas_size=canvas, dtype=torch.float32),
+    }
     if with_mask:
-        loaded["mask"] = _decode_mask(sample, width, height)
+        loaded["mask"] = tv_tensors.Mask(functional.pil_to_tensor(mask))  # (1, H, W)
     return loaded
 
 
@@ -136,7 +147,7 @@ def _clipped_box(sample, width, height):
 
 
 def _decode_mask(sample, width, height):
-    """COCO run lengths, compressed or as a list of counts -> `tv_tensors.Mask` uint8 (1, H, W)."""
+    """COCO run lengths, compressed or as a list of counts -> array uint8 (H, W) of 0 and 1."""
     run_lengths = sample.mask
     if tuple(run_lengths["size"]) != (height, width):
         raise InputError(
@@ -145,7 +156,7 @@ def _decode_mask(sample, width, height):
         )
     if isinstance(run_lengths["counts"], list):
         run_lengths = coco_mask.frPyObjects(run_lengths, height, width)
-    return tv_tensors.Mask(torch.from_numpy(coco_mask.decode(run_lengths))[None])  # (1, H, W)
+    return coco_mask.decode(run_lengths)
 
 
 def split_broken(samples, with_masks=False, num_threads=8):

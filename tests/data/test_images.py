@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from core.data.images import TO_UPRIGHT, list_images, read_image
+from core.data.images import TO_UPRIGHT, list_images, read_image, read_stored_image, turn_box
 from core.errors import InputError
 
 
-def pixels(path, **options):
-    picture = read_image(path, **options)
+def pixels(path):
+    picture = read_image(path)
     assert picture.mode == "RGB"
     return np.asarray(picture)  # (H, W, 3)
 
@@ -106,9 +106,10 @@ def test_exif_orientation_turns_the_picture_upright(tmp_path, orientation, suffi
     path = tmp_path / f"turned.{suffix}"
     stored.save(path, exif=exif)
     assert np.abs(pixels(path).astype(int) - upright).max() < 30
-    if suffix == "tif":  # Pillow itself turns it while loading; the line above shows that it is not turned twice
-        return
-    as_stored = pixels(path, apply_exif=False).astype(int)
+    # Pillow itself turns a TIFF while loading: it is neither turned twice nor taken for the stored pixels.
+    picture, turn = read_stored_image(path)
+    as_stored = np.asarray(picture).astype(int)
+    assert turn == TO_UPRIGHT.get(orientation)
     assert as_stored.shape == np.asarray(stored).shape
     assert np.abs(as_stored - np.asarray(stored)).max() < 30
 
@@ -119,6 +120,23 @@ def test_exif_orientation_6_by_hand(tmp_path):
     exif[0x0112] = 6
     path = save(tmp_path / "six.png", np.array([[10, 20], [30, 40]], dtype=np.uint8), exif=exif)
     np.testing.assert_array_equal(pixels(path)[..., 0], [[30, 10], [40, 20]])
+
+
+# A box over the pixels of column 1, rows 0 and 1, of a stored picture of 4 x 3 pixels; where it is in the upright one.
+@pytest.mark.parametrize(
+    ("orientation", "box"),
+    [
+        (2, (2, 0, 3, 2)), (3, (2, 1, 3, 3)), (4, (1, 1, 2, 3)),
+        (5, (0, 1, 2, 2)), (6, (1, 1, 3, 2)), (7, (1, 2, 3, 3)), (8, (0, 2, 2, 3)),
+    ],
+)  # fmt: skip
+def test_a_box_turns_with_its_picture(orientation, box):
+    assert turn_box((1, 0, 2, 2), TO_UPRIGHT[orientation], 4, 3) == box
+    stored = np.zeros((3, 4), np.uint8)
+    stored[0:2, 1] = 1
+    upright = np.asarray(Image.fromarray(stored).transpose(TO_UPRIGHT[orientation]))
+    x1, y1, x2, y2 = box
+    assert upright.sum() == 2 and upright[y1:y2, x1:x2].all()
 
 
 @pytest.mark.parametrize(("options", "suffix"), [({}, "jpg"), ({"progressive": True}, "jpg"), ({}, "png"), ({}, "bmp")])

@@ -7,7 +7,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader
 
-from core.data.reid_images import CENTRE_BOX, ReIDImages, batches, collate, split_broken
+from core.data.reid_images import CENTRE_BOX, ReIDImages, batches, collate, load_sample, split_broken
 from core.data.samplers import KeyedBatches, PKSampler
 from core.data.samples import Sample
 from core.data.transforms import build_transform
@@ -152,6 +152,44 @@ def test_nothing_of_the_box_in_the_picture_is_an_input_error(samples, box):
     images = ReIDImages([samples[0]._replace(box=box)], PLAIN)
     with pytest.raises(InputError, match="00.png.*40x60"):
         images[0]
+
+
+# The upper left pixel of the stored picture and its right-hand neighbour, seen upright: (row, column) of each. By the
+# table of the EXIF standard, which says on what side of the scene the stored first row and first column are.
+CORNER = {
+    1: ((0, 0), (0, 1)),  # top, left
+    2: ((0, -1), (0, -2)),  # top, right
+    3: ((-1, -1), (-1, -2)),  # bottom, right
+    4: ((-1, 0), (-1, 1)),  # bottom, left
+    5: ((0, 0), (1, 0)),  # left, top
+    6: ((0, -1), (1, -1)),  # right, top
+    7: ((-1, -1), (-2, -1)),  # right, bottom
+    8: ((-1, 0), (-2, 0)),  # left, bottom
+}
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("orientation", CORNER)
+def test_box_and_mask_of_stored_pixels_follow_the_exif_orientation(tmp_path, orientation, suffix):
+    stored = np.zeros((3, 4, 3), np.uint8)
+    stored[0, 0], stored[0, 1] = 250, 100
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / f"a.{suffix}", exif=exif)
+    box = (0, 0, 2, 1)  # the two bright pixels
+    sample = Sample(str(tmp_path / f"a.{suffix}"), 0, 0, box, run_lengths(box, 3, 4))
+    loaded = load_sample(sample, with_mask=True)
+    image, mask = loaded["image"][0], loaded["mask"][0]
+    first, second = CORNER[orientation]
+    assert image.shape == mask.shape == loaded["box"].canvas_size == ((3, 4) if orientation < 5 else (4, 3))
+    assert (image[first], image[second]) == (250, 100)
+    assert torch.equal(mask.as_subclass(torch.Tensor), (image > 0).as_subclass(torch.Tensor).byte())
+    rows, columns = np.nonzero(image.numpy())
+    assert loaded["box"].tolist() == [[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]]
+    alone = load_sample(sample._replace(box=None, mask=None))
+    assert torch.equal(alone["image"], loaded["image"])
+    height, width = image.shape
+    assert alone["box"].tolist() == [[0.25 * width, 0.25 * height, 0.75 * width, 0.75 * height]]
 
 
 def test_masks_as_lists_of_counts(samples):
