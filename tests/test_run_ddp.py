@@ -130,6 +130,19 @@ def test_check_prints_ranks_and_bandwidth(tmp_path):
     assert ended.stdout.endswith("all four collectives give the right values on all ranks (2)\n")
 
 
+@pytest.mark.parametrize(
+    "option, said", [("--timeout", "'abc' is not a finite number above 0"), ("--wrong", "--wrong abc")]
+)
+def test_bad_options_of_the_check_are_one_line(option, said):
+    ended = run("--check", option, "abc")
+    assert ended.returncode != 0 and "argparse" not in ended.stderr
+    assert [said in line for line in ended.stderr.splitlines() if line.startswith("error: ")] == [True]
+
+
+def test_it_can_be_run_as_it_is():
+    assert os.access(SCRIPT, os.X_OK)
+
+
 def test_check_names_the_rank_that_hangs():
     """One real rank is stopped (SIGSTOP) while the check measures; the other one names it."""
     command = [
@@ -143,7 +156,7 @@ def test_check_names_the_rank_that_hangs():
         "--repeat",
         "1000000",
         "--timeout",
-        "2",
+        "0.05",
     ]
     job = subprocess.Popen(
         command, env=environment(NPROC="2"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -172,7 +185,7 @@ def test_check_names_the_rank_that_hangs():
                     break
         finally:
             os.kill(stopped, signal.SIGCONT)
-        assert re.match(r"error: rank 0: \w+ did not finish within 2 s: rank 1 (stopped|did not arrive)", said)
+        assert re.match(r"error: rank 0: \w+ did not finish within 3 s: rank 1 (stopped|did not arrive)", said)
     finally:
         job.kill()
         job.wait()

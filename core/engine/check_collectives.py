@@ -6,6 +6,7 @@ doesn't come, that hands out wrong values or that receives them is named. Exit c
 
 import argparse
 import socket
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from core.engine import distributed
+from core.engine import distributed, options
 from core.engine.distributed import CollectiveError, barrier, collective, gather_objects, is_main, rank, world_size
 from core.errors import InputError
 
@@ -22,24 +23,29 @@ VALUES = 262_147  # floats that are checked; a prime number, so that no split ov
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options.Parser(__doc__, command="bash run_ddp.sh --check")
     parser.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
     parser.add_argument(
-        "--sizes", type=float, nargs="+", default=[1, 16, 64], help="sizes to time, in MB (default: 1 16 64)"
+        "--sizes", type=options.positive_float, nargs="+", default=[1, 16, 64], help="sizes to time, in MB"
     )
-    parser.add_argument("--repeat", type=int, default=5, help="times each size is run; the mean counts (default: 5)")
-    parser.add_argument("--timeout", type=float, default=60, help="seconds to wait for a rank (default: 60)")
+    parser.add_argument(
+        "--repeat", type=options.positive_int, default=5, help="times each size is run; the mean counts"
+    )
+    parser.add_argument(
+        "--timeout", type=options.positive_float, default=1.0, help="minutes until a hung check is ended"
+    )
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
-    device = distributed.setup(args.device, timeout_minutes=args.timeout / 60)
+    device = distributed.setup(args.device, args.timeout)
     if not dist.is_initialized():
         raise InputError("there is no process group to check: start with bash run_ddp.sh --check")
     barrier("first barrier")
     print_ranks(device)
-    check_values(device, args.timeout)
-    print_bandwidth(device, args.sizes, args.repeat, args.timeout)
+    seconds = 60 * args.timeout
+    check_values(device, seconds)
+    print_bandwidth(device, args.sizes, args.repeat, seconds)
     barrier("last barrier")
     if is_main():
         print(f"all four collectives give the right values on all ranks ({world_size()})")
@@ -154,4 +160,4 @@ def slowest_mean(action: Callable[[], None], repeat: int) -> float:
 
 
 if __name__ == "__main__":
-    distributed.run_script(main, get_parser().parse_args())
+    distributed.run_script(lambda argv: main(get_parser().parse_args(argv)), sys.argv[1:])

@@ -5,23 +5,44 @@ each option, then the recipe (a published preset), then what the person typed.
 """
 
 import argparse
+import os
+import shutil
 import sys
+import textwrap
 
+from core.engine.optim import OPTIMIZERS, SCHEDULES
 from core.errors import InputError
+from core.retrieval.distance import METRICS
+from core.retrieval.ranking import PROTOCOLS
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows the script's docstring as it stands and the default of every option."""
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows the script's docstring as it stands, and the default of every option as a person would type it."""
+
+    def _get_help_string(self, action):
+        text = (action.help or "").removesuffix(" (default: %(default)s)")  # some Pythons put it there for --no-...
+        default = action.default
+        if (
+            "default" in text
+            or default in ([], ())
+            or any(default is none for none in (None, False, argparse.SUPPRESS))
+        ):
+            return text
+        return f"{text} (default: {_as_typed(default).replace('%', '%%')})"
 
 
 class Parser(argparse.ArgumentParser):
-    """ArgumentParser whose errors are InputErrors: one line and exit code 2, like every other bad input."""
+    """ArgumentParser whose errors are InputErrors: one line and exit code 2, like every other bad input.
 
-    def __init__(self, description):
-        super().__init__(description=description, formatter_class=HelpFormatter)
+    command: how a person starts the script; by default `python <script>`.
+    """
+
+    def __init__(self, description, command=None):
+        command = command or f"python {os.path.basename(sys.argv[0])}"
+        super().__init__(prog=command, description=description, formatter_class=HelpFormatter)
 
     def error(self, message):
-        raise InputError(f"{message} (see `python {self.prog} --help`)")
+        raise InputError(f"{message} (see `{self.prog} --help`)")
 
 
 def parse(parser, recipes=None, default_recipe=None, argv=None):
@@ -35,7 +56,10 @@ def parse(parser, recipes=None, default_recipe=None, argv=None):
     argv = sys.argv[1:] if argv is None else argv
     if not recipes:
         return parser.parse_args(argv)
-    parser.add_argument("--recipe", choices=sorted(recipes), help="published settings; an explicit option wins")
+    parser.add_argument(
+        "--recipe", choices=sorted(recipes), help="published settings (listed below); an explicit option wins"
+    )
+    parser.epilog = _describe(recipes)
     recipe = parser.parse_args(argv)
     name = recipe.recipe or default_recipe(recipe)
     parser.set_defaults(**recipes[name])
@@ -44,37 +68,69 @@ def parse(parser, recipes=None, default_recipe=None, argv=None):
     return args
 
 
-def positive_int(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+def _describe(recipes):
+    """What each recipe sets, as options that could be typed."""
+    width = max(60, shutil.get_terminal_size().columns - 2)
+    lines = ["recipes set, where no option says otherwise:"]
+    for name, values in recipes.items():
+        words = " ".join(_as_option(key, value) for key, value in values.items())
+        wrap = {"initial_indent": f"  {name:<12}", "subsequent_indent": " " * 14, "break_on_hyphens": False}
+        # An option and its value stay on one line: between them is a space that can't be broken, until it is wrapped.
+        lines.append(textwrap.fill(words, width, break_long_words=False, **wrap).replace("\0", " "))
+    return "\n".join(lines)
+
+
+def _as_option(key, value):
+    name = key.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {_as_typed(value)}".replace(" ", "\0")
+
+
+def _as_typed(value):
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _number(kind, text, is_allowed, wanted):
+    """The number that `text` is. The trap: argparse answers a ValueError with the name of a Python function."""
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not is_allowed(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
     return value
+
+
+def positive_int(text):
+    return _number(int, text, lambda value: value > 0, "a whole number above 0")
 
 
 def non_negative_int(text):
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return value
+    return _number(int, text, lambda value: value >= 0, "a whole number of at least 0")
+
+
+def positive_float(text):
+    return _number(float, text, lambda value: 0 < value < float("inf"), "a finite number above 0")
 
 
 def non_negative_float(text):
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
-    return value
+    return _number(float, text, lambda value: 0 <= value < float("inf"), "a finite number of at least 0")
 
 
 def fraction(text):
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
+    return _number(float, text, lambda value: 0 <= value <= 1, "a number between 0 and 1")
+
+
+def fraction_below_one(text):
+    return _number(float, text, lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
 
 
 def margin(text):
     """A distance, or None for "soft"."""
-    return None if text == "soft" else non_negative_float(text)
+    if text == "soft":
+        return None
+    return _number(float, text, lambda value: 0 <= value < float("inf"), "soft or a finite number of at least 0")
 
 
 def add_reid_data_options(parser):
@@ -96,24 +152,24 @@ def add_reid_evaluation_options(parser):
     group = parser.add_argument_group("evaluation")
     group.add_argument(
         "--protocol",
-        choices=["market1501", "no_camera", "vehicleid"],
+        choices=PROTOCOLS,
         help="which gallery pictures count: market1501 drops a query's own camera, no_camera drops nothing, "
         "vehicleid draws one gallery picture per identity ten times (default: the data set's own)",
     )
-    group.add_argument("--distance", choices=["cosine", "euclidean"], default="cosine", help="between embeddings")
+    group.add_argument("--distance", choices=METRICS, default="cosine", help="between embeddings")
     group.add_argument("--eval-batch-size", type=positive_int, default=64, help="pictures per process")
     return group
 
 
 def add_optimizer_options(parser):
     group = parser.add_argument_group("optimiser")
-    group.add_argument("--optimizer", choices=["adam", "adamw", "sgd"], default="adam", help="update rule")
+    group.add_argument("--optimizer", choices=OPTIMIZERS, default="adam", help="update rule")
     group.add_argument("--lr", type=non_negative_float, default=3.5e-4, help="base learning rate")
     group.add_argument("--weight-decay", type=non_negative_float, default=5e-4, help="L2 penalty")
     group.add_argument("--momentum", type=fraction, default=0.9, help="of sgd")
     group.add_argument("--epochs", type=non_negative_int, default=120, help="0 evaluates and stops")
-    group.add_argument("--schedule", choices=["multistep", "step", "cosine"], default="multistep", help="decay of lr")
-    group.add_argument("--milestones", type=int, nargs="*", default=[40, 70], help="epochs of multistep")
+    group.add_argument("--schedule", choices=SCHEDULES, default="multistep", help="decay of lr")
+    group.add_argument("--milestones", type=non_negative_int, nargs="*", default=[40, 70], help="epochs of multistep")
     group.add_argument("--step-size", type=positive_int, default=40, help="epochs between the drops of step")
     group.add_argument("--gamma", type=fraction, default=0.1, help="factor of each drop")
     group.add_argument("--min-lr", type=non_negative_float, default=0.0, help="learning rate where cosine ends")
@@ -123,11 +179,23 @@ def add_optimizer_options(parser):
         "--clip-gradient", type=non_negative_float, default=0.0, help="largest gradient norm; 0 does not clip"
     )
     group.add_argument("--accumulate", type=positive_int, default=1, help="batches per update")
-    group.add_argument("--ema", type=fraction, default=0.0, help="decay of averaged weights, e.g. 0.999; 0: none")
+    group.add_argument(
+        "--ema", type=fraction_below_one, default=0.0, help="decay of averaged weights, e.g. 0.999; 0: none"
+    )
+    return group
+
+
+def add_device_options(parser):
+    """What every script that runs a network has, whether it trains or not."""
+    group = parser.add_argument_group("device")
+    group.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
+    group.add_argument("--amp", choices=["off", "fp16", "bf16"], default="off", help="mixed precision")
+    group.add_argument("--timeout", type=positive_float, default=10.0, help="minutes until a hung run is ended")
     return group
 
 
 def add_run_options(parser):
+    add_device_options(parser)
     group = parser.add_argument_group("run")
     group.add_argument("--name", help="run folder under --output (default: data set and backbone)")
     group.add_argument("--output", default="runs", help="folder of the run folders")
@@ -140,13 +208,10 @@ def add_run_options(parser):
     )
     group.add_argument("--seed", type=non_negative_int, default=0, help="all randomness is a function of it")
     group.add_argument("--deterministic", action="store_true", help="equal bits on a GPU too (slower)")
-    group.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
-    group.add_argument("--amp", choices=["off", "fp16", "bf16"], default="off", help="mixed precision")
     group.add_argument("--channels-last", action="store_true", help="memory layout that is often faster")
     group.add_argument("--compile", action="store_true", help="torch.compile the network")
     group.add_argument("--sync-batch-norm", action="store_true", help="BatchNorm over all GPUs' batches")
     group.add_argument("--freeze-batch-norm", action="store_true", help="BatchNorm keeps its statistics")
-    group.add_argument("--timeout", type=non_negative_float, default=10.0, help="minutes until a hung run is ended")
     group.add_argument("--eval-every", type=positive_int, default=1, help="epochs between evaluations")
     group.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
     group.add_argument("--wandb", action="store_true", help="also log to Weights & Biases")

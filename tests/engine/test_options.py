@@ -1,3 +1,5 @@
+import argparse
+
 import pytest
 
 from core.engine import options
@@ -9,6 +11,7 @@ RECIPES = {"small": {"epochs": 3, "lr": 0.1}, "large": {"epochs": 300}}
 def parse(*argv):
     parser = options.Parser("a script")
     options.add_optimizer_options(parser)
+    options.add_run_options(parser)
     return options.parse(parser, RECIPES, lambda args: "small" if args.accumulate == 1 else "large", argv)
 
 
@@ -33,11 +36,17 @@ def test_default_recipe_depends_on_the_arguments():
     ("argv", "said"),
     [
         (("--no-such-option",), "--no-such-option"),
-        (("--epochs", "-1"), "-1 is negative"),
-        (("--lr", "nan"), "nan is not a finite number"),
-        (("--lr", "fast"), "--lr"),
-        (("--accumulate", "0"), "0 is not a whole number above 0"),
-        (("--ema", "1.5"), "1.5 is not between 0 and 1"),
+        (("--epochs", "-1"), "'-1' is not a whole number of at least 0"),
+        (("--epochs", "abc"), "argument --epochs: 'abc' is not a whole number of at least 0"),
+        (("--lr", "nan"), "'nan' is not a finite number"),
+        (("--lr", "fast"), "'fast' is not a finite number"),
+        (("--accumulate", "0"), "'0' is not a whole number above 0"),
+        (("--accumulate", "abc"), "'abc' is not a whole number above 0"),
+        (("--gamma", "1.5"), "'1.5' is not a number between 0 and 1"),
+        (("--ema", "1"), "'1' is not a number of at least 0 and below 1"),
+        (("--milestones", "40", "-70"), "'-70' is not a whole number of at least 0"),
+        (("--timeout", "0"), "'0' is not a finite number above 0"),
+        (("--optimizer", "rmsprop"), "adam"),
         (("--recipe", "huge"), "huge"),
     ],
 )
@@ -50,3 +59,49 @@ def test_bad_values_are_named_in_one_line(argv, said):
 def test_margin_can_be_soft():
     assert options.margin("soft") is None
     assert options.margin("0.3") == 0.3
+    with pytest.raises(argparse.ArgumentTypeError, match="'hard' is not soft or a finite number"):
+        options.margin("hard")
+
+
+def test_help_shows_defaults_as_they_are_typed_and_only_where_there_are_some(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    said = " ".join(capsys.readouterr().out.split())
+    for text in ("epochs of multistep (default: 40 70)", "0: none (default: 0.0)", "(default: the best there is)"):
+        assert text in said
+    for text in ("None", "False", "SUPPRESS", "[40", "==", "is) (default", "backbone) (default"):
+        assert text not in said
+
+
+def test_help_shows_what_each_recipe_sets(capsys):
+    parser = options.Parser("a script")
+    recipes = {
+        "large": {"ids_per_batch": 16, "milestones": [40, 70], "autoaugment": True, "flip": False},
+        "none": {"pad": 0},
+    }
+    with pytest.raises(SystemExit):
+        options.parse(parser, recipes, argv=["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "large --ids-per-batch 16 --milestones 40 70 --autoaugment --no-flip none --pad 0" in said
+
+
+def test_a_default_with_a_per_cent_sign_is_shown_as_it_is(capsys):
+    parser = options.Parser("a script")
+    parser.add_argument("--format", default="%d", help="of numbers, 100%%")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    assert "of numbers, 100% (default: %d)" in capsys.readouterr().out
+
+
+def test_the_device_group_is_part_of_the_run_options():
+    parsers = [options.Parser("a script") for _ in range(2)]
+    options.add_device_options(parsers[0])
+    options.add_run_options(parsers[1])
+    device, run = (vars(parser.parse_args([])) for parser in parsers)
+    assert device == {"device": None, "amp": "off", "timeout": 10.0}
+    assert device.items() <= run.items() and len(run) > 10
+
+
+def test_an_error_says_how_to_get_help():
+    with pytest.raises(InputError, match=r"\(see `bash run_ddp.sh --check --help`\)$"):
+        options.Parser("a check", command="bash run_ddp.sh --check").parse_args(["--no"])
