@@ -11,6 +11,7 @@ import struct
 import urllib.error
 import urllib.request
 import uuid
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -171,13 +172,16 @@ def load_file(path: str | Path) -> object:
     if not Path(path).exists():
         raise InputError(f"no such file: {path}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # torch wonders at a pickle that it didn't write; the error below says it all
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"can't read {path}: {error.strerror}") from error
     except BROKEN_FILE as error:
-        if found := re.search(r"GLOBAL (\S+)", str(error)):
+        # Any text that begins with a "c" reads as a GLOBAL too: what it names must be able to be a name.
+        if found := re.search(r"GLOBAL ([^\W\d]\w*(?:\.[^\W\d]\w*)*) (?:was not|whose module)", str(error)):
             raise InputError(
-                f"{path} is not loaded: it holds code or objects ({found.group(1)}), not only tensors"
+                f"{path} is not loaded: it holds code or objects ({found.group(1)}) besides tensors; they are never run"
             ) from error
         raise InputError(f"{path} is damaged or no file that torch.save wrote; get it again") from error
 

@@ -1,6 +1,7 @@
 import hashlib
 import http.server
 import os
+import pickle
 import socket
 import threading
 
@@ -258,6 +259,8 @@ class Evil:
         ({"conv1.weight": Evil()}, r"holds code or objects \(posix\.mkdir\)"),
         (b"", "is damaged or no file that torch.save wrote"),
         (b"<html>not found</html>", "is damaged or no file that torch.save wrote"),
+        (b"not a checkpoint", "is damaged or no file that torch.save wrote"),
+        (b"can this be code?\nNo\n", "is damaged or no file that torch.save wrote"),
         (b"PK\x03\x04 not a zip", "is damaged or no file that torch.save wrote"),
     ],
 )
@@ -272,6 +275,13 @@ def test_files_that_cannot_be_used(content, message, tmp_path, monkeypatch):
         load_weights(torch.nn.Sequential(torch.nn.BatchNorm2d(2)), str(path), "resnet18")
     assert "\n" not in str(caught.value)
     assert os.listdir(tmp_path) == ["w.pth"]
+
+
+def test_an_unknown_pickle_is_one_line_without_warnings(tmp_path, recwarn):
+    (tmp_path / "w.pth").write_bytes(pickle.dumps({"a": 1}, protocol=4))
+    with pytest.raises(InputError, match="damaged"):
+        load_file(tmp_path / "w.pth")
+    assert not recwarn.list
 
 
 def test_truncated_and_missing_files_and_folders(tmp_path):
