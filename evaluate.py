@@ -3,12 +3,14 @@
 The data that the network was trained on, and other data (cross-domain):
     python evaluate.py runs/NAME/best.pth --rerank
     python evaluate.py runs/NAME/best.pth --dataset market1501 --data PATH --flip --save-features features.npz
-All GPUs of a machine:
+All GPUs of a machine, or of several (see run_ddp.sh):
     bash run_ddp.sh evaluate.py runs/NAME/best.pth --dataset msmt17 --data PATH
+    NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 bash run_ddp.sh evaluate.py runs/NAME/best.pth
 The floor that a network must beat, the pixels themselves:
     python evaluate.py --raw-pixels
 
-Without --output the table, metrics.json and rank_list.png go to a folder beside the checkpoint.
+table.txt, metrics.json and rank_list.png go to <--output>/<data set>, without --output beside the checkpoint; a folder
+that exists is never overwritten, the next free number is added.
 """
 
 import json
@@ -20,7 +22,7 @@ import torch
 from torch.nn import functional as F
 
 from core.engine import distributed, options, reid, reid_pictures
-from core.engine.checkpoint import atomic_write, make_folder
+from core.engine.checkpoint import atomic_write, make_folder, open_run
 from core.errors import InputError
 from core.models.reid import ReIDOutput
 from core.retrieval.expansion import expand_queries
@@ -133,10 +135,12 @@ def main(args):
         raise InputError(
             "--rerank needs a query and a gallery, under protocol vehicleid they are one set: leave it out"
         )
+    output = args.output or (Path(args.checkpoint).with_suffix("") if args.checkpoint else "runs/raw-pixels")
+    folder, _ = open_run(output, args.dataset)
     say(f"{args.checkpoint or 'raw pixels'} on {args.dataset} in {args.data}, protocol {args.protocol}")
     say(reid.describe(data))
 
-    loaders = reid.query_gallery_loaders(args, data)
+    loaders = reid.query_gallery_loaders(args, data, device)
     query, gallery = reid.extract_query_gallery(network, loaders, device, amp=args.amp, flip=args.flip)
     how = "flip" if args.flip else "plain"
     if args.save_features and distributed.is_main():
@@ -145,28 +149,29 @@ def main(args):
         query, gallery = expand_queries(query, gallery, args.expansion_k, args.expansion_alpha)
         how += " + expansion"
     results = {how: reid.rank_embeddings(query, gallery, data, args.protocol, args.distance)}
-    if args.rerank:
-        results[f"{how} + re-ranking"] = re_ranked(query, gallery, data, args)
-
-    say(table(results))
     if distributed.is_main():
-        folder = Path(args.output or Path(args.checkpoint or "runs/raw-pixels").with_suffix("")) / args.dataset
+        if args.rerank:
+            results[f"{how} + re-ranking"] = re_ranked(query, gallery, data, args)
+        print(table(results))
         write_results(folder, results, query, gallery, data, args)
-        say(f"written to {folder}")
+        print(f"written to {folder}")
 
 
 def write_results(folder, results, query, gallery, data, args):
-    make_folder(folder)
+    """The table, every number as JSON, and the rank list."""
     numbers = {
         name: {**reid.metrics(result), "cmc": result.cmc.tolist(), "num_valid_queries": result.num_valid_queries}
         for name, result in results.items()
     }
-    with atomic_write(folder / "metrics.json") as file:
-        file.write((json.dumps({"results": numbers, "args": vars(args)}, indent=2) + "\n").encode())
+    for name, text in (
+        ("table.txt", table(results)),
+        ("metrics.json", json.dumps({"results": numbers, "args": vars(args)}, indent=2)),
+    ):
+        with atomic_write(folder / name) as file:
+            file.write((text + "\n").encode())
     if args.rank_list:
-        reid_pictures.draw_rank_list(
-            folder / "rank_list.png", query, gallery, data, args.protocol, args.distance, args.rank_list
-        )
+        path = folder / "rank_list.png"
+        reid_pictures.draw_rank_list(path, query, gallery, data, args.protocol, args.distance, args.rank_list)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from core.engine.checkpoint import load_checkpoint, open_run, save_run
 from core.engine.logger import RunLog
 from core.engine.updater import Updater, freeze, seed_everything
 from core.errors import InputError
-from core.losses.spec import build_loss, needs_mask
+from core.losses.spec import build_loss, needs_logits, needs_mask
 from core.models.reid import build_reid_model
 from core.models.weights import load_weights
 
@@ -106,7 +106,7 @@ def get_parser():
         "focal_mask, combined_mask (default: the recipe's)",
     )
     group.add_argument("--label-smoothing", type=options.fraction, default=0.1, help="of cross_entropy")
-    group.add_argument("--margin", type=options.margin, default=0.3, help="of the triplet losses; soft: soft margin")
+    group.add_argument("--margin", type=options.margin, default=0.3, help="of triplet, a distance; soft: soft margin")
     group.add_argument("--center-lr", type=options.non_negative_float, default=0.5, help="of the centers (SGD)")
     group.add_argument(
         "--mask-target",
@@ -133,12 +133,17 @@ def default_recipe(args):
 
 def build_network(args, data, say):
     """The network with its weights, and the loss; a decoder only where a loss asks for masks."""
-    wants_mask = needs_mask(args.loss)
-    if wants_mask and not args.backbone.endswith("_with_mask"):
+    wants_mask, has_decoder = needs_mask(args.loss), args.backbone.endswith("_with_mask")
+    if wants_mask and not has_decoder:
         raise InputError(f"--loss {args.loss} needs a mask: use --backbone {args.backbone}_with_mask")
+    if has_decoder and not wants_mask:
+        say(f"no loss in {args.loss} uses a mask: no mask decoder is built")
+    if wants_mask and args.mask_threshold and args.mask_target != "gaussian":
+        say(f"--mask-threshold is for Gaussian targets: every pixel counts with --mask-target {args.mask_target}")
     network_options = {
         "backbone": args.backbone,
-        "num_classes": len({sample.id for sample in data.train}),
+        # A classifier or decoder that no loss asks for would be a parameter without gradient, which DDP refuses.
+        "num_classes": len({sample.id for sample in data.train}) if needs_logits(args.loss) else 0,
         "last_stride": args.last_stride,
         "pooling": args.pooling,
         "neck": args.neck,
@@ -148,8 +153,8 @@ def build_network(args, data, say):
         "with_mask": wants_mask,
     }
     network = build_reid_model(**network_options)
-    if args.backbone.endswith("_with_mask") and not wants_mask:
-        say(f"no loss in {args.loss} uses a mask: no mask decoder is built")
+    if not network_options["num_classes"]:
+        network.neck.requires_grad_(False)  # the embedding's BatchNorm learns from the classifier alone
     with distributed.main_first():  # one process downloads, the others find the file
         report = load_weights(network, args.weights, args.backbone)
     say(f"warning: {report.message}" if report.warning else report.message)
@@ -157,7 +162,7 @@ def build_network(args, data, say):
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
     loss = build_loss(
         args.loss,
-        network_options["num_classes"],
+        len({sample.id for sample in data.train}),
         network.feature_dim,
         label_smoothing=args.label_smoothing,
         margin=args.margin,
@@ -194,18 +199,21 @@ def announce(log, args, data, resumed, notes):
         f"batch: {args.ids_per_batch} identities x {args.images_per_id} pictures x {processes} processes "
         f"x {args.accumulate} batches an update = {batch * processes * args.accumulate} pictures"
     )
+    if args.recipe == "suitcase" and not args.backbone.endswith("_with_mask"):
+        log.say(f"recipe suitcase learns masks too, with --backbone {args.backbone}_with_mask")
     log.say(f"network: {args.backbone}; loss: {args.loss}; run folder: {log.folder}")
-    for note in notes:
+    for note in filter(None, notes):
         log.say(note)
 
 
-def draw_results(folder, network, eval_loaders, data, args, device):
+def draw_results(folder, network, evaluation, images, data, args, device):
     """Whom the trained network finds, and with a mask decoder where it sees the object."""
-    query, gallery = reid.extract_query_gallery(network, eval_loaders, device, amp=args.amp)
-    if distributed.is_main():
-        reid_pictures.draw_rank_list(folder / "rank_list.png", query, gallery, data, args.protocol, args.distance)
-        if network.mask_decoder is not None:
-            reid_pictures.draw_masks(folder / "masks.png", network, eval_loaders[0].dataset, device)
+    if evaluation is None or not distributed.is_main():
+        return
+    path = folder / "rank_list.png"
+    reid_pictures.draw_rank_list(path, evaluation.query, evaluation.gallery, data, args.protocol, args.distance)
+    if network.mask_decoder is not None:
+        reid_pictures.draw_masks(folder / "masks.png", network, images, device)
 
 
 def main(args):
@@ -218,8 +226,8 @@ def main(args):
 
     notes = []  # for the log of the run folder, which is made once everything that can be wrong was right
     data = reid.load_data(args, notes.append, training=True)
-    train_loader = reid.build_train_loader(args, data)
-    eval_loaders = reid.query_gallery_loaders(args, data)
+    train_loader = reid.build_train_loader(args, data, device)
+    eval_loaders = reid.query_gallery_loaders(args, data, device)
     network, loss, network_options = build_network(args, data, notes.append)
     make_targets = mask_target_maker(args, train_loader.dataset, device, notes.append)
     network, loss = network.to(device), loss.to(device)
@@ -227,18 +235,21 @@ def main(args):
 
     args.name = args.name or f"reid-{args.dataset}-{args.backbone}"
     folder, resumed = open_run(args.output, args.name, args.resume)
-    state = load_checkpoint(resumed, "reid") if resumed else None
-    log = RunLog(folder, args, resume_epoch=state["epoch"] if state else None)
-    announce(log, args, data, resumed, notes)
-
     first_epoch, best = 1, -1.0
-    if state:
+    if resumed:
+        state = load_checkpoint(resumed, "reid")
         reid.restore(state, resumed, network, network_options, loss, updater)
         first_epoch, best = state["epoch"] + 1, state["best"]
-    else:
+        notes.append(reid.changed_options(state["args"], args))
+    log = RunLog(folder, args, resume_epoch=first_epoch - 1 if resumed else None)
+    announce(log, args, data, resumed, notes)
+
+    evaluation = None
+    if not resumed:
         if distributed.is_main():
             reid_pictures.draw_augmentations(folder / "augmentation.png", train_loader.dataset)
-        log.epoch({"epoch": 0, **reid.evaluate(updater.averaged, eval_loaders, data, args, device)})
+        evaluation = reid.evaluate(updater.averaged, eval_loaders, data, args, device)
+        log.epoch({"epoch": 0, **(evaluation.metrics if evaluation else {})})
 
     model = None
     for epoch in range(first_epoch, args.epochs + 1):
@@ -252,7 +263,8 @@ def main(args):
         )  # fmt: skip
         updater.end_epoch()
         if epoch % args.eval_every == 0 or epoch == args.epochs:
-            row |= reid.evaluate(updater.averaged, eval_loaders, data, args, device)
+            evaluation = reid.evaluate(updater.averaged, eval_loaders, data, args, device)
+            row |= evaluation.metrics if evaluation else {}
         log.epoch(row)
         improved = row.get("mAP", -1.0) > best
         best = row["mAP"] if improved else best
@@ -260,7 +272,9 @@ def main(args):
             state = reid.checkpoint_state(epoch, best, network, network_options, loss, updater, args, data)
             save_run(folder, state, improved)
 
-    draw_results(folder, updater.averaged, eval_loaders, data, args, device)
+    if evaluation is None:  # a finished run that was resumed
+        evaluation = reid.evaluate(updater.averaged, eval_loaders, data, args, device)
+    draw_results(folder, updater.averaged, evaluation, eval_loaders[0].dataset, data, args, device)
     log.say(f"done in {(time.perf_counter() - start) / 60:.1f} minutes, see {folder}")
     if (folder / "best.pth").exists():
         log.say(f"best mAP {100 * best:.1f}; next: python evaluate.py {folder / 'best.pth'} --rerank")

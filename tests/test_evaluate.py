@@ -55,7 +55,8 @@ def evaluated(run, tmp_path):
         arguments = [*arguments, *CPU, "--output", tmp_path / "results", *([] if sheet else ["--rank-list", 0])]
         code, said, err = run(evaluate, *arguments)
         assert code == 0, err
-        (folder,) = (tmp_path / "results").iterdir()
+        folder = Path(said.split("written to ")[-1].strip())
+        assert folder.parent == tmp_path / "results"
         return said, json.loads((folder / "metrics.json").read_text()), folder
 
     return command
@@ -89,7 +90,7 @@ def test_a_checkpoint_alone_gives_the_metrics_of_its_training(evaluated, trained
 
 def test_what_it_leaves_behind(evaluated, trained):
     _, metrics, folder = evaluated(trained / "last.pth", sheet=True)
-    assert {path.name for path in folder.iterdir()} == {"metrics.json", "rank_list.png"}
+    assert {path.name for path in folder.iterdir()} == {"metrics.json", "table.txt", "rank_list.png"}
     assert min(Image.open(folder / "rank_list.png").size) > 100
     result = metrics["results"]["plain"]
     assert len(result["cmc"]) == 6 and result["cmc"] == sorted(result["cmc"]) and result["cmc"][-1] == 1
@@ -101,7 +102,7 @@ def test_without_output_the_results_lie_beside_the_checkpoint(run, trained, tmp_
     shutil.copy(trained / "last.pth", tmp_path / "mine.pth")
     code, _, err = run(evaluate, tmp_path / "mine.pth", *CPU, "--rank-list", 0)
     assert code == 0, err
-    assert {path.name for path in (tmp_path / "mine" / "mvb").iterdir()} == {"metrics.json"}  # no sheet is asked for
+    assert {path.name for path in (tmp_path / "mine" / "mvb").iterdir()} == {"metrics.json", "table.txt"}  # no sheet
 
 
 def load_features(path):

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+import evaluate
 import train_reid
 from core.data.images import list_images
 from core.engine.checkpoint import load_checkpoint
@@ -125,12 +126,12 @@ def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_weights(baggage,
     whole_run = time.monotonic() - began
     moments = random.Random(0)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for _ in range(3):
+    for _ in range(10):
         process = subprocess.Popen(
             command(*options, "--name", "killed", "--resume"), cwd=ROOT, env=environment,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        time.sleep(moments.uniform(0.5, 0.8) * whole_run)
+        time.sleep(moments.uniform(0, 0.7) * whole_run)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         for name in ("last.pth", "best.pth"):
@@ -179,6 +180,78 @@ def test_two_processes_take_the_steps_of_one(baggage, tmp_path):
     one, two = (load_checkpoint(tmp_path / name / "last.pth")["model"] for name in ("one", "two"))
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_save_the_network_that_they_evaluated(run, baggage, tmp_path):
+    """BatchNorm in training mode, averaged weights, a backbone that thaws, bf16, accumulation: all under DDP."""
+    options = [
+        *SMALL,
+        "--dataset",
+        "mvb",
+        "--data",
+        baggage,
+        "--output",
+        tmp_path,
+        "--name",
+        "bags",
+        "--ids-per-batch",
+        2,
+    ]
+    options += ["--epochs", 2, "--freeze-epochs", 1, "--ema", 0.5, "--amp", "bf16", "--accumulate", 2]
+    train(*options, "--channels-last", processes=2)
+    logged = read_log(tmp_path / "bags")[-1]
+    code, said, err = run(evaluate, tmp_path / "bags" / "last.pth", "--amp", "bf16", "--device", "cpu")
+    assert code == 0, err
+    folder = Path(said.split("written to ")[-1].strip())
+    found = json.loads((folder / "metrics.json").read_text())["results"]["plain"]
+    assert {name: found[name] for name in ("mAP", "mINP", "rank1")} == pytest.approx(
+        {name: float(logged[name]) for name in ("mAP", "mINP", "rank1")}
+    )
+
+
+@pytest.mark.slow
+def test_a_loss_without_classifier_leaves_no_parameter_without_gradient(baggage, tmp_path):
+    options = [*SMALL, "--dataset", "mvb", "--data", baggage, "--output", tmp_path, "--name", "bags", "--epochs", 1]
+    train(*options, "--loss", "triplet", processes=1)  # DDP stops in the second step otherwise
+    assert not any("classifier" in key for key in load_checkpoint(tmp_path / "bags" / "last.pth")["model"])
+
+
+def test_nothing_left_to_learn(run, baggage, tmp_path):
+    options = ["--dataset", "mvb", "--data", baggage, "--output", tmp_path, "--epochs", 1]
+    assert "leaves nothing to learn" in refused(run, *options, "--loss", "triplet", "--freeze-epochs", 1)
+
+
+def test_data_without_query_and_gallery(run, baggage, tmp_path, monkeypatch):
+    """vehiclex is published for training only."""
+    whole = train_reid.reid.load_reid_dataset("mvb", baggage)
+    monkeypatch.setattr(train_reid.reid, "load_reid_dataset", lambda *_: whole._replace(query=[], gallery=[]))
+    options = [
+        *SMALL,
+        "--dataset",
+        "vehiclex",
+        "--data",
+        baggage,
+        "--output",
+        tmp_path,
+        "--name",
+        "cars",
+        "--epochs",
+        1,
+    ]
+    code, said, err = run(train_reid, *options)
+    assert code == 0 and "trains without evaluation" in said, err
+    assert (tmp_path / "cars" / "last.pth").exists() and not (tmp_path / "cars" / "rank_list.png").exists()
+
+
+def test_what_a_resumed_run_changes_is_said_and_a_refused_one_leaves_the_run_as_it_was(run, baggage, tmp_path):
+    options = [*SMALL, "--dataset", "mvb", "--data", baggage, "--output", tmp_path, "--name", "bags", "--epochs", 1]
+    assert run(train_reid, *options)[0] == 0
+    before = (tmp_path / "bags" / "args.json").read_bytes()
+    assert "without averaged weights" in refused(run, *options, "--resume", "--ema", 0.9)
+    assert (tmp_path / "bags" / "args.json").read_bytes() == before
+    code, said, _ = run(train_reid, *options, "--epochs", 2, "--seed", 5, "--resume")
+    assert code == 0 and "seed 0 -> 5" in said
 
 
 def test_frozen_backbone_stays_and_then_learns(run, baggage, tmp_path):

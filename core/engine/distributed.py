@@ -11,6 +11,7 @@ Tested with gloo on CPU. The NCCL paths are written after the documentation of t
 
 import contextlib
 import functools
+import inspect
 import logging
 import os
 import sys
@@ -59,7 +60,8 @@ def setup(device: str | None = None, timeout_minutes: float = 10) -> torch.devic
     chosen = _choose_device(device, processes=int(os.environ["WORLD_SIZE"]) if launched else 1)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    if launched and not dist.is_initialized():
+    # gloo doesn't carry MPS tensors: torchrun with one process on a Mac is one process.
+    if launched and chosen.type != "mps" and not dist.is_initialized():
         timeout = timedelta(minutes=timeout_minutes)
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" and dist.is_nccl_available() else "gloo"
         # If NCCL hangs, its watchdog names rank and operation and ends the process: no CPU thread waits for the GPU.
@@ -375,7 +377,7 @@ def average_buffers(module: torch.nn.Module) -> None:
 def interleave(rows: torch.Tensor) -> torch.Tensor:
     """All N rows in order, out of the ranks' shares: rank r holds rows r, r + W, r + 2W, ... of them."""
     gathered = all_gather_variable(rows)  # (N, ...), one rank after the other
-    order = torch.cat([torch.arange(r, len(gathered), world_size()) for r in range(world_size())])
+    order = (torch.arange(len(gathered)) % world_size()).argsort(stable=True)
     return torch.empty_like(gathered).index_copy_(0, order.to(rows.device), gathered)
 
 
@@ -391,10 +393,14 @@ def on_main(function: Callable[[], Any]) -> Any:
 def wrap(network: torch.nn.Module, device: torch.device, compiled: bool = False) -> torch.nn.Module:
     """The network as training calls it: under DDP where there is a process group, compiled if asked for.
 
-    DDP listens to the parameters that want a gradient now: wrap anew after freezing or unfreezing. Each rank's
-    BatchNorm follows its own batches; `average_buffers` joins the statistics before an evaluation.
+    DDP listens to the parameters that want a gradient now: wrap anew after freezing or unfreezing. Buffers are not
+    exchanged in each step: every rank's BatchNorm follows its own batches until `average_buffers` joins them.
     """
     if dist.is_initialized():
-        ids = [device.index] if device.type == "cuda" else None
-        network = torch.nn.parallel.DistributedDataParallel(network, device_ids=ids)
+        ddp = torch.nn.parallel.DistributedDataParallel
+        # broadcast_buffers is called forward_sync_buffers in newer versions of torch.
+        renamed = "forward_sync_buffers" in inspect.signature(ddp).parameters
+        buffers = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        with collective("joining DDP"):
+            network = ddp(network, device_ids=[device.index] if device.type == "cuda" else None, **buffers)
     return torch.compile(network) if compiled else network

@@ -98,11 +98,12 @@ def build_scheduler(
     _require(step_size >= 1, f"step size is {step_size}: give at least 1 epoch")
     _require(0 < gamma < math.inf, f"gamma is {gamma}: give a number above 0")
     lr = optimizer.defaults["lr"]
-    _require(0 <= min_lr <= lr, f"lowest learning rate is {min_lr}: give 0 up to the learning rate, {lr}")
+    if schedule == "cosine":
+        _require(0 <= min_lr <= lr, f"--min-lr {min_lr:g} of the cosine is above --lr {lr:g}")
     decays = {
         "step": lambda epoch: step_factor(epoch, step_size, gamma),
         "multistep": lambda epoch: multistep_factor(epoch, milestones, gamma),
-        "cosine": lambda epoch: cosine_factor(epoch, epochs, warmup_epochs, min_lr / lr),
+        "cosine": lambda epoch: cosine_factor(epoch, epochs, warmup_epochs, min_lr / lr if lr else 0.0),
     }
     _require(schedule in decays, f"unknown schedule {schedule!r}: use one of {', '.join(SCHEDULES)}")
     decay = decays[schedule]

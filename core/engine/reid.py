@@ -3,9 +3,9 @@
 A script adds only what is its own. Everything here runs on one process or many; each rank ends with the same numbers.
 """
 
-import json
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
@@ -16,7 +16,7 @@ from core.data.reid_datasets import check_evaluation, check_training, default_pr
 from core.data.reid_images import ReIDImages, batches, collate, split_broken
 from core.data.samplers import KeyedBatches, PKSampler
 from core.data.samples import ReIDDataset, relabel
-from core.data.synthetic import make_synthetic_baggage
+from core.data.synthetic import MARKER, make_synthetic_baggage
 from core.data.transforms import IMAGENET_MEAN, IMAGENET_STD, build_transform
 from core.engine import distributed
 from core.engine.checkpoint import load_checkpoint
@@ -39,14 +39,16 @@ def load_data(args, say=print, training=False):
         if args.data is not None:
             raise InputError(f"--data {args.data} needs --dataset to say how the folder is laid out, e.g. folder")
         args.dataset = "synthetic"
-    args.data = args.data or str(Path("data") / args.dataset)
+    args.data = str(Path(args.data or Path("data") / args.dataset).expanduser())
     args.protocol = args.protocol or default_protocol(args.dataset)
     if args.dataset == "synthetic":
         with distributed.main_first():
-            make_synthetic_baggage(Path(args.data))
+            if not (Path(args.data) / MARKER).is_file():
+                say(f"rendering the synthetic baggage set into {args.data}, about half a minute")
+                make_synthetic_baggage(args.data)
     data = load_reid_dataset(args.dataset, args.data)
     if args.skip_broken:
-        data = _without_broken(data, say)
+        data = _without_broken(data, say, with_masks=training and args.mask_target == "instance")
     if training:
         check_training(data)
     if training and not data.query and not data.gallery:
@@ -58,16 +60,21 @@ def load_data(args, say=print, training=False):
     return data
 
 
-def _without_broken(data, say):
+def _without_broken(data, say, with_masks):
     """Rank 0 reads every picture once; what it can't read is named, counted and left out on all ranks."""
-    parts = {}
-    for name, samples in data._asdict().items():
-        parts[name], errors = distributed.on_main(lambda samples=samples: split_broken(samples))
-        for error in errors:
-            say(f"left out: {error}")
-        if errors:
-            say(f"--skip-broken: {len(errors)} of {len(samples)} {name} pictures left out")
-    return ReIDDataset(**{**parts, "train": relabel(parts["train"])})  # an identity may be gone
+    train = _readable("train", data.train, say, with_masks)
+    query = _readable("query", data.query, say)
+    gallery = query if data.gallery == data.query else _readable("gallery", data.gallery, say)
+    return ReIDDataset(relabel(train), query, gallery)  # an identity of train may be gone
+
+
+def _readable(name, samples, say, with_masks=False):
+    readable, errors = distributed.on_main(lambda: split_broken(samples, with_masks))
+    for error in errors:
+        say(f"left out: {error}")
+    if errors:
+        say(f"--skip-broken: {len(errors)} of {len(samples)} {name} pictures left out")
+    return readable
 
 
 def describe(data):
@@ -79,7 +86,7 @@ def describe(data):
     return ", ".join(parts)
 
 
-def build_train_loader(args, data):
+def build_train_loader(args, data, device):
     """PK batches of augmented pictures; `loader.batch_sampler.set_epoch` starts an epoch."""
     sampler = PKSampler(
         [sample.id for sample in data.train],
@@ -108,12 +115,12 @@ def build_train_loader(args, data):
         # A loader draws seeds for its workers, more of them in its first epoch: not from the stream of dropout.
         generator=torch.Generator(),
         persistent_workers=args.workers > 0,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=device.type == "cuda",
         collate_fn=collate,
     )
 
 
-def build_eval_loader(args, samples):
+def build_eval_loader(args, samples, device):
     """This rank's share of `samples`, every world_size-th picture, without augmentation."""
     images = ReIDImages(samples, build_transform(args.height, args.width, training=False))
     return DataLoader(
@@ -122,7 +129,7 @@ def build_eval_loader(args, samples):
         sampler=range(distributed.rank(), len(samples), distributed.world_size()),
         num_workers=args.workers,
         persistent_workers=args.workers > 0,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=device.type == "cuda",
         collate_fn=collate,
     )
 
@@ -165,17 +172,18 @@ def train_one_epoch(model, loss, loader, updater, *, epoch, seed, device, amp="o
         pictures = updater.to_device(batch["image"])  # (B, 3, H, W)
         labels = batch["id"].to(device)  # (B,)
         targets = make_targets(batch) if make_targets else None
-        with updater.accumulating(model, step, len(loader)):
-            with autocast(device, amp):
+        with updater.batch(model, step, len(loader)) as backward:
+            with autocast(device, amp), distributed.collective("forward"):
                 output = model(pictures)
             parts = loss(output, labels, targets)
             means = _checked_means(parts, batch["path"], epoch, step)
-            updater.backward(sum(parts.values()))
+            backward(sum(parts.values()))
         for name, value in means.items():
             sums[name] = sums.get(name, 0.0) + value
         images += len(labels)
         bar.set_postfix(loss=f"{sum(means.values()):.3f}")
-    distributed.average_buffers(model)
+    for network in {model, updater.averaged}:
+        distributed.average_buffers(network)
     seconds = time.perf_counter() - start
     parts = {name: value / len(loader) for name, value in sums.items()}
     return {
@@ -223,10 +231,10 @@ def extract_features(model, loader, device, *, amp="off", flip=False, descriptio
     return distributed.interleave(torch.cat(features))
 
 
-def query_gallery_loaders(args, data):
+def query_gallery_loaders(args, data, device):
     """One loader each; the same one where a set is both (VehicleID), so that it is embedded once."""
-    query = build_eval_loader(args, data.query)
-    return query, query if data.gallery == data.query else build_eval_loader(args, data.gallery)
+    query = build_eval_loader(args, data.query, device)
+    return query, query if data.gallery == data.query else build_eval_loader(args, data.gallery, device)
 
 
 def extract_query_gallery(model, loaders, device, **how):
@@ -266,12 +274,20 @@ def labels(samples):
     return torch.tensor([s.id for s in samples]), torch.tensor([s.camera for s in samples])
 
 
+class Evaluation(NamedTuple):
+    """metrics: as `metrics` gives them. query (Q, D), gallery (G, D): the embeddings behind them."""
+
+    metrics: dict
+    query: torch.Tensor
+    gallery: torch.Tensor
+
+
 def evaluate(network, loaders, data, args, device):
-    """Metrics of a network under `args.protocol` and `args.distance`, the same on every rank; {} without queries."""
+    """Evaluation under `args.protocol` and `args.distance`, the same on every rank; None where there are no queries."""
     if not data.query:
-        return {}
+        return None
     query, gallery = extract_query_gallery(network, loaders, device, amp=args.amp)
-    return metrics(rank_embeddings(query, gallery, data, args.protocol, args.distance))
+    return Evaluation(metrics(rank_embeddings(query, gallery, data, args.protocol, args.distance)), query, gallery)
 
 
 def metrics(result):
@@ -289,7 +305,7 @@ def checkpoint_state(epoch, best, network, network_options, loss, updater, args,
         "model": network.state_dict(),
         "loss": loss.state_dict(),
         **updater.state_dict(),
-        "args": json.loads(json.dumps(vars(args))),
+        "args": {**vars(args), "data": str(Path(args.data).absolute())},
         "network": network_options,
         "input_size": [args.height, args.width],
         "normalisation": {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
@@ -308,6 +324,23 @@ def restore(state, path, network, network_options, loss, updater):
     except (KeyError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"can't continue from {path}: {reason}; give the options it was started with") from error
+
+
+WITHOUT_EFFECT = {"name", "output", "resume", "data", "workers", "device", "timeout", "eval_every", "eval_batch_size"}
+WITHOUT_EFFECT |= {"epochs", "tensorboard", "wandb", "skip_broken", "recipe", "compile"}
+
+
+def changed_options(saved, args):
+    """One line that names the options of a resumed run that are not as they were; None where all are.
+
+    The optimiser goes on with its saved settings; everything else follows the new options.
+    """
+    changed = [
+        f"{key} {saved[key]} -> {value}"
+        for key, value in vars(args).items()
+        if key in saved and key not in WITHOUT_EFFECT and saved[key] != value
+    ]
+    return f"not as in the checkpoint (lr and weight decay stay as saved): {', '.join(changed)}" if changed else None
 
 
 def check_same_network(state, path, network_options):

@@ -1,12 +1,14 @@
 """From a loss to new weights: mixed precision, accumulation, clipping, averaged weights; flags of one step."""
 
 import contextlib
+import os
 
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from core.engine import distributed
 from core.engine.optim import build_optimizer, build_scheduler
+from core.errors import InputError
 
 AMP_TYPES = {"off": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -22,6 +24,8 @@ def seed_everything(seed, deterministic=False):
     Operators without a deterministic kernel warn instead of stopping the run.
     """
     torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at the first CUDA call
     torch.backends.cudnn.benchmark = not deterministic
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
@@ -38,6 +42,8 @@ def freeze(network, part, frozen, batch_norm=False):
     """
     for parameter in part.parameters():
         parameter.requires_grad_(not frozen)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise InputError("--freeze-epochs leaves nothing to learn: the loss trains no part but the frozen backbone")
     kept = [m for m in network.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)] if batch_norm else []
     return [*kept, part] if frozen else kept
 
@@ -93,24 +99,26 @@ class Updater:
         return images.to(self.device, non_blocking=True, memory_format=self.memory_format)
 
     @contextlib.contextmanager
-    def accumulating(self, model, step, steps):
-        """One batch of an epoch of `steps`: gradients add up, and the last batch of each group updates the weights.
+    def batch(self, model, step, steps):
+        """One batch of an epoch of `steps`; yields the function that takes the loss backward.
 
-        The last group of an epoch may be smaller; each group counts with the mean of its batches. DDP exchanges
-        gradients only in the batch that updates.
+        Gradients add up, and the last batch of each group updates the weights. The last group of an epoch may be
+        smaller; each group counts with the mean of its batches. DDP exchanges gradients only in the batch that
+        updates.
         """
         group_start = step - step % self.accumulate
-        self._group_size = min(self.accumulate, steps - group_start)
-        updates = step == group_start + self._group_size - 1
+        group_size = min(self.accumulate, steps - group_start)
+        updates = step == group_start + group_size - 1
+
+        def backward(loss):
+            with distributed.collective("gradients"):
+                self.scaler.scale(loss / group_size).backward()
+
         no_sync = getattr(model, "no_sync", None)
         with no_sync() if no_sync and not updates else contextlib.nullcontext():
-            yield
+            yield backward
         if updates:
             self._update()
-
-    def backward(self, loss):
-        with distributed.collective("gradients"):
-            self.scaler.scale(loss / self._group_size).backward()
 
     def _update(self):
         distributed.average_gradients(self.loss.parameters())
@@ -142,5 +150,7 @@ class Updater:
             optimizer.load_state_dict(saved)
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
-        if self.ema and state["ema"]:
+        if bool(self.ema) != bool(state["ema"]):
+            raise ValueError(f"it was saved {'with' if state['ema'] else 'without'} averaged weights (--ema)")
+        if self.ema:
             self.ema.load_state_dict(state["ema"])

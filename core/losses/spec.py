@@ -53,6 +53,11 @@ def needs_mask(spec):
     return any(name in MASK_LOSSES for _, name in parse_spec(spec))
 
 
+def needs_logits(spec):
+    """Does this specification ask for class scores (and so for a classifier)?"""
+    return any(name in IDENTITY_LOSSES for _, name in parse_spec(spec))
+
+
 def build_loss(
     spec,
     num_classes,

@@ -10,6 +10,10 @@ from core.layers.pooling import POOLINGS, build_pooling
 from core.models.resnet import RESNETS
 
 MASK_SUFFIX = "_with_mask"
+
+# A deep network that starts without weights learns nothing in its first minutes unless its blocks start as the identity
+# (Goyal et al. 2017). Shallow ones need no help, and their random features generalise better without it.
+SHALLOW = ("resnet18", "resnet34")
 NECKS = ("bnneck", "none")
 
 
@@ -119,7 +123,7 @@ def build_reid_model(
     if with_mask is None:
         with_mask = backbone.endswith(MASK_SUFFIX)
     return ReIDModel(
-        RESNETS[name](num_classes=0, last_stride=last_stride),
+        RESNETS[name](num_classes=0, last_stride=last_stride, zero_init_residual=name not in SHALLOW),
         num_classes,
         build_pooling(pooling),
         neck,

@@ -26,8 +26,8 @@ def make(spec="cross_entropy", **changes):
 def run(updater, network, losses):
     """One epoch in which batch i has the loss losses[i](network)."""
     for step, loss in enumerate(losses):
-        with updater.accumulating(network, step, len(losses)):
-            updater.backward(loss(network))
+        with updater.batch(network, step, len(losses)) as backward:
+            backward(loss(network))
 
 
 def mean_of(inputs):
@@ -88,8 +88,8 @@ def test_centers_move_at_their_own_rate_whatever_the_weight_of_their_loss(weight
         centers.zero_()
     features = torch.tensor([[2.0, 0.0]])
     output = ReIDOutput(features, [features], [], None)
-    with updater.accumulating(network, 0, 1):
-        updater.backward(sum(updater.loss(output, torch.tensor([0])).values()) + 0 * network.weight.sum())
+    with updater.batch(network, 0, 1) as backward:
+        backward(sum(updater.loss(output, torch.tensor([0])).values()) + 0 * network.weight.sum())
     unit = build_loss("center", num_classes=2, feature_dim=2)
     with torch.no_grad():
         next(unit.parameters()).zero_()
