@@ -22,8 +22,9 @@ import torch
 from torch.nn import functional as F
 
 from core.engine import distributed, options, reid, reid_pictures
-from core.engine.checkpoint import atomic_write, make_folder, open_run
+from core.engine.checkpoint import open_run
 from core.errors import InputError
+from core.files import atomic_write, make_folder
 from core.models.reid import ReIDOutput
 from core.retrieval.expansion import expand_queries
 from core.retrieval.ranking import evaluate_ranking
@@ -68,10 +69,7 @@ def get_parser():
         "--rank-list", type=options.non_negative_int, default=8, help="queries on the sheet; 0: no sheet"
     )
     group.add_argument("--output", help="folder for the results")
-    group = parser.add_argument_group("run")
-    group.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
-    group.add_argument("--amp", choices=["off", "fp16", "bf16"], default="off", help="mixed precision")
-    group.add_argument("--timeout", type=options.non_negative_float, default=10.0, help="minutes until a hung run ends")
+    options.add_device_options(parser)
     return parser
 
 

@@ -19,7 +19,7 @@ import torch
 
 from core.engine import distributed, options, reid, reid_pictures
 from core.engine.checkpoint import load_checkpoint, open_run, save_run
-from core.engine.logger import RunLog
+from core.engine.logger import RunLog, check_loggers
 from core.engine.updater import Updater, freeze, seed_everything
 from core.errors import InputError
 from core.losses.spec import build_loss, needs_logits, needs_mask
@@ -182,28 +182,17 @@ def mask_target_maker(args, images, device, say):
     return lambda batch: reid.target_masks(batch, args.mask_target, args.mask_size, args.sigma_ratio, device)
 
 
-def announce(log, args, data, resumed, notes):
+def announce(say, args, data):
     """What is about to happen, so that a person can stop a run that is not the one they meant."""
-    if args.recipe == "quick":
-        log.say(
-            "recipe quick: small pictures and few epochs, for a whole run in minutes; --dataset and --data name your "
-            "own pictures, --recipe bot or suitcase trains in earnest"
-        )
-    if resumed:
-        log.say(f"continuing from {resumed}")
-    elif args.resume:
-        log.say(f"--resume: no checkpoint of {args.name} under {args.output}, starting afresh")
-    log.say(f"data: {args.dataset} in {args.data}: {reid.describe(data)}; protocol {args.protocol}")
+    say(f"data: {args.dataset} in {args.data}: {reid.describe(data)}; protocol {args.protocol}")
     processes, batch = distributed.world_size(), args.ids_per_batch * args.images_per_id
-    log.say(
+    say(
         f"batch: {args.ids_per_batch} identities x {args.images_per_id} pictures x {processes} processes "
         f"x {args.accumulate} batches an update = {batch * processes * args.accumulate} pictures"
     )
     if args.recipe == "suitcase" and not args.backbone.endswith("_with_mask"):
-        log.say(f"recipe suitcase learns masks too, with --backbone {args.backbone}_with_mask")
-    log.say(f"network: {args.backbone}; loss: {args.loss}; run folder: {log.folder}")
-    for note in filter(None, notes):
-        log.say(note)
+        say(f"recipe suitcase learns masks too, with --backbone {args.backbone}_with_mask")
+    say(f"network: {args.backbone}; loss: {args.loss}")
 
 
 def draw_results(folder, network, evaluation, images, data, args, device):
@@ -224,25 +213,40 @@ def main(args):
         raise InputError(f"--sync-batch-norm works on CUDA alone, this run is on {device.type}")
     args.loss = args.loss or "+".join(LOSSES[args.recipe][: 1 + args.backbone.endswith("_with_mask")])
 
-    notes = []  # for the log of the run folder, which is made once everything that can be wrong was right
-    data = reid.load_data(args, notes.append, training=True)
+    said = []  # also for the log of the run folder, which is made once everything that can be wrong was right
+
+    def say(text):
+        said.append(text)
+        if distributed.is_main():
+            print(text, flush=True)
+
+    if args.recipe == "quick":
+        say(
+            "recipe quick: small pictures and few epochs, for a whole run in minutes; --dataset and --data name your "
+            "own pictures, --recipe bot or suitcase trains in earnest"
+        )
+    data = reid.load_data(args, say, training=True)
+    announce(say, args, data)
     train_loader = reid.build_train_loader(args, data, device)
     eval_loaders = reid.query_gallery_loaders(args, data, device)
-    network, loss, network_options = build_network(args, data, notes.append)
-    make_targets = mask_target_maker(args, train_loader.dataset, device, notes.append)
+    network, loss, network_options = build_network(args, data, say)
+    make_targets = mask_target_maker(args, train_loader.dataset, device, say)
     network, loss = network.to(device), loss.to(device)
     updater = Updater(network, loss, args, device)
 
     args.name = args.name or f"reid-{args.dataset}-{args.backbone}"
+    check_loggers(args)
     folder, resumed = open_run(args.output, args.name, args.resume)
     first_epoch, best = 1, -1.0
     if resumed:
         state = load_checkpoint(resumed, "reid")
         reid.restore(state, resumed, network, network_options, loss, updater)
         first_epoch, best = state["epoch"] + 1, state["best"]
-        notes.append(reid.changed_options(state["args"], args))
-    log = RunLog(folder, args, resume_epoch=first_epoch - 1 if resumed else None)
-    announce(log, args, data, resumed, notes)
+        say(f"continuing from {resumed} after epoch {state['epoch']}{reid.changed_options(state['args'], args)}")
+    elif args.resume:
+        say(f"--resume: no checkpoint of {args.name} under {args.output}, starting afresh")
+    say(f"run folder: {folder}")
+    log = RunLog(folder, args, said, resume_epoch=first_epoch - 1 if resumed else None)
 
     evaluation = None
     if not resumed:

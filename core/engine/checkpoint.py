@@ -12,7 +12,7 @@ import torch
 
 from core.engine import distributed
 from core.errors import InputError
-from core.files import atomic_write, make_folder, sync_folder  # noqa: F401 (make_folder for those who import it here)
+from core.files import atomic_write, sync_folder
 from core.models.weights import load_file
 
 # What a checkpoint of each kind must hold for its network to be used; what only training needs is checked there.

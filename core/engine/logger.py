@@ -23,10 +23,11 @@ class RunLog:
         folder: run folder, made by `open_run`.
         args: the options, written to args.json with the versions of torch and CUDA. With `args.tensorboard` and
             `args.wandb` the numbers go there, too; those packages are imported only then.
+        said: lines that were printed before there was a folder; they begin train.log.
         resume_epoch: lines of log.csv after this epoch are dropped, since the run repeats them. None: a new run.
     """
 
-    def __init__(self, folder, args, *, resume_epoch=None):
+    def __init__(self, folder, args, said=(), *, resume_epoch=None):
         self.folder = Path(folder)
         self.active = distributed.is_main()
         self.rows = []
@@ -38,6 +39,8 @@ class RunLog:
                 self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= resume_epoch]
         versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "cuda": torch.version.cuda}
         self._write("args.json", json.dumps({**vars(args), "versions": versions}, indent=2, default=str) + "\n")
+        for text in said:
+            self._keep(text)
         tensorboard, self.wandb = _import_loggers(args)
         if tensorboard:
             self.tensorboard = tensorboard.SummaryWriter(str(self.folder))
@@ -46,9 +49,11 @@ class RunLog:
 
     def say(self, text):
         """Print a line and keep it in train.log. Raises InputError where the disk is full."""
-        if not self.active:
-            return
-        print(text, flush=True)
+        if self.active:
+            print(text, flush=True)
+            self._keep(text)
+
+    def _keep(self, text):
         path = self.folder / "train.log"
         try:
             with open(path, "a", encoding="utf-8") as file:

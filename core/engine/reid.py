@@ -331,7 +331,7 @@ WITHOUT_EFFECT |= {"epochs", "tensorboard", "wandb", "skip_broken", "recipe", "c
 
 
 def changed_options(saved, args):
-    """One line that names the options of a resumed run that are not as they were; None where all are.
+    """What a resumed run has otherwise than its checkpoint, for the line that says that it goes on; "" if nothing.
 
     The optimiser goes on with its saved settings; everything else follows the new options.
     """
@@ -340,7 +340,7 @@ def changed_options(saved, args):
         for key, value in vars(args).items()
         if key in saved and key not in WITHOUT_EFFECT and saved[key] != value
     ]
-    return f"not as in the checkpoint (lr and weight decay stay as saved): {', '.join(changed)}" if changed else None
+    return f"; changed (lr and weight decay stay as saved): {', '.join(changed)}" if changed else ""
 
 
 def check_same_network(state, path, network_options):
