@@ -33,7 +33,7 @@ RECIPES = {
         "height": 256, "width": 128, "ids_per_batch": 16, "images_per_id": 4, "pooling": "avg",
         "optimizer": "adam", "lr": 3.5e-4, "weight_decay": 5e-4, "epochs": 120, "schedule": "multistep",
         "milestones": [40, 70], "gamma": 0.1, "warmup_epochs": 10, "warmup_factor": 0.01,
-        "label_smoothing": 0.1, "margin": 0.3, "flip": 0.5, "pad": 10, "erasing": 0.5,
+        "label_smoothing": 0.1, "margin": 0.3, "flip": 0.5, "pad": 10, "erasing": 0.5, "mask_target": "gaussian",
     },
     # The suitcase fork of OpenUnReID on MVB.
     "suitcase": {
@@ -41,14 +41,14 @@ RECIPES = {
         "optimizer": "adam", "lr": 5e-4, "weight_decay": 5e-4, "epochs": 100, "iterations_per_epoch": 200,
         "schedule": "cosine", "min_lr": 5e-5, "label_smoothing": 0.1,
         "flip": 0.5, "pad": 10, "autoaugment": True, "blur": 0.3, "erasing": 0.7,
-        "sigma_ratio": 0.1, "mask_threshold": 0.1,
+        "mask_target": "gaussian", "sigma_ratio": 0.1, "mask_threshold": 0.1,
     },
     # Small pictures and few epochs: the whole run in minutes on two CPU cores.
     "quick": {
         "height": 64, "width": 64, "ids_per_batch": 8, "images_per_id": 4, "pooling": "avg",
         "optimizer": "adam", "lr": 5e-4, "weight_decay": 5e-4, "epochs": 8, "schedule": "cosine", "min_lr": 1e-5,
         "warmup_epochs": 1, "warmup_factor": 0.1, "label_smoothing": 0.1, "margin": 0.3,
-        "flip": 0.5, "pad": 4, "erasing": 0.3, "mask_target": "box",
+        "flip": 0.5, "pad": 4, "erasing": 0.3,
     },
 }  # fmt: skip
 
@@ -111,8 +111,8 @@ def get_parser():
     group.add_argument(
         "--mask-target",
         choices=["gaussian", "box", "instance"],
-        default="gaussian",
-        help="gaussian and box are made from the object's box, instance is its true mask where the data has one",
+        help="gaussian and box are made from the object's box, instance is its true mask (default: instance where "
+        "every training picture has a mask, else gaussian)",
     )
     group.add_argument("--mask-loss", choices=["mse", "l1", "smooth_l1"], default="mse", help="kind of gaussian_mask")
     group.add_argument("--sigma-ratio", type=options.non_negative_float, default=0.1, help="sigma / side of the box")
@@ -173,9 +173,17 @@ def build_network(args, data, say):
     return network, loss, network_options
 
 
+def settle_mask_target(args, data):
+    """What the masks are regressed on; None where no loss in the sum regresses masks, so that none are read."""
+    if not needs_mask(args.loss):
+        return None
+    has_masks = all(sample.mask is not None for sample in data.train)
+    return args.mask_target or ("instance" if has_masks else "gaussian")
+
+
 def mask_target_maker(args, images, device, say):
     """Function: batch -> target masks (None if no loss wants them); says once where the boxes behind them come from."""
-    if not needs_mask(args.loss):
+    if args.mask_target is None:
         return None
     if args.mask_target != "instance" and not images.has_boxes:
         say("the data has no boxes: the mask target is made from the centre of each picture")
@@ -192,7 +200,8 @@ def announce(say, args, data):
     )
     if args.recipe == "suitcase" and not args.backbone.endswith("_with_mask"):
         say(f"recipe suitcase learns masks too, with --backbone {args.backbone}_with_mask")
-    say(f"network: {args.backbone}; loss: {args.loss}")
+    target = f", mask target {args.mask_target}" if args.mask_target else ""
+    say(f"network: {args.backbone}; loss: {args.loss}{target}")
 
 
 def draw_results(folder, network, evaluation, images, data, args, device):
@@ -226,6 +235,7 @@ def main(args):
             "own pictures, --recipe bot or suitcase trains in earnest"
         )
     data = reid.load_data(args, say, training=True)
+    args.mask_target = settle_mask_target(args, data)
     announce(say, args, data)
     train_loader = reid.build_train_loader(args, data, device)
     eval_loaders = reid.query_gallery_loaders(args, data, device)

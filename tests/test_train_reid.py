@@ -77,6 +77,7 @@ def test_the_readme_command_in_small(baggage, tmp_path):
     assert said.count("epoch   ") == 3 and "recipe quick" in said
     assert (folder / "train.log").read_text() in said
     args = json.loads((folder / "args.json").read_text())
+    assert args["mask_target"] == "instance"  # every training picture has a mask
     assert args["recipe"] == "quick" and args["epochs"] == 2 and args["versions"]["torch"] == torch.__version__
     state = load_checkpoint(folder / "best.pth", "reid")
     assert state["input_size"] == [32, 32] and len(state["identities"]) == 6 and state["network"]["with_mask"]
@@ -275,6 +276,14 @@ def test_no_decoder_without_a_mask_loss(run, baggage, tmp_path):
     assert code == 0 and "no mask decoder is built" in said
     assert not any("mask_decoder" in key for key in load_checkpoint(tmp_path / "bags" / "last.pth")["model"])
     assert not (tmp_path / "bags" / "masks.png").exists()
+
+
+def test_masks_are_regressed_on_gaussians_where_the_data_has_none(run, shared_data, tmp_path):
+    data = ["--dataset", "market1501", "--data", shared_data / "coil20_reid", "--recipe", "quick", "--output", tmp_path]
+    options = [*SMALL, *data, "--backbone", "resnet18_with_mask", "--iterations-per-epoch", 1, "--epochs", 1]
+    code, said, err = run(train_reid, *options, "--mask-size", 16, 16)
+    assert code == 0, err
+    assert "mask target gaussian" in said and said.count("the data has no boxes") == 1
 
 
 def test_weights_that_cannot_be_had_are_one_warning(run, baggage, tmp_path, monkeypatch):

@@ -182,8 +182,9 @@ def train_one_epoch(model, loss, loader, updater, *, epoch, seed, device, amp="o
             sums[name] = sums.get(name, 0.0) + value
         images += len(labels)
         bar.set_postfix(loss=f"{sum(means.values()):.3f}")
-    for network in {model, updater.averaged}:
-        distributed.average_buffers(network)
+    distributed.average_buffers(model)
+    if updater.ema:
+        distributed.average_buffers(updater.ema)
     seconds = time.perf_counter() - start
     parts = {name: value / len(loader) for name, value in sums.items()}
     return {
