@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -58,6 +59,16 @@ def baggage(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "baggage"
     sizes = {"train_identities": 6, "test_identities": 3, "gallery_views": 2, "probe_views": 2}
     return make_synthetic_baggage(root, train_scenes=1, val_scenes=1, progress=False, **sizes)
+
+
+@pytest.fixture
+def one_camera(shared_data, tmp_path):
+    """Folder with the pictures of COIL-20 that its first camera took: the market1501 protocol leaves no valid query."""
+    for part in ("bounding_box_train", "query", "bounding_box_test"):
+        (tmp_path / "data" / part).mkdir(parents=True)
+        for path in (shared_data / "coil20_reid" / part).glob("*_c1s1_*"):
+            shutil.copy(path, tmp_path / "data" / part)
+    return tmp_path / "data"
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from PIL import Image
 
 import evaluate
 import train_reid
-from core.data.images import list_images
 from core.data.reid_datasets import load_reid_dataset
 from core.engine import options, reid
 from core.engine.checkpoint import load_checkpoint
@@ -330,14 +329,8 @@ def test_data_that_has_moved_since_the_training(run, trained, baggage, tmp_path)
     assert str(tmp_path / "moved") in refused(run, tmp_path / "old.pth")
 
 
-def test_only_one_camera(run, shared_data, tmp_path):
-    data = tmp_path / "data"
-    for part in ("bounding_box_train", "query", "bounding_box_test"):
-        (data / part).mkdir(parents=True)
-        for path in list_images(shared_data / "coil20_reid" / part):
-            if "_c1s1_" in Path(path).name:
-                shutil.copy(path, data / part)
-    options = [*RAW, "--dataset", "market1501", "--data", data, "--output", tmp_path / "results"]
+def test_only_one_camera(run, one_camera, tmp_path):
+    options = [*RAW, "--dataset", "market1501", "--data", one_camera, "--output", tmp_path / "results"]
     assert "--protocol no_camera" in refused(run, *options)
     code, _, err = run(evaluate, *options, "--protocol", "no_camera", "--rank-list", 0)
     assert code == 0, err

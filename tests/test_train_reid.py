@@ -364,16 +364,10 @@ def test_an_identity_with_one_picture_is_trained_on(run, tmp_path):
     assert code == 0, err
 
 
-def test_one_camera_and_an_absent_identity(run, shared_data, tmp_path):
-    data = tmp_path / "data"
-    for part in ("bounding_box_train", "query", "bounding_box_test"):
-        (data / part).mkdir(parents=True)
-        for path in list_images(shared_data / "coil20_reid" / part):
-            if "_c1s1_" in Path(path).name:
-                shutil.copy(path, data / part)
-    options = ["--dataset", "market1501", "--data", data, "--output", tmp_path / "runs"]
+def test_one_camera_and_an_absent_identity(run, one_camera, tmp_path):
+    options = ["--dataset", "market1501", "--data", one_camera, "--output", tmp_path / "runs"]
     assert "--protocol no_camera" in refused(run, *options)
-    for path in list_images(data / "query"):
+    for path in list_images(one_camera / "query"):
         Path(path).rename(Path(path).with_name("9" + Path(path).name[1:]))
     assert "identity of the gallery" in refused(run, *options, "--protocol", "no_camera")
 
