@@ -152,7 +152,7 @@ def test_optimizers_by_hand():
         (lambda: make(math.nan), "learning rate"),
         (lambda: build_scheduler(make(), "linear", epochs=5), "unknown schedule 'linear'.*step, multistep, cosine"),
         (lambda: build_scheduler(make(), "cosine", epochs=0), "epochs"),
-        (lambda: build_scheduler(make(), "cosine", epochs=5, min_lr=2.0), "lowest learning rate"),
+        (lambda: build_scheduler(make(), "cosine", epochs=5, min_lr=2.0), "--min-lr 2 of the cosine is above --lr 1"),
         (lambda: build_scheduler(make(), "cosine", epochs=5, warmup_epochs=-1), "warm-up epochs"),
         (lambda: build_scheduler(make(), "cosine", epochs=5, warmup_factor=1.5), "warm-up starts"),
         (lambda: build_scheduler(make(), "step", epochs=5, step_size=0), "step size"),
