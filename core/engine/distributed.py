@@ -240,7 +240,7 @@ def main_first(timeout_minutes: float = 60) -> Iterator[None]:
     if is_main():
         try:
             yield
-        except BaseException as error:
+        except BaseException as error:  # nothing is caught for good: the others are told, then it goes on its way
             kind = "input" if isinstance(error, InputError) else "failed"
             _group.store.set(key, f"{kind} {error or type(error).__name__}")
             raise
