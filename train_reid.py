@@ -22,8 +22,10 @@ from core.engine.checkpoint import load_checkpoint, open_run, save_run
 from core.engine.logger import RunLog, check_loggers
 from core.engine.updater import Updater, freeze, seed_everything
 from core.errors import InputError
+from core.layers.pooling import POOLINGS
+from core.losses.mask import REGRESSIONS
 from core.losses.spec import build_loss, needs_logits, needs_mask
-from core.models.reid import build_reid_model
+from core.models.reid import NECKS, build_reid_model
 from core.models.weights import load_weights
 
 RECIPES = {
@@ -83,8 +85,8 @@ def get_parser():
         help="resnet18, 34, 50, 101, 152, resnet50_ibn_a, resnet101_ibn_a, and any of them with _with_mask",
     )
     group.add_argument("--last-stride", type=int, choices=[1, 2], default=1, help="stride of stage 4")
-    group.add_argument("--pooling", choices=["avg", "max", "gem"], default="avg", help="of stage 4")
-    group.add_argument("--neck", choices=["bnneck", "none"], default="bnneck", help="between embedding and classifier")
+    group.add_argument("--pooling", choices=list(POOLINGS), default="avg", help="of stage 4")
+    group.add_argument("--neck", choices=NECKS, default="bnneck", help="between embedding and classifier")
     group.add_argument("--dropout", type=options.fraction, default=0.0, help="before the classifier")
     group.add_argument(
         "--embedding-dim", type=options.non_negative_int, default=0, help="reduce the embedding; 0: as wide as stage 4"
@@ -114,8 +116,8 @@ def get_parser():
         help="gaussian and box are made from the object's box, instance is its true mask (default: instance where "
         "every training picture has a mask, else gaussian)",
     )
-    group.add_argument("--mask-loss", choices=["mse", "l1", "smooth_l1"], default="mse", help="kind of gaussian_mask")
-    group.add_argument("--sigma-ratio", type=options.non_negative_float, default=0.1, help="sigma / side of the box")
+    group.add_argument("--mask-loss", choices=list(REGRESSIONS), default="mse", help="kind of gaussian_mask")
+    group.add_argument("--sigma-ratio", type=options.positive_float, default=0.1, help="sigma / side of the box")
     group.add_argument(
         "--mask-threshold", type=options.fraction, default=0.0, help="gaussian_mask counts pixels from this target on"
     )

@@ -322,6 +322,7 @@ def refused(run, *arguments):
         (["--resume", "no/such/file.pth"], "no such file"),
         (["--ids-per-batch", "7"], "set --ids-per-batch to 6"),
         (["--device", "tpu"], "unknown device 'tpu'"),
+        (["--sigma-ratio", "0"], "argument --sigma-ratio: '0' is not a finite number above 0"),
     ],
 )
 def test_bad_options_are_one_line(run, baggage, tmp_path, arguments, said):
