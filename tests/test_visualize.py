@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from core import visualize
@@ -98,7 +99,7 @@ def test_a_sheet_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
         draw(tmp_path / "sheet.png")
         before = (tmp_path / "sheet.png").read_bytes()
         with monkeypatch.context() as patch:
-            patch.setattr(visualize.Figure, "savefig", save)
+            patch.setattr(Figure, "savefig", save)
             with pytest.raises(InputError, match="sheet.png: No space left on device"):
                 draw(tmp_path / "sheet.png")
         assert (tmp_path / "sheet.png").read_bytes() == before

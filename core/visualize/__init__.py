@@ -1,0 +1,23 @@
+"""Picture sheets and curves: whom the network finds, where it looks, what it is shown, how training goes.
+
+Every function writes one PNG, whole or not at all (InputError where the disk is full), and keeps no state: figures are
+matplotlib's objects, without pyplot, without a display.
+Colours are those of Okabe and Ito (2008), which colour-blind people tell apart; where green and red mean right and
+wrong, the line and a sign say it as well. A sheet of nothing is a small sheet that says so.
+"""
+
+from core.visualize.curves import METRICS, curves
+from core.visualize.retrieval import RankRow, augmentation_sheet, mask_sheet, rank_list_sheet
+from core.visualize.sheet import GAP, MARGIN, PALETTE
+
+__all__ = [
+    "GAP",
+    "MARGIN",
+    "METRICS",
+    "PALETTE",
+    "RankRow",
+    "augmentation_sheet",
+    "curves",
+    "mask_sheet",
+    "rank_list_sheet",
+]

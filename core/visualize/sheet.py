@@ -1,0 +1,94 @@
+"""A page of pictures, frames and text, and what every sheet shares: its colours, its measures, its way to the disk."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image, ImageOps
+
+from core.files import atomic_write
+
+DPI = 100
+GAP, MARGIN = 18, 28  # pixels between pictures, and around the sheet
+INK, FAINT = "#222222", "#767676"
+RIGHT, WRONG = "#1a9641", "#d7191c"
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+
+
+class Sheet:
+    """A page of pictures, frames and text, placed in pixels from the top left corner."""
+
+    def __init__(self, width: int, height: int):
+        self.size = (width, height)
+        self.pixels = np.full((height, width, 3), 255, np.uint8)
+        self.figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+        self.axes = self.figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+        self.axes.set_axis_off()
+
+    def picture(self, picture: Image.Image, left: int, top: int) -> None:
+        self.pixels[top : top + picture.height, left : left + picture.width] = np.asarray(picture)
+
+    def frame(self, left: float, top: float, width: float, height: float, color: str, line=1.0, style="solid") -> None:
+        """A frame whose line, `line` pixels wide, lies outside the rectangle."""
+        half = line / 2
+        self.axes.add_patch(
+            Rectangle(
+                (left - half, top - half),
+                width + line,
+                height + line,
+                fill=False,
+                edgecolor=color,
+                linewidth=line * 72 / DPI,
+                linestyle=style,
+                joinstyle="miter",
+                snap=False,
+            )
+        )
+
+    def text(self, left: float, top: float, text: str, size=8.5, color=INK, align="center", weight="normal") -> None:
+        # Names come from folders and files: a dollar sign in one is no formula.
+        self.axes.text(left, top, text, fontsize=size, color=color, ha=align, va="top", weight=weight, parse_math=False)
+
+    def save(self, path: str | Path) -> None:
+        width, height = self.size
+        self.axes.imshow(self.pixels, extent=(0, width, height, 0), aspect="auto", interpolation="nearest", zorder=0)
+        save_figure(self.figure, path)
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    FigureCanvasAgg(figure)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=DPI)
+
+
+def empty_sheet(path: str | Path, text: str) -> None:
+    sheet = Sheet(360, 90)
+    sheet.text(180, 38, text, size=11, color=FAINT)
+    sheet.save(path)
+
+
+def box_for(pictures: list[Image.Image], area: int) -> tuple[int, int]:
+    """Width and height of one box for all pictures: the middle one of their shapes, but no ribbon."""
+    aspect = float(np.clip(np.median([picture.width / picture.height for picture in pictures]), 0.45, 2.0))
+    return round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+
+
+def fit(picture: Image.Image, width: int, height: int) -> Image.Image:
+    """The whole picture, in its own shape, centred in a light grey box."""
+    return ImageOps.pad(picture, (width, height), Image.Resampling.LANCZOS, color=(240, 240, 240))
+
+
+def shorten(name: str, width: int) -> str:
+    """The name, cut to what fits under a picture of `width` pixels; its end tells more than its beginning."""
+    fits = max(4, int(width / 6.2))
+    return name if len(name) <= fits else "…" + name[1 - fits :]
+
+
+def to_pictures(images: torch.Tensor) -> list[Image.Image]:
+    """(B, 3, H, W) in [0, 1] -> PIL pictures."""
+    pixels = (images.detach().cpu().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)  # (B, H, W, 3)
+    return [Image.fromarray(picture) for picture in pixels.numpy()]
