@@ -24,6 +24,11 @@ def find(picture, color, tolerance=12):
     return np.nonzero((np.abs(picture - np.array(color)) <= tolerance).all(2))
 
 
+def rgb(color):
+    """'#0072B2' -> (0, 114, 178)."""
+    return tuple(int(color[i : i + 2], 16) for i in (1, 3, 5))
+
+
 @pytest.fixture
 def row(tmp_path):
     """A blue query and four grey matches of odd shapes, the first and last of them right."""
@@ -137,7 +142,7 @@ def test_augmentation_sheet_draws_box_and_mask_where_they_are(tmp_path):
     boxes = torch.tensor([[0.5, 0.25, 0.75, 0.5]]).repeat(3, 1)
     visualize.augmentation_sheet(tmp_path / "sheet.png", images, boxes, masks, columns=2)
     sheet = pixels(tmp_path / "sheet.png")
-    orange, blue = (tuple(int(color[i : i + 2], 16) for i in (1, 3, 5)) for color in visualize.PALETTE[4:6])
+    orange, blue = (rgb(color) for color in visualize.PALETTE[4:6])
     cell = sheet[visualize.MARGIN :, visualize.MARGIN :][:148, :148]
     for color, expected in ((orange, (0.25, 0.5, 0.5, 0.75)), (blue, (0.6, 0.8, 0.2, 0.4))):
         rows, columns = find(cell, color, 25)
@@ -164,14 +169,26 @@ def test_curves_read_log_csv_with_blanks(tmp_path):
     visualize.curves(tmp_path / "curves.png", tmp_path / "log.csv")
     full = pixels(tmp_path / "curves.png")
     assert full.shape[:2] == (460, 1500)
-    map_color = tuple(int(visualize.PALETTE[0][i : i + 2], 16) for i in (1, 3, 5))
-    rows, columns = find(full, map_color)
+    rows, columns = find(full, rgb(visualize.PALETTE[0]))
     panel = columns > 950
     assert panel.sum() > 200  # mAP is joined over the epoch that has none
     rows, columns = rows[panel], columns[panel]
     assert (
         rows[columns == columns.min()].mean() > rows[columns == columns.max()].mean() + 200
     )  # it rises by 70 of 104 %
+
+
+def test_curves_of_a_detection_run(tmp_path):
+    """Five losses and five of the 24 COCO numbers are drawn; the others are no parts of the loss."""
+    parts = dict.fromkeys(("classifier", "box_reg", "mask", "objectness", "rpn_box_reg"), 0.1)
+    numbers = {name: 0.01 * number for number, name in enumerate(visualize.COCO_COLUMNS)}
+    row = {"lr": 0.1, "loss": 0.5, **{f"loss_{name}": value for name, value in parts.items()}, **numbers}
+    visualize.curves(tmp_path / "curves.png", [{"epoch": epoch, **row} for epoch in (1, 2)])
+    full = pixels(tmp_path / "curves.png")
+    drawn = [[len(find(panel, rgb(color))[0]) > 10 for color in visualize.PALETTE] for panel in np.split(full, 3, 1)]
+    assert drawn[0][:5] == [True] * 5 and not any(drawn[0][5:])
+    assert not any(drawn[1][5:])
+    assert drawn[2][:3] == [True] * 3 and not any(drawn[2][3:])  # a number has one colour, dashed for boxes
 
 
 @pytest.mark.parametrize("log", [[{"epoch": 0, "mAP": 0.5}], [{"epoch": 1, "lr": 0.1, "loss": 2.0}]])

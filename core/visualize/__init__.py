@@ -6,15 +6,18 @@ Colours are those of Okabe and Ito (2008), which colour-blind people tell apart;
 wrong, the line and a sign say it as well. A sheet of nothing is a small sheet that says so.
 """
 
-from core.visualize.curves import METRICS, curves
+from core.visualize.curves import COCO_COLUMNS, DETECTION_METRICS, METRICS, RETRIEVAL_METRICS, curves
 from core.visualize.retrieval import RankRow, augmentation_sheet, mask_sheet, rank_list_sheet
 from core.visualize.sheet import GAP, MARGIN, PALETTE
 
 __all__ = [
+    "COCO_COLUMNS",
+    "DETECTION_METRICS",
     "GAP",
     "MARGIN",
     "METRICS",
     "PALETTE",
+    "RETRIEVAL_METRICS",
     "RankRow",
     "augmentation_sheet",
     "curves",

@@ -3,6 +3,7 @@
 import csv
 import math
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,29 @@ from matplotlib.ticker import MaxNLocator
 
 from core.visualize.sheet import DPI, FAINT, INK, PALETTE, empty_sheet, save_figure
 
-METRICS = {"mAP": "mAP", "mINP": "mINP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10"}
+RETRIEVAL_METRICS = {"mAP": "mAP", "mINP": "mINP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10"}
+DETECTION_METRICS = {
+    "mask_AP": "mask AP",
+    "mask_AP50": "mask AP50",
+    "mask_AP75": "mask AP75",
+    "box_AP": "box AP",
+    "box_AP50": "box AP50",
+}
+METRICS = RETRIEVAL_METRICS | DETECTION_METRICS  # what a person reads: drawn and said; log.csv may hold more
+# The twelve COCO numbers of masks and of boxes: the columns of log.csv that are no part of the loss.
+COCO_COLUMNS = tuple(
+    f"{kind}_{number}"
+    for kind in ("mask", "box")
+    for number in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+)
 
 
 def curves(path: str | Path, log: str | Path | Sequence[dict]) -> None:
-    """Loss and its parts, learning rate, and retrieval metrics over epochs.
+    """Loss and its parts, learning rate, and the metrics of retrieval or detection over epochs.
 
-    log: log.csv of a run, or its rows as dicts: epoch, lr, loss, any parts of the loss, images_per_second, and mAP,
-    mINP, rank1, rank5, rank10 as fractions. Blank fields are epochs at which a value was not measured.
+    log: log.csv of a run, or its rows as dicts: epoch, lr, loss, any parts of the loss, images_per_second, and the
+    metrics of `METRICS` as fractions. Blank fields are epochs at which a value was not measured; of the COCO numbers
+    those that `METRICS` doesn't name are not drawn.
     """
     if isinstance(log, (str, Path)):
         with open(log, newline="", encoding="utf-8") as file:
@@ -28,7 +44,8 @@ def curves(path: str | Path, log: str | Path | Sequence[dict]) -> None:
     names = list(dict.fromkeys(name for row in log for name in row))
     values = {name: np.array([_number(row.get(name)) for row in log]) for name in names}
     epochs = values.pop("epoch")
-    parts = [name for name in names if name not in {"epoch", "lr", "loss", "images_per_second", *METRICS}]
+    others = {"epoch", "lr", "loss", "images_per_second", *METRICS, *COCO_COLUMNS}
+    parts = [name for name in names if name not in others]
 
     figure = Figure(figsize=(15, 4.6), dpi=DPI, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12, wspace=0.04)
@@ -36,7 +53,8 @@ def curves(path: str | Path, log: str | Path | Sequence[dict]) -> None:
     _lines(loss_axes, epochs, {name: values[name] for name in ["loss", *parts] if name in values}, "loss")
     _lines(rate_axes, epochs, {"lr": values["lr"]} if "lr" in values else {}, "learning rate")
     shown = {label: 100 * values[name] for name, label in METRICS.items() if name in values}
-    _lines(metric_axes, epochs, shown, "retrieval (%)")
+    detects = any(name in values for name in (*DETECTION_METRICS, "loss_mask"))
+    _lines(metric_axes, epochs, shown, "detection (%)" if detects else "retrieval (%)")
     metric_axes.set_ylim(-2, 102)
     rate_axes.set_ylim(bottom=0)
     rate_axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:.1e}".replace("e-0", "e-") if rate else "0")
@@ -51,22 +69,25 @@ def _lines(axes, epochs: np.ndarray, lines: dict[str, np.ndarray], title: str) -
     axes.grid(axis="y", color="#e6e6e6")
     axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    colors = iter(PALETTE * (len(lines) // len(PALETTE) + 1))
+    colors, used = cycle(PALETTE), {}
     first, last = epochs.min(), epochs.max()
     pad = 0.03 * (last - first) or 0.5
     axes.set_xlim(first - pad, last + pad)
     drawn = 0
     for name, line in lines.items():
         total = name == "loss"
-        color = INK if total or name == "lr" else next(colors)
+        boxes = name.startswith("box ")  # boxes are dashed, in the colour that the same number of masks has
+        color = INK if total or name == "lr" else used.get(name.replace("box ", "mask ")) or next(colors)
+        used[name] = color
         there = np.isfinite(line)
         if there.any():
             marker = "o" if there.sum() <= 30 else None
             axes.plot(
                 epochs[there],
                 line[there],
-                label=name.replace("_", " "),
+                label=name.removeprefix("loss_").replace("_", " "),
                 color=color,
+                linestyle="--" if boxes else "-",
                 marker=marker,
                 markersize=3.5,
                 linewidth=2.2 if total else 1.6,
