@@ -17,7 +17,7 @@ import time
 
 import torch
 
-from core.engine import distributed, options, reid, reid_pictures
+from core.engine import distributed, options, reid, reid_pictures, training
 from core.engine.checkpoint import load_checkpoint, open_run, save_run
 from core.engine.logger import RunLog, check_loggers
 from core.engine.updater import Updater, freeze, seed_everything
@@ -100,6 +100,8 @@ def get_parser():
     group.add_argument(
         "--freeze-epochs", type=options.non_negative_int, default=0, help="first epochs with a frozen backbone"
     )
+    group.add_argument("--sync-batch-norm", action="store_true", help="BatchNorm over all GPUs' batches")
+    group.add_argument("--freeze-batch-norm", action="store_true", help="BatchNorm keeps its statistics")
 
     group = parser.add_argument_group("loss")
     group.add_argument(
@@ -254,7 +256,8 @@ def main(args):
         state = load_checkpoint(resumed, "reid")
         reid.restore(state, resumed, network, network_options, loss, updater)
         first_epoch, best = state["epoch"] + 1, state["best"]
-        say(f"continuing from {resumed} after epoch {state['epoch']}{reid.changed_options(state['args'], args)}")
+        changed = training.changed_options(state["args"], args, without_effect={"skip_broken"})
+        say(f"continuing from {resumed} after epoch {state['epoch']}{changed}")
     elif args.resume:
         say(f"--resume: no checkpoint of {args.name} under {args.output}, starting afresh")
     say(f"run folder: {folder}")

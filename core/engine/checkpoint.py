@@ -21,6 +21,7 @@ REQUIRED = {
         *("model", "ema", "network", "input_size", "normalisation", "identities", "distance", "args"),
         *("epoch", "best"),
     ),
+    "mask_rcnn": ("model", "ema", "network", "categories", "args", "epoch", "best"),
 }
 
 

@@ -13,7 +13,7 @@ from core import visualize
 from core.engine import distributed
 from core.errors import InputError
 from core.files import atomic_write
-from core.visualize import METRICS
+from core.visualize import COCO_COLUMNS, METRICS
 
 
 class RunLog:
@@ -72,8 +72,8 @@ class RunLog:
             return
         self.say(_line(row))
         self.rows.append(row)
-        columns = list(dict.fromkeys(key for row in self.rows for key in row if key not in METRICS))
-        columns += METRICS
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        columns.sort(key=lambda name: name in METRICS or name in COCO_COLUMNS)  # they come last
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
         writer.writeheader()
@@ -127,7 +127,7 @@ def _line(row):
             words.append(f"{value:.1f} images/s")
         elif key in METRICS:
             words.append(f"{METRICS[key]} {100 * value:.1f}")
-        else:
+        elif key not in COCO_COLUMNS:  # twelve numbers for boxes and twelve for masks are for log.csv
             words.append(f"{key} {value:.4f}")
     return "  ".join(words)
 

@@ -1,4 +1,4 @@
-"""Optimisers, and learning rate schedules as pure functions of the epoch.
+"""Optimisers, and learning rate schedules as pure functions of time: of the epoch, or of the update within it.
 
 For an exponential moving average of the weights torch has what is needed:
 `AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))` of torch.optim.swa_utils.
@@ -11,7 +11,7 @@ import torch
 from core.errors import InputError
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
-SCHEDULES = ("step", "multistep", "cosine")
+SCHEDULES = ("step", "multistep", "cosine", "one_cycle")
 
 
 def build_optimizer(parameters, name, lr, *, weight_decay=0.0, momentum=0.9):
@@ -34,9 +34,13 @@ def build_optimizer(parameters, name, lr, *, weight_decay=0.0, momentum=0.9):
     raise InputError(f"unknown optimiser {name!r}: use one of {', '.join(OPTIMIZERS)}")
 
 
-def linear_warmup(epoch, warmup_epochs, warmup_factor):
-    """Linear from `warmup_factor` in epoch 0 to 1 in epoch `warmup_epochs` (Luo et al. 2019, section 3.1)."""
-    progress = min(epoch / warmup_epochs, 1.0) if warmup_epochs > 0 else 1.0
+def linear_warmup(step, warmup_steps, warmup_factor):
+    """Linear from `warmup_factor` in step 0 to 1 in step `warmup_steps`.
+
+    Steps are epochs in re-identification (Luo et al. 2019, section 3.1) and updates in detection (Goyal et al. 2017,
+    section 2.2).
+    """
+    progress = min(step / warmup_steps, 1.0) if warmup_steps > 0 else 1.0
     return warmup_factor * (1 - progress) + progress
 
 
@@ -61,27 +65,46 @@ def cosine_factor(epoch, epochs, warmup_epochs, min_lr_ratio):
     return min_lr_ratio + (1 - min_lr_ratio) * (1 + math.cos(math.pi * progress)) / 2
 
 
+ONE_CYCLE_RISE = 0.3  # part of the training in which the rate climbs
+ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1 / 25e4  # of the highest rate
+
+
+def one_cycle_factor(progress):
+    """Half a cosine up to 1 and one down to almost nothing (Smith and Topin 2018), progress from 0 to 1.
+
+    The numbers are those of torch's OneCycleLR; the momentum stays as it is.
+    """
+    if progress < ONE_CYCLE_RISE:
+        start, end, part = ONE_CYCLE_START, 1.0, progress / ONE_CYCLE_RISE
+    else:
+        start, end, part = 1.0, ONE_CYCLE_END, min((progress - ONE_CYCLE_RISE) / (1 - ONE_CYCLE_RISE), 1.0)
+    return end + (start - end) * (1 + math.cos(math.pi * part)) / 2
+
+
 def build_scheduler(
     optimizer,
     schedule,
     *,
     epochs,
-    warmup_epochs=0,
+    steps_per_epoch=1,
+    warmup_steps=0,
     warmup_factor=0.01,
     milestones=(),
     step_size=1,
     gamma=0.1,
     min_lr=0.0,
 ):
-    """The learning rate of every epoch, to be stepped once after each.
+    """The learning rate of every step, to be stepped once after each: an epoch, or an update.
 
     The schedule multiplies every group's own rate. Milestones and steps count from epoch 0 and act during the warm-up
     too, as in the strong baseline; the cosine begins when the warm-up ends.
 
     Args:
-        schedule: "step" (step_size, gamma), "multistep" (milestones, gamma) or "cosine" (epochs, min_lr).
+        schedule: "step" (step_size, gamma), "multistep" (milestones, gamma), "cosine" (epochs, min_lr), or "one_cycle",
+            whose highest rate is the optimiser's own.
         epochs: length of the training.
-        warmup_epochs, warmup_factor: see `linear_warmup`; 0 epochs is no warm-up.
+        steps_per_epoch: how often the scheduler is stepped in an epoch.
+        warmup_steps, warmup_factor: see `linear_warmup`; 0 steps is no warm-up.
         milestones, step_size: in epochs.
         min_lr: where the cosine ends, for a group at the optimiser's own rate; the others end at the same part of
             theirs.
@@ -93,7 +116,7 @@ def build_scheduler(
         InputError for an unknown schedule or a number out of range.
     """
     _require(epochs >= 1, f"{epochs} epochs: give at least 1")
-    _require(warmup_epochs >= 0, f"{warmup_epochs} warm-up epochs: give 0 or more")
+    _require(warmup_steps >= 0, f"{warmup_steps} steps of warm-up: give 0 or more")
     _require(0 <= warmup_factor <= 1, f"warm-up starts at {warmup_factor}: give a part of the rate, 0 to 1")
     _require(step_size >= 1, f"step size is {step_size}: give at least 1 epoch")
     _require(0 < gamma < math.inf, f"gamma is {gamma}: give a number above 0")
@@ -103,13 +126,16 @@ def build_scheduler(
     decays = {
         "step": lambda epoch: step_factor(epoch, step_size, gamma),
         "multistep": lambda epoch: multistep_factor(epoch, milestones, gamma),
-        "cosine": lambda epoch: cosine_factor(epoch, epochs, warmup_epochs, min_lr / lr if lr else 0.0),
+        "cosine": lambda epoch: cosine_factor(
+            epoch, epochs, warmup_steps / steps_per_epoch, min_lr / lr if lr else 0.0
+        ),
+        "one_cycle": lambda epoch: one_cycle_factor(epoch / epochs),
     }
     _require(schedule in decays, f"unknown schedule {schedule!r}: use one of {', '.join(SCHEDULES)}")
     decay = decays[schedule]
     # A function and not an object: LambdaLR writes objects into its state.
     return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda epoch: linear_warmup(epoch, warmup_epochs, warmup_factor) * decay(epoch)
+        optimizer, lambda step: linear_warmup(step, warmup_steps, warmup_factor) * decay(step / steps_per_epoch)
     )
 
 

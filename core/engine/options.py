@@ -161,20 +161,26 @@ def add_reid_evaluation_options(parser):
     return group
 
 
-def add_optimizer_options(parser):
+def add_optimizer_options(parser, per_update=False):
+    """`per_update`: the learning rate changes with every update of the weights, and not only with the epoch."""
     group = parser.add_argument_group("optimiser")
     group.add_argument("--optimizer", choices=OPTIMIZERS, default="adam", help="update rule")
     group.add_argument("--lr", type=non_negative_float, default=3.5e-4, help="base learning rate")
     group.add_argument("--weight-decay", type=non_negative_float, default=5e-4, help="L2 penalty")
     group.add_argument("--momentum", type=fraction, default=0.9, help="of sgd")
     group.add_argument("--epochs", type=non_negative_int, default=120, help="0 evaluates and stops")
-    group.add_argument("--schedule", choices=SCHEDULES, default="multistep", help="decay of lr")
+    group.add_argument(
+        "--schedule", choices=SCHEDULES, default="multistep", help="of lr, which is the highest rate of one_cycle"
+    )
     group.add_argument("--milestones", type=non_negative_int, nargs="*", default=[40, 70], help="epochs of multistep")
     group.add_argument("--step-size", type=positive_int, default=40, help="epochs between the drops of step")
     group.add_argument("--gamma", type=fraction, default=0.1, help="factor of each drop")
     group.add_argument("--min-lr", type=non_negative_float, default=0.0, help="learning rate where cosine ends")
-    group.add_argument("--warmup-epochs", type=non_negative_int, default=0, help="epochs of linear warm-up")
-    group.add_argument("--warmup-factor", type=fraction, default=0.01, help="of the base lr, in the first epoch")
+    if per_update:
+        group.add_argument("--warmup-iterations", type=non_negative_int, default=0, help="updates of linear warm-up")
+    else:
+        group.add_argument("--warmup-epochs", type=non_negative_int, default=0, help="epochs of linear warm-up")
+    group.add_argument("--warmup-factor", type=fraction, default=0.01, help="of the base lr, where the warm-up starts")
     group.add_argument(
         "--clip-gradient", type=non_negative_float, default=0.0, help="largest gradient norm; 0 does not clip"
     )
@@ -210,8 +216,6 @@ def add_run_options(parser):
     group.add_argument("--deterministic", action="store_true", help="equal bits on a GPU too (slower)")
     group.add_argument("--channels-last", action="store_true", help="memory layout that is often faster")
     group.add_argument("--compile", action="store_true", help="torch.compile the network")
-    group.add_argument("--sync-batch-norm", action="store_true", help="BatchNorm over all GPUs' batches")
-    group.add_argument("--freeze-batch-norm", action="store_true", help="BatchNorm keeps its statistics")
     group.add_argument("--eval-every", type=positive_int, default=1, help="epochs between evaluations")
     group.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
     group.add_argument("--wandb", action="store_true", help="also log to Weights & Biases")

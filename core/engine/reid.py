@@ -3,7 +3,6 @@
 A script adds only what is its own. Everything here runs on one process or many; each rank ends with the same numbers.
 """
 
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,14 +10,14 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from core.data.randomness import derive_seed
+from core.data.loading import batches
 from core.data.reid_datasets import check_evaluation, check_training, default_protocol, load_reid_dataset
-from core.data.reid_images import ReIDImages, batches, collate, split_broken
+from core.data.reid_images import ReIDImages, collate, split_broken
 from core.data.samplers import KeyedBatches, PKSampler
 from core.data.samples import ReIDDataset, relabel
 from core.data.synthetic import MARKER, make_synthetic_baggage
 from core.data.transforms import IMAGENET_MEAN, IMAGENET_STD, build_transform
-from core.engine import distributed
+from core.engine import distributed, training
 from core.engine.checkpoint import load_checkpoint
 from core.engine.logger import progress_is_shown
 from core.engine.updater import autocast
@@ -150,67 +149,23 @@ def target_masks(batch, kind, size, sigma_ratio, device):
 
 
 def train_one_epoch(model, loss, loader, updater, *, epoch, seed, device, amp="off", make_targets=None, frozen=()):
-    """One pass over `loader`; returns the mean of the loss, of each of its parts, and images per second over all ranks.
+    """`core.engine.training.train_one_epoch` with the losses of re-identification.
 
     Args:
         model: the network, wrapped for DDP or not.
         loss: `LossSum`: (output, labels, target masks) -> dict of weighted parts.
         make_targets: batch -> target masks (B, 1, h, w), or None where no loss wants masks.
-        frozen: modules kept in evaluation mode (a frozen backbone, BatchNorm with `--freeze-batch-norm`).
-
-    Raises InputError on every rank together when a part of the loss is not finite on any of them.
     """
-    model.train()
-    for module in frozen:
-        module.eval()
-    # Dropout's randomness is a function of (seed, epoch, rank), so a resumed run repeats it.
-    torch.manual_seed(derive_seed("dropout", seed, epoch, distributed.rank()))
-    loader.batch_sampler.set_epoch(epoch)
-    sums, images, start = {}, 0, time.perf_counter()
-    bar = tqdm(batches(loader), f"epoch {epoch}", len(loader), leave=False, disable=not progress_is_shown())
-    for step, batch in enumerate(bar):
+
+    def compute_losses(batch):
         pictures = updater.to_device(batch["image"])  # (B, 3, H, W)
         labels = batch["id"].to(device)  # (B,)
         targets = make_targets(batch) if make_targets else None
-        with updater.batch(model, step, len(loader)) as backward:
-            with autocast(device, amp), distributed.collective("forward"):
-                output = model(pictures)
-            parts = loss(output, labels, targets)
-            means = _checked_means(parts, batch["path"], epoch, step)
-            backward(sum(parts.values()))
-        for name, value in means.items():
-            sums[name] = sums.get(name, 0.0) + value
-        images += len(labels)
-        bar.set_postfix(loss=f"{sum(means.values()):.3f}")
-    distributed.average_buffers(model)
-    if updater.ema:
-        distributed.average_buffers(updater.ema)
-    seconds = time.perf_counter() - start
-    parts = {name: value / len(loader) for name, value in sums.items()}
-    return {
-        "loss": sum(parts.values()),
-        **parts,
-        "images_per_second": images * distributed.world_size() / seconds,
-    }
+        with autocast(device, amp), distributed.collective("forward"):
+            output = model(pictures)
+        return loss(output, labels, targets)
 
-
-def _checked_means(parts, paths, epoch, step):
-    """Each part's mean over the ranks; one small collective per step also tells all ranks of any that is not finite."""
-    means = distributed.all_reduce_mean(torch.stack([value.detach() for value in parts.values()])).tolist()
-    if not all(map(torch.isfinite, torch.tensor(means))):
-        own = {name: value.item() for name, value in parts.items()}
-        everyone = distributed.gather_objects((own, list(paths)))
-        rank, (values, paths) = next(
-            (rank, report)
-            for rank, report in enumerate(everyone)
-            if not torch.tensor(list(report[0].values())).isfinite().all()
-        )
-        listed = ", ".join(f"{name} {value}" for name, value in values.items())
-        raise InputError(
-            f"the loss is not finite in epoch {epoch}, step {step}, on rank {rank} ({listed}); try a lower --lr, "
-            f"--clip-gradient or --amp off; pictures of the batch: {' '.join(paths)}"
-        )
-    return dict(zip(parts, means, strict=True))
+    return training.train_one_epoch(model, compute_losses, loader, updater, epoch=epoch, seed=seed, frozen=frozen)
 
 
 @torch.inference_mode()
@@ -317,7 +272,7 @@ def checkpoint_state(epoch, best, network, network_options, loss, updater, args,
 
 def restore(state, path, network, network_options, loss, updater):
     """Continue from a checkpoint. Raises InputError if it was trained with another network, naming what differs."""
-    check_same_network(state, path, network_options)
+    training.check_same_network(state, path, network_options)
     try:
         network.load_state_dict(state["model"])
         loss.load_state_dict(state["loss"])
@@ -327,37 +282,9 @@ def restore(state, path, network, network_options, loss, updater):
         raise InputError(f"can't continue from {path}: {reason}; give the options it was started with") from error
 
 
-WITHOUT_EFFECT = {"name", "output", "resume", "data", "workers", "device", "timeout", "eval_every", "eval_batch_size"}
-WITHOUT_EFFECT |= {"epochs", "tensorboard", "wandb", "skip_broken", "recipe", "compile"}
-
-
-def changed_options(saved, args):
-    """What a resumed run has otherwise than its checkpoint, for the line that says that it goes on; "" if nothing.
-
-    The optimiser goes on with its saved settings; everything else follows the new options.
-    """
-    changed = [
-        f"{key} {saved[key]} -> {value}"
-        for key, value in vars(args).items()
-        if key in saved and key not in WITHOUT_EFFECT and saved[key] != value
-    ]
-    return f"; changed (lr and weight decay stay as saved): {', '.join(changed)}" if changed else ""
-
-
-def check_same_network(state, path, network_options):
-    saved = state["network"]
-    differing = [key for key in network_options if saved.get(key) != network_options[key]]
-    if differing:
-        listed = ", ".join(f"{key} is {saved.get(key)} there and {network_options[key]} here" for key in differing)
-        raise InputError(f"{path} holds another network: {listed}; give the options it was started with")
-
-
 def network_from_checkpoint(path, device):
     """The trained network of a ReID checkpoint, averaged weights where it has them, ready to embed; and its state."""
     state = load_checkpoint(path, "reid")
     network = build_reid_model(**state["network"])
-    weights = state["model"]
-    if state["ema"]:
-        weights = {key.removeprefix("module."): value for key, value in state["ema"].items() if key != "n_averaged"}
-    network.load_state_dict(weights)
+    network.load_state_dict(training.best_weights(state))
     return network.to(device).eval(), state

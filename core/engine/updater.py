@@ -53,12 +53,15 @@ class Updater:
 
     Args:
         network: the bare network (not wrapped for DDP), on its device.
-        loss: `LossSum`; if it has parameters, the centers of the center loss, they get plain SGD of their own as in
-            Luo et al. 2019, at a rate that does not depend on the weight of that loss.
+        loss: `LossSum`, or an empty module where the network computes its losses itself. If it has parameters, the
+            centers of the center loss, they get plain SGD of their own as in Luo et al. 2019, at a rate that does not
+            depend on the weight of that loss.
         args: optimiser options of `core.engine.options`, `amp`, `channels_last`.
+        batches_per_epoch: None for a learning rate per epoch, with `args.warmup_epochs`; a number for one per update,
+            with `args.warmup_iterations`.
     """
 
-    def __init__(self, network, loss, args, device):
+    def __init__(self, network, loss, args, device, batches_per_epoch=None):
         self.network, self.loss, self.device = network, loss, device
         self.accumulate, self.clip = args.accumulate, args.clip_gradient
         self.memory_format = torch.channels_last if args.channels_last else torch.preserve_format
@@ -70,11 +73,14 @@ class Updater:
         if list(loss.parameters()):
             rate = args.center_lr / loss.parameter_scale
             self.optimizers.append(torch.optim.SGD(loss.parameters(), lr=rate))
+        self.rate_per_update = batches_per_epoch is not None
+        steps = -(-batches_per_epoch // self.accumulate) if self.rate_per_update else 1
         self.scheduler = build_scheduler(
             optimizer,
             args.schedule,
             epochs=max(args.epochs, 1),
-            warmup_epochs=args.warmup_epochs,
+            steps_per_epoch=steps,
+            warmup_steps=args.warmup_iterations if self.rate_per_update else args.warmup_epochs,
             warmup_factor=args.warmup_factor,
             milestones=args.milestones,
             step_size=args.step_size,
@@ -133,9 +139,12 @@ class Updater:
             optimizer.zero_grad(set_to_none=True)
         if self.ema:
             self.ema.update_parameters(self.network)
+        if self.rate_per_update:
+            self.scheduler.step()
 
     def end_epoch(self):
-        self.scheduler.step()
+        if not self.rate_per_update:
+            self.scheduler.step()
 
     def state_dict(self):
         return {

@@ -53,7 +53,7 @@ def test_columns_hold_everything_that_was_ever_logged_and_the_metrics_last(tmp_p
     """An evaluation may come late, and a part of the loss may join later: earlier lines are empty there."""
     log = RunLog(tmp_path, options())
     log.epoch(trained(1))
-    assert read_log(tmp_path)[1][0]["mAP"] == ""
+    assert "mAP" not in read_log(tmp_path)[0]
     log.epoch(trained(2, gaussian_mask=0.25, mAP=0.5, mINP=0.25, rank1=0.5, rank5=0.5, rank10=0.5))
     columns, rows = read_log(tmp_path)
     assert columns == [

@@ -33,13 +33,13 @@ def rates(lr, length, schedule, **options):
 
 
 MULTISTEP = {
-    "strong_baseline_warmup_multistep_linear": (3.5e-4, dict(milestones=[40, 70], warmup_epochs=10)),
-    "strong_baseline_warmup_ends_after_milestone": (1e-3, dict(milestones=[5, 15], warmup_epochs=10)),
-    "openunreid_warmup_multi_step": (3.5e-4, dict(milestones=[40, 70], warmup_epochs=10)),
+    "strong_baseline_warmup_multistep_linear": (3.5e-4, dict(milestones=[40, 70], warmup_steps=10)),
+    "strong_baseline_warmup_ends_after_milestone": (1e-3, dict(milestones=[5, 15], warmup_steps=10)),
+    "openunreid_warmup_multi_step": (3.5e-4, dict(milestones=[40, 70], warmup_steps=10)),
     "openunreid_multi_step": (3.5e-4, dict(milestones=[15, 30])),
-    "fastreid_warmup_linear": (3.5e-4, dict(warmup_epochs=20, warmup_factor=0.1)),
+    "fastreid_warmup_linear": (3.5e-4, dict(warmup_steps=20, warmup_factor=0.1)),
     # (e + 1) / 10 is the warm-up that starts at 1/10 and ends in epoch 9
-    "lightmbn_warmup_multistep": (6e-4, dict(milestones=[60, 90], gamma=0.5, warmup_epochs=9, warmup_factor=0.1)),
+    "lightmbn_warmup_multistep": (6e-4, dict(milestones=[60, 90], gamma=0.5, warmup_steps=9, warmup_factor=0.1)),
 }
 
 
@@ -68,14 +68,14 @@ def test_cosine_golden(golden):
 def test_lightmbn_cosine_is_ours_with_an_epoch_less(golden):
     """It reaches the minimum in the last epoch, ours one later; its warm-up is 1 in epoch 9 and again in epoch 10."""
     expected = golden("lr_schedules")["lightmbn_warmup_cosine_multiplier_1"]
-    ours = rates(6e-4, 120, "cosine", epochs=119, warmup_epochs=10, min_lr=6e-7)
+    ours = rates(6e-4, 120, "cosine", epochs=119, warmup_steps=10, min_lr=6e-7)
     np.testing.assert_allclose(ours[10:], expected[10:], rtol=1e-10)
     assert ours[-1] == pytest.approx(6e-7)
     warmup = [6e-4 * linear_warmup(epoch, 9, 0.1) for epoch in range(10)]
     np.testing.assert_allclose(warmup, expected[:10], rtol=1e-10)
 
     expected = golden("lr_schedules")["lightmbn_warmup_cosine_multiplier_2"]
-    ours = rates(3.5e-4, 60, "cosine", epochs=59, warmup_epochs=10, min_lr=3.5e-7)
+    ours = rates(3.5e-4, 60, "cosine", epochs=59, warmup_steps=10, min_lr=3.5e-7)
     np.testing.assert_allclose(ours[10:], expected[10:], rtol=1e-10)
 
 
@@ -86,7 +86,7 @@ def test_by_hand():
     half = (1 + math.sqrt(0.5)) / 2
     expected = [0.2, 0.6, 1, 0.5 + 0.5 * half, 0.75, 1.5 - (0.5 + 0.5 * half)]
     np.testing.assert_allclose(
-        rates(1.0, 6, "cosine", warmup_epochs=2, warmup_factor=0.2, min_lr=0.5), expected, rtol=1e-12
+        rates(1.0, 6, "cosine", warmup_steps=2, warmup_factor=0.2, min_lr=0.5), expected, rtol=1e-12
     )
 
 
@@ -108,10 +108,10 @@ def test_groups_keep_their_proportion():
         scheduler.step()
 
 
-@pytest.mark.parametrize("schedule", ["step", "multistep", "cosine"])
+@pytest.mark.parametrize("schedule", ["step", "multistep", "cosine", "one_cycle"])
 def test_resumed_schedule_goes_on(schedule):
     """Through a file read with weights_only, as a checkpoint is."""
-    options = dict(epochs=12, warmup_epochs=3, milestones=[5], step_size=4, min_lr=1e-5)
+    options = dict(epochs=12, warmup_steps=3, milestones=[5], step_size=4, min_lr=1e-5)
     whole = rates(0.1, 12, schedule, **options)
     optimizer = make(0.1)
     scheduler = build_scheduler(optimizer, schedule, **options)
@@ -153,7 +153,7 @@ def test_optimizers_by_hand():
         (lambda: build_scheduler(make(), "linear", epochs=5), "unknown schedule 'linear'.*step, multistep, cosine"),
         (lambda: build_scheduler(make(), "cosine", epochs=0), "epochs"),
         (lambda: build_scheduler(make(), "cosine", epochs=5, min_lr=2.0), "--min-lr 2 of the cosine is above --lr 1"),
-        (lambda: build_scheduler(make(), "cosine", epochs=5, warmup_epochs=-1), "warm-up epochs"),
+        (lambda: build_scheduler(make(), "cosine", epochs=5, warmup_steps=-1), "steps of warm-up"),
         (lambda: build_scheduler(make(), "cosine", epochs=5, warmup_factor=1.5), "warm-up starts"),
         (lambda: build_scheduler(make(), "step", epochs=5, step_size=0), "step size"),
         (lambda: build_scheduler(make(), "step", epochs=5, gamma=0.0), "gamma"),

@@ -1,0 +1,218 @@
+"""What every Mask R-CNN script shares: COCO data and its loaders, one epoch, evaluation, checkpoints.
+
+A script adds only what is its own. Everything here runs on one process or many; each rank ends with the same numbers.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from core.data.coco import CocoData, coco_ground_truth, coco_paths, for_training, read_coco, split_coco
+from core.data.coco_images import CocoImages, collate_detection
+from core.data.detection_transforms import build_detection_transform
+from core.data.loading import batches
+from core.data.samplers import AspectRatioBatches, KeyedBatches
+from core.data.synthetic import MARKER, make_synthetic_baggage
+from core.engine import distributed, training
+from core.engine.checkpoint import load_checkpoint
+from core.engine.coco_evaluation import encode_detections, evaluate_detections
+from core.engine.logger import progress_is_shown
+from core.engine.updater import autocast
+from core.errors import InputError
+from core.models.mask_rcnn import MaskRCNN
+
+SYNTHETIC = Path("data") / "synthetic"
+
+
+class DetectionData(NamedTuple):
+    """train, val: `CocoData`; val is None where there is nothing to evaluate on."""
+
+    train: CocoData
+    val: CocoData | None
+
+
+def load_data(args, say=print):
+    """`DetectionData` that `--data`, or `--train-...` and `--val-...`, name; without them the synthetic belt scenes.
+
+    The scenes are made where they are missing. Settles `args.data` and the four paths in `args`.
+    Raises InputError for whatever is wrong with the files.
+    """
+    _settle_paths(args, say)
+    train = read_coco(args.train_annotations, args.train_images)
+    if args.val_annotations:
+        val = read_coco(args.val_annotations, args.val_images, categories=train.categories)
+    elif args.val_fraction:
+        train, val = split_coco(train, args.val_fraction, args.seed)
+    else:
+        val = None
+        say("no validation data: the run trains without evaluation (--val-fraction 0.1 holds a tenth of it out)")
+    train = for_training(train)
+    for part in (train, val):
+        for note in part.notes if part else ():
+            say(note)
+    return DetectionData(train, val)
+
+
+def _settle_paths(args, say):
+    if args.data is None and not (args.train_annotations or args.val_annotations):
+        with distributed.main_first():
+            if not (SYNTHETIC / MARKER).is_file():
+                say(f"rendering the synthetic baggage set into {SYNTHETIC}, about half a minute")
+                make_synthetic_baggage(SYNTHETIC)
+        args.data = str(SYNTHETIC / "scenes")
+    for split in ("train", "val"):
+        images, annotations = getattr(args, f"{split}_images"), getattr(args, f"{split}_annotations")
+        if bool(images) != bool(annotations):
+            raise InputError(f"--{split}-images and --{split}-annotations belong together: give both or neither")
+        if args.data is not None and not images:
+            images, annotations = coco_paths(args.data, split)
+            if split == "train" or Path(annotations).is_file():
+                setattr(args, f"{split}_images", str(images))
+                setattr(args, f"{split}_annotations", str(annotations))
+    if not args.train_annotations:
+        raise InputError("nothing to train on: give --train-images and --train-annotations, or --data ROOT")
+    if args.val_annotations and args.val_fraction:
+        raise InputError(
+            "--val-fraction holds training pictures out where there is no validation file, and there is one"
+        )
+
+
+def describe(data):
+    """One line: pictures and instances of each part, and the categories."""
+    parts = [
+        f"{name} {len(part.pictures)} pictures with {sum(len(p.annotations) for p in part.pictures)} instances"
+        for name, part in data._asdict().items()
+        if part
+    ]
+    names = ", ".join(category.name for category in data.train.categories[:10])
+    rest = f" and {len(data.train.categories) - 10} more" if len(data.train.categories) > 10 else ""
+    return f"{', '.join(parts)}; classes: {names}{rest}"
+
+
+def build_train_loader(args, data, device):
+    """Batches of augmented pictures of alike shape; `loader.batch_sampler.set_epoch` starts an epoch."""
+    sampler = AspectRatioBatches(
+        [(picture.width, picture.height) for picture in data.pictures],
+        args.batch_size,
+        seed=args.seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        batches_per_epoch=args.iterations_per_epoch or None,
+    )
+    transform = build_detection_transform(
+        args.augmentation, flip=args.flip, vertical_flip=args.vertical_flip, crop_size=args.crop_size
+    )
+    return DataLoader(
+        CocoImages(data, transform, seed=args.seed),
+        batch_sampler=KeyedBatches(sampler),
+        num_workers=args.workers,
+        # A loader draws seeds for its workers, more of them in its first epoch: not from the stream of the network.
+        generator=torch.Generator(),
+        persistent_workers=args.workers > 0,
+        pin_memory=device.type == "cuda",
+        collate_fn=collate_detection,
+    )
+
+
+def build_eval_loader(data, device, *, workers=0, batch_size=1):
+    """This rank's share of the pictures, every world_size-th, as they are."""
+    return DataLoader(
+        CocoImages(data),
+        batch_size=batch_size,
+        sampler=range(distributed.rank(), len(data.pictures), distributed.world_size()),
+        num_workers=workers,
+        generator=torch.Generator(),
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+        collate_fn=collate_detection,
+    )
+
+
+def train_one_epoch(model, loader, updater, *, epoch, seed, device, amp="off", frozen=()):
+    """`core.engine.training.train_one_epoch` with the five losses of Mask R-CNN, which the network computes itself."""
+
+    def compute_losses(batch):
+        images = [image.to(device, non_blocking=True) for image in batch["image"]]  # B of (3, H, W)
+        targets = [
+            {name: value.to(device, non_blocking=True) for name, value in target.items()} for target in batch["target"]
+        ]
+        with autocast(device, amp), distributed.collective("forward"):
+            return model(images, targets)
+
+    return training.train_one_epoch(model, compute_losses, loader, updater, epoch=epoch, seed=seed, frozen=frozen)
+
+
+@torch.inference_mode()
+def predict(network, loader, categories, device, *, amp="off"):
+    """Detections of this rank's share of the pictures, as COCO results.
+
+    Args:
+        categories: one (category id, name) for each label 1, 2, ... of the network; None: a class to leave out.
+
+    Returns:
+        (box results, mask results, ids of the pictures), lists; see `encode_detections`.
+    """
+    network.eval()
+    box_results, mask_results, image_ids = [], [], []
+    bar = tqdm(batches(loader), "evaluation", len(loader), leave=False, disable=not progress_is_shown())
+    for batch in bar:
+        with autocast(device, amp):
+            outputs = network([image.to(device, non_blocking=True) for image in batch["image"]])
+        for image, output, image_id in zip(batch["image"], outputs, batch["image_id"], strict=True):
+            boxes, masks = encode_detections(output, tuple(image.shape[-2:]), image_id, categories)
+            box_results += boxes
+            mask_results += masks
+            image_ids.append(image_id)
+    return box_results, mask_results, image_ids
+
+
+def evaluate(network, loader, data, device, *, amp="off"):
+    """`CocoResult` of a network on `data`, the same on every rank; None where there is nothing to evaluate on."""
+    if data is None:
+        return None
+    results = predict(network, loader, data.categories, device, amp=amp)
+    return evaluate_detections(coco_ground_truth(data), *results)
+
+
+def checkpoint_state(epoch, best, network, updater, args, data):
+    """Everything that a run needs to go on, and that `evaluate.py` and `demo.py` need to use the network alone."""
+    paths = {
+        name: str(Path(value).absolute())
+        for name, value in vars(args).items()
+        if value is not None and name in ("data", "train_images", "train_annotations", "val_images", "val_annotations")
+    }
+    return {
+        "kind": "mask_rcnn",
+        "epoch": epoch,
+        "best": best,
+        "model": network.state_dict(),
+        **updater.state_dict(),
+        "args": {**vars(args), **paths},
+        "network": network.options,
+        "categories": [list(category) for category in data.train.categories],
+    }
+
+
+def restore(state, path, network, updater, data):
+    """Continue from a checkpoint. Raises InputError if its network or its classes are others, naming what differs."""
+    training.check_same_network(state, path, network.options)
+    categories = [list(category) for category in data.train.categories]
+    if state["categories"] != categories:
+        raise InputError(f"{path} has the classes {state['categories']} and the data has {categories}: give its data")
+    try:
+        network.load_state_dict(state["model"])
+        updater.load_state_dict(state)
+    except (KeyError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"can't continue from {path}: {reason}; give the options it was started with") from error
+
+
+def network_from_checkpoint(path, device):
+    """The trained network of a mask_rcnn checkpoint, averaged where it is averaged, ready to detect; and its state."""
+    state = load_checkpoint(path, "mask_rcnn")
+    network = MaskRCNN(**state["network"])
+    network.load_state_dict(training.best_weights(state))
+    return network.to(device).eval(), state

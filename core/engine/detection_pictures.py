@@ -1,0 +1,84 @@
+"""Picture sheets of a detection run: what each level of augmentation makes of pictures, and what the network finds."""
+
+from pathlib import Path
+
+import torch
+from torchvision.transforms.v2.functional import to_pil_image
+
+from core.data.coco_images import CocoImages
+from core.data.detection_transforms import build_detection_transform
+from core.engine.coco_evaluation import encode_detections
+from core.engine.updater import autocast
+from core.files import make_folder
+from core.visualize import augmentation_preview, instance_panels, instance_sheet
+
+AUGMENTATION_TITLES = (
+    "0: as it is",
+    "1: flip",
+    "2: + colour, greyscale",
+    "3: + large-scale jitter, crop, rotation, perspective, motion blur",
+)
+
+
+def draw_augmentations(path, data, *, seed, pictures=6, **transform_options):
+    """The same few pictures under each level of augmentation, one row for each."""
+    indices = _spread(len(data.pictures), pictures)
+    rows = []
+    for level, title in enumerate(AUGMENTATION_TITLES):
+        images = CocoImages(data, build_detection_transform(level, **transform_options), seed=seed)
+        shown = []
+        for slot, index in enumerate(indices):
+            item = images[(1, slot, index)]
+            target = item["target"]
+            picture = (item["image"] * 255).round().byte()
+            shown.append((picture, target["boxes"], target["masks"], target["labels"]))
+        rows.append((title, shown))
+    augmentation_preview(path, rows)
+
+
+@torch.inference_mode()
+def draw_predictions(folder, network, images, categories, device, *, amp="off", score=0.5, pictures=8):
+    """Sheets of six panels, `<folder>/<picture>.jpg`, for a few pictures of `images` (`CocoImages`).
+
+    Args:
+        categories: as in `core.engine.detection.predict`.
+        score: instances below it are not drawn.
+    """
+    network.eval()
+    make_folder(folder)
+    names = {category[0]: category[1] for category in categories if category}
+    for index in _spread(len(images), pictures):
+        item = images[index]
+        with autocast(device, amp):
+            (output,) = network([item["image"].to(device)])
+        found = encode_detections(output, tuple(item["image"].shape[-2:]), item["image_id"], categories)
+        panels = instance_panels(to_pil_image(item["image"]), instances(*found, names, score))
+        instance_sheet(Path(folder) / f"{Path(item['path']).stem}.jpg", panels)
+
+
+def instances(box_results, mask_results, names, score=0.0):
+    """COCO results of one picture -> what `core.visualize` draws: dicts of box (x1, y1, x2, y2), label, score, rle.
+
+    Args:
+        names: category id -> name.
+        score: results below it are left out.
+    """
+    found = []
+    for box, mask in zip(box_results, mask_results, strict=True):
+        if box["score"] >= score:
+            x, y, width, height = box["bbox"]
+            found.append(
+                {
+                    "box": [x, y, x + width, y + height],
+                    "label": names[box["category_id"]],
+                    "score": box["score"],
+                    "rle": mask["segmentation"],
+                }
+            )
+    return found
+
+
+def _spread(total, count):
+    """At most `count` indices, evenly over `total`."""
+    count = min(count, total)
+    return [index * total // count for index in range(count)]
