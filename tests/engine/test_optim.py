@@ -90,6 +90,30 @@ def test_by_hand():
     )
 
 
+def test_one_cycle_is_torchs_without_its_momentum():
+    for length in (10, 300):
+        reference = torch.optim.lr_scheduler.OneCycleLR(make(1.0), 4e-4, total_steps=length + 1, cycle_momentum=False)
+        expected = [reference.get_last_lr()[0]]
+        for _ in range(length - 1):
+            reference.optimizer.step()
+            reference.step()
+            expected.append(reference.get_last_lr()[0])
+        # torch puts the peak on step 0.3 * total - 1, half a step beside ours: both are compared over time, not steps
+        ours = rates(4e-4, length, "one_cycle")
+        assert ours[0] == pytest.approx(4e-4 / 25, rel=1e-6) and ours.max() <= 4e-4
+        np.testing.assert_allclose(ours, expected, atol=4e-4 * 6 / length)
+
+
+def test_rates_per_update_by_hand():
+    """Two updates an epoch: warm-up over 3 updates from 0.1, the drop at epoch 2 falls on update 4."""
+    used = rates(
+        1.0, 6, "multistep", epochs=3, steps_per_epoch=2, warmup_steps=3, warmup_factor=0.1, milestones=[2], gamma=0.1
+    )
+    np.testing.assert_allclose(used, [0.1, 0.4, 0.7, 1.0, 0.1, 0.1])
+    half_epochs = rates(1.0, 4, "cosine", epochs=2, steps_per_epoch=2)
+    np.testing.assert_allclose(half_epochs, rates(1.0, 4, "cosine", epochs=4), rtol=1e-12)
+
+
 def test_cosine_stays_low_after_its_end():
     assert cosine_factor(100, 50, 5, 0.1) == pytest.approx(0.1)
     assert cosine_factor(3, 5, 5, 0.1) == 1  # nothing but warm-up

@@ -54,6 +54,21 @@ def test_the_last_group_of_an_epoch_may_be_smaller_and_counts_with_its_own_mean(
     torch.testing.assert_close(parts.weight, whole.weight)
 
 
+def test_the_rate_may_change_with_every_update():
+    """Two batches an update and three batches an epoch are two updates: warm-up over one epoch, in both of its steps."""
+    options = {**OPTIONS, "accumulate": 2, "warmup_iterations": 2, "warmup_factor": 0.5, "milestones": []}
+    torch.manual_seed(0)
+    network = nn.Linear(3, 2)
+    updater = Updater(network, nn.Identity(), SimpleNamespace(**options), CPU, batches_per_epoch=3)
+    used = []
+    for step in range(3):
+        with updater.batch(network, step, 3) as backward:
+            used.append(updater.learning_rate)
+            backward(network(torch.ones(1, 3)).sum())
+    updater.end_epoch()
+    assert used == pytest.approx([0.05, 0.05, 0.075]) and updater.learning_rate == pytest.approx(0.1)
+
+
 def test_clipping_bounds_the_step_by_hand():
     network, updater = make(clip_gradient=1.0)
     before = network.weight.detach().clone()
