@@ -1,0 +1,248 @@
+"""RoIAlign: every box's part of a feature map resampled to the same small grid, as one sparse matrix product.
+
+RoIAlign is linear in the features: a bin of the output is a weighted sum of feature positions, and the weights depend
+on the boxes only. So the weights are a sparse matrix, a row per bin and a column per position of the map; the output is
+that matrix times the features seen as rows of C channels, and the gradient its transpose times the output's gradient.
+Both sum in a fixed order: the result is the same in every run, on CUDA too.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MAX_ENTRIES = 1 << 22  # matrix entries held at a time, each an index and a weight: about 100 MiB with what sorts them
+
+
+def roi_align(
+    features: Tensor,
+    boxes: Tensor | list[Tensor],
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+) -> Tensor:
+    """Resample each box of the feature map to h x w bins, the mean of bilinear samples in each.
+
+    Source: He et al. 2017, "Mask R-CNN", section 3, "RoIAlign"; the edge rules are torchvision's. A sample more than
+    one position outside of the map is 0, a nearer one takes the value of the edge.
+
+    Args:
+        features: (B, C, H, W), float; differentiable. Half precision computes in float32. channels_last is used without
+            a copy.
+        boxes: a list of B tensors (Ni, 4), x1, y1, x2, y2 in pixels of the picture, or one (R, 5) with the index of the
+            picture in front. They get no gradient.
+        output_size: h and w, or one number for both.
+        spatial_scale: feature positions per pixel of the picture, 1 / stride.
+        sampling_ratio: samples in a bin along each axis; 0 or less takes as many as the bin is wide, rounded up.
+        aligned: shift by half a position, so that the pixel centres of picture and map agree, and let boxes be smaller
+            than one position. False is what the published models were trained with.
+
+    Returns: (R, C, h, w) in the type of the features, in channels_last memory.
+    """
+    rois = _rois(boxes)
+    levels = torch.zeros(len(rois), dtype=torch.long, device=rois.device)
+    return _RoIAlign.apply(rois, levels, (spatial_scale,), _pair(output_size), sampling_ratio, aligned, features)
+
+
+class MultiScaleRoIAlign(nn.Module):
+    """RoIAlign on a feature pyramid: each box is read from the level that fits its size.
+
+    Source: Lin et al. 2017, "Feature Pyramid Networks for Object Detection", section 4.2.
+
+    Args:
+        featmap_names: which maps of the dict to use, finest first; others ("pool") are ignored.
+        output_size: h and w of a box's grid, or one number for both.
+        sampling_ratio: see `roi_align`.
+    """
+
+    def __init__(self, featmap_names: list[str], output_size: int | tuple[int, int], sampling_ratio: int):
+        super().__init__()
+        self.featmap_names = tuple(featmap_names)
+        self.output_size = _pair(output_size)
+        self.sampling_ratio = sampling_ratio
+
+    def forward(self, features: dict[str, Tensor], boxes: list[Tensor], image_sizes: list[tuple[int, int]]) -> Tensor:
+        """Maps (B, C, H, W) by name, B tensors of boxes (Ni, 4) in pixels, heights and widths -> (R, C, h, w).
+
+        `image_sizes` only tell the strides, taken to be powers of two: the largest height over the map's. Where small
+        pictures are padded to a multiple of 32, give the padded size: 16 pixels on a padded map of 8 are not stride 2.
+        """
+        maps = [features[name] for name in self.featmap_names]
+        height = max(size[0] for size in image_sizes)
+        strides = [round(math.log2(height / map.shape[2])) for map in maps]
+        rois = _rois(boxes)
+        levels = assign_levels(rois[:, 1:], strides[0], strides[-1])
+        scales = tuple(2.0**-k for k in strides)
+        return _RoIAlign.apply(rois, levels, scales, self.output_size, self.sampling_ratio, False, *maps)
+
+    def extra_repr(self) -> str:
+        return f"{', '.join(self.featmap_names)}, output_size={self.output_size}, sampling_ratio={self.sampling_ratio}"
+
+
+def assign_levels(boxes: Tensor, k_min: int, k_max: int) -> Tensor:
+    """The pyramid level of each box (N, 4), (N,) counted from 0 for `k_min`, where level k has the stride 2^k.
+
+    k = floor(k0 + log2(sqrt(w h) / 224)) with k0 = 4: a box of ImageNet's size is read at stride 16. Source: Lin et al.
+    2017, equation 1; the 1e-6 of the reference keeps 224 itself from falling to the level below.
+    """
+    boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
+    size = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
+    k = torch.floor(4 + torch.log2(size / 224) + 1e-6).clamp(k_min, k_max)
+    return k.nan_to_num(k_min).long() - k_min
+
+
+def axis_taps(
+    start: Tensor, end: Tensor, bins: int, size: int, sampling_ratio: int, aligned: bool
+) -> tuple[Tensor, Tensor]:
+    """RoIAlign along one axis: which positions of the map a bin reads and how much of each.
+
+    Args:
+        start, end: (R,) sides of the boxes, in positions of the map.
+        bins, size: number of bins of a box, and of positions of the map.
+
+    Returns: (R, bins, T) positions and (R, bins, T) weights; a bin is the weighted sum of its T positions. Weights of
+        samples that don't exist are 0.
+    """
+    extent = end - start if aligned else (end - start).clamp(min=1)  # (R,)
+    bin_size = (extent / bins)[:, None]  # (R, 1)
+    left = start[:, None] + torch.arange(bins, device=start.device) * bin_size  # (R, bins)
+    if sampling_ratio > 0:
+        samples = torch.full_like(bin_size, sampling_ratio)
+        first, last, most = torch.zeros_like(left), samples, sampling_ratio
+    else:
+        samples = bin_size.ceil().nan_to_num(1, posinf=1, neginf=1).clamp(min=0)
+        # A box may be far larger than the map: only the samples on the map, and one more at each end for rounding.
+        step = bin_size / samples
+        first = (((-1 - left) / step).floor() - 1).nan_to_num(0).clamp(min=0).minimum(samples)  # (R, bins)
+        last = (((size - left) / step).ceil() + 1).nan_to_num(1).clamp(min=0).minimum(samples)
+        most = int((last - first).max().clamp(min=1)) if len(left) else 1
+    k = first[:, :, None] + torch.arange(most, device=start.device)  # (R, bins, most): number of the sample in its bin
+    position = left[:, :, None] + (k + 0.5) * bin_size[:, :, None] / samples[:, :, None].clamp(min=1)
+    outside = (k >= last[:, :, None]) | (position < -1) | (position > size)
+    position = position.clamp(0, size - 1)
+    low = position.nan_to_num(0).floor()  # NaN boxes read somewhere, with a weight of NaN
+    high = (low + 1).clamp(max=size - 1)
+    share = 1 / samples.clamp(min=1)[:, :, None]
+    upper = (position - low) * share
+    weight = torch.stack((share - upper, upper), dim=3).masked_fill(outside[:, :, :, None], 0)  # (R, bins, most, 2)
+    return torch.stack((low, high), dim=3).flatten(2).int(), weight.flatten(2)
+
+
+def weighted_sums(rows: Tensor, index: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    """Sparse matrix times dense rows: out[i] = sum of weight[e] * rows[index[e]] for e in offsets[i]..offsets[i + 1].
+
+    The matrix is in CSR form, (nnz,) columns and values and (N + 1,) row offsets; `rows` is (M, C), the result (N, C).
+    An embedding bag is this very product, and on CPU by far its fastest form. It has no fast form for float64.
+    """
+    if rows.dtype == torch.float32 and rows.device.type in ("cpu", "cuda"):
+        return F.embedding_bag(
+            index, rows, offsets, mode="sum", per_sample_weights=weight, include_last_offset=True
+        )  # (N, C)
+    out = rows.new_zeros(len(offsets) - 1, rows.shape[1])
+    bags = torch.repeat_interleave(offsets.diff(), output_size=len(index))
+    for part in torch.arange(len(index), device=rows.device).split(max(1, 2**25 // max(1, rows.shape[1]))):
+        out.index_add_(0, bags[part], rows[index[part].long()] * weight[part, None])
+    return out
+
+
+class _RoIAlign(torch.autograd.Function):
+    """RoIAlign of boxes (R, 5), each on its own of several maps; only the boxes are kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx, rois, levels, scales, output_size, sampling_ratio, aligned, *maps):
+        ctx.save_for_backward(rois, levels)
+        ctx.settings = (scales, output_size, sampling_ratio, aligned)
+        ctx.shapes = [map.shape for map in maps]
+        channels, bins = maps[0].shape[1], output_size[0] * output_size[1]
+        dtype = torch.promote_types(maps[0].dtype, torch.float32)
+        out = torch.zeros(len(rois), bins * channels, dtype=dtype, device=maps[0].device)
+        for level, (map, scale) in enumerate(zip(maps, scales, strict=True)):
+            rows = map.to(dtype).permute(0, 2, 3, 1).reshape(-1, channels)  # (B * H * W, C)
+            for chosen in _chunks(rois, levels == level, scale, map.shape, output_size, sampling_ratio):
+                index, weight, offsets = _matrix(
+                    rois[chosen], scale, map.shape, output_size, sampling_ratio, aligned, dtype
+                )
+                out[chosen] = weighted_sums(rows, index, weight, offsets).view(len(chosen), -1)
+        return out.to(maps[0].dtype).view(len(rois), *output_size, channels).permute(0, 3, 1, 2)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        rois, levels = ctx.saved_tensors
+        scales, output_size, sampling_ratio, aligned = ctx.settings
+        dtype = torch.promote_types(grad.dtype, torch.float32)
+        bins = output_size[0] * output_size[1]
+        rows = grad.to(dtype).permute(0, 2, 3, 1).reshape(len(rois) * bins, -1)  # (R * h * w, C)
+        grads = []
+        for level, (shape, scale) in enumerate(zip(ctx.shapes, scales, strict=True)):
+            positions = shape[0] * shape[2] * shape[3]
+            total = None
+            for chosen in _chunks(rois, levels == level, scale, shape, output_size, sampling_ratio):
+                index, weight, offsets = _matrix(
+                    rois[chosen], scale, shape, output_size, sampling_ratio, aligned, dtype
+                )
+                row = (chosen[:, None] * bins + torch.arange(bins, device=chosen.device)).flatten()
+                index, weight, offsets = _transposed(index, weight, offsets, row, positions)
+                part = weighted_sums(rows, index, weight, offsets)  # (B * H * W, C)
+                total = part if total is None else total.add_(part)
+            if total is None:
+                total = rows.new_zeros(positions, shape[1])
+            total = total.to(grad.dtype).view(shape[0], shape[2], shape[3], shape[1])
+            grads.append(total.permute(0, 3, 1, 2))
+        return None, None, None, None, None, None, *grads
+
+
+def _matrix(rois, scale, shape, output_size, sampling_ratio, aligned, dtype):
+    """The CSR matrix (R * h * w, B * H * W) of boxes (R, 5): (nnz,) positions and weights, (R * h * w + 1,) offsets."""
+    (height, width), (h, w) = shape[2:], output_size
+    x1, y1, x2, y2 = (rois[:, 1:].to(dtype) * scale - (0.5 if aligned else 0.0)).unbind(1)
+    y, y_weight = axis_taps(y1, y2, h, height, sampling_ratio, aligned)  # (R, h, Ty)
+    x, x_weight = axis_taps(x1, x2, w, width, sampling_ratio, aligned)  # (R, w, Tx)
+    y = y + (rois[:, 0].int() * height)[:, None, None]  # the maps of a batch lie one below the other
+    index = (y * width)[:, :, None, :, None] + x[:, None, :, None, :]  # (R, h, w, Ty, Tx)
+    weight = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
+    index, weight = index.flatten(0, 2).flatten(1), weight.flatten(0, 2).flatten(1)  # (R * h * w, Ty * Tx)
+    if sampling_ratio > 0:
+        offsets = torch.arange(len(index) + 1, dtype=torch.int32, device=index.device) * index.shape[1]
+        return index.flatten(), weight.flatten(), offsets
+    used = weight != 0  # boxes of a chunk differ in samples: those of few are padded with weights of 0
+    offsets = F.pad(used.sum(1).cumsum(0), (1, 0)).int()
+    return index[used], weight[used], offsets
+
+
+def _transposed(index, weight, offsets, row, columns):
+    """The transpose of a CSR matrix, its rows numbered by `row` and its columns up to `columns`."""
+    index, order = index.sort(stable=True)
+    entries = torch.repeat_interleave(row.int(), offsets.diff(), output_size=len(order))
+    wanted = torch.arange(columns + 1, dtype=torch.int32, device=index.device)
+    return entries[order], weight[order], torch.searchsorted(index, wanted, out_int32=True)
+
+
+def _chunks(rois, chosen, scale, shape, output_size, sampling_ratio):
+    """Indices of the chosen boxes, in chunks whose matrix has at most MAX_ENTRIES entries (or one box)."""
+    chosen = chosen.nonzero().flatten()
+    bins = output_size[0] * output_size[1]
+    if sampling_ratio > 0 or len(chosen) == 0:
+        return chosen.split(max(1, MAX_ENTRIES // (bins * (2 * sampling_ratio) ** 2))) if len(chosen) else ()
+    # All boxes of a chunk are padded to the samples of the largest: those of similar size go together.
+    sides = (rois[chosen, 3:] - rois[chosen, 1:3]).abs() * scale / rois.new_tensor(output_size[::-1])
+    side = sides.nan_to_num(1).amax(dim=1).clamp(2, 2 * max(shape[2:])).log2().ceil().long()  # (R,)
+    chunks = []
+    for exponent in side.unique().tolist():
+        taps = 2 * (2**exponent + 2)
+        chunks.extend(chosen[side == exponent].split(max(1, MAX_ENTRIES // (bins * taps**2))))
+    return chunks
+
+
+def _rois(boxes):
+    """Boxes (R, 5) with the picture's index in front, of a list with the (Ni, 4) of each picture."""
+    if isinstance(boxes, Tensor):
+        return boxes.detach()
+    number = [torch.full_like(group[:, :1], i) for i, group in enumerate(boxes)]
+    return torch.cat((torch.cat(number), torch.cat(list(boxes))), dim=1).detach()
+
+
+def _pair(size):
+    return (size, size) if isinstance(size, int) else tuple(size)
