@@ -98,17 +98,6 @@ def collate(items):
     return items if isinstance(items, InputError) else default_collate(items)
 
 
-def batches(loader):
-    """The batches of a DataLoader over `ReIDImages`; a broken picture's InputError is raised here, in one line.
-
-    Raised in the worker, torch would put the worker's whole traceback into the message. So it travels as the batch.
-    """
-    for batch in loader:
-        if isinstance(batch, InputError):
-            raise batch
-        yield batch
-
-
 def load_sample(sample, with_mask=False):
     """Read a sample: dict with "image" uint8 (3, H, W), "box" float (1, 4) in pixels and "mask" uint8 (1, H, W).
 

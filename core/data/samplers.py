@@ -1,4 +1,7 @@
-"""Which pictures make a batch: P identities with K pictures each (Hermans et al. 2017), the same for all ranks."""
+"""Which pictures make a batch, the same for all ranks together as for one process.
+
+P identities with K pictures each (Hermans et al. 2017) to re-identify; pictures of one orientation to detect.
+"""
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -118,6 +121,56 @@ class PKSampler(Sampler):
         places = chunks[..., None] * self.images_per_id + np.arange(self.images_per_id)  # (B, P, K)
         places = self.first[identities][..., None] + places % self.counts[identities][..., None]
         return shuffled[places].reshape(len(identities), -1)  # (B, P * K)
+
+
+class AspectRatioBatches(Sampler):
+    """Batches of pictures that are all upright (narrower than high) or all not, so that little of a batch is padding.
+
+    An epoch is one pass over the data (or `batches_per_epoch` batches out of as many passes as that takes). In a pass
+    each of the two groups is shuffled and cut into global batches of batch_size * world_size, of which each rank takes
+    its share; the last one is filled with the group's first pictures of the pass. The batches of both groups come in
+    random order. So every picture is seen, and less than one global batch of each group twice. A group smaller than
+    one global batch joins the other one: alone it would show the same few pictures again and again.
+
+    Everything is a function of (seed, epoch, pass); rank only chooses the share.
+
+    Args:
+        sizes: N pairs (width, height), in any unit.
+        batch_size: pictures in a batch, per process.
+        batches_per_epoch: how many batches an epoch has; None: one pass.
+    """
+
+    def __init__(self, sizes, batch_size, *, seed=0, rank=0, world_size=1, batches_per_epoch=None):
+        self.batch_size = batch_size
+        self.global_size = batch_size * world_size
+        self.seed, self.epoch = seed, 0
+        self.rank, self.world_size = rank, world_size
+        width, height = np.asarray(sizes).reshape(-1, 2).T
+        self.groups = [np.flatnonzero(width < height), np.flatnonzero(width >= height)]
+        if min(map(len, self.groups)) < self.global_size:
+            self.groups = [np.arange(len(width))]
+        self.batches_per_pass = sum(-(-len(group) // self.global_size) for group in self.groups)  # rounded up
+        self.num_batches = self.batches_per_pass if batches_per_epoch is None else batches_per_epoch
+
+    def __len__(self):
+        return self.num_batches
+
+    def set_epoch(self, epoch):
+        """The next iteration draws the batches of this epoch."""
+        self.epoch = epoch
+
+    def __iter__(self):
+        share = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+        for start in range(0, self.num_batches, self.batches_per_pass):
+            number = start // self.batches_per_pass
+            generator = np.random.default_rng(derive_seed("sampler", self.seed, self.epoch, number))
+            batches = np.concatenate([self._cut(generator.permutation(group)) for group in self.groups])
+            yield from generator.permutation(batches)[: self.num_batches - start, share].tolist()
+
+    def _cut(self, shuffled):
+        """Indices in random order -> (batches, global batch); what the last one lacks is taken from the start."""
+        count = -(-len(shuffled) // self.global_size)
+        return np.resize(shuffled, (count, self.global_size))
 
 
 class KeyedBatches(Sampler):

@@ -7,7 +7,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader
 
-from core.data.reid_images import CENTRE_BOX, ReIDImages, batches, collate, load_sample, split_broken
+from core.data.loading import batches
+from core.data.reid_images import CENTRE_BOX, ReIDImages, collate, load_sample, split_broken
 from core.data.samplers import KeyedBatches, PKSampler
 from core.data.samples import Sample
 from core.data.transforms import build_transform

@@ -1,0 +1,341 @@
+"""Object detection data in the COCO format (Lin et al. 2014, arXiv:1405.0312): pictures, categories, outlined objects.
+
+data = for_training(read_coco("annotations/instances_train2017.json", "train2017"))
+for note in data.notes: print(note)
+
+A label is 1 .. K, the place of a category among `data.categories`; 0 is the background. The file's own category ids,
+which may have gaps, are `data.categories[label - 1].id`. Boxes are (x1, y1, x2, y2) in pixels, corners of pixels being
+whole numbers; boxes and outlines are those of a picture of `width` x `height` pixels, as the file says.
+"""
+
+import contextlib
+import io
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from core.data.coco_checks import check_box, check_outline, check_size, entries_by_id
+from core.data.images import read_stored_image
+from core.data.randomness import derive_seed
+from core.data.samples import check_on_disk, clip_box, read_text
+from core.errors import InputError
+
+
+class CocoCategory(NamedTuple):
+    """A class of objects: the id that the annotation file gives it, and its name."""
+
+    id: int
+    name: str
+
+
+class CocoAnnotation(NamedTuple):
+    """An object: label 1 .. K; box (x1, y1, x2, y2) in pixels; segmentation, a list of polygons (x, y, x, y, ... in
+    pixels) or COCO's run lengths {"size": [height, width], "counts": ...}; crowd, whether it is a region of many
+    objects; area in pixels; id, as in the file."""
+
+    label: int
+    box: tuple[float, float, float, float]
+    segmentation: list | dict
+    crowd: bool
+    area: float
+    id: int
+
+
+class CocoPicture(NamedTuple):
+    """A picture: id as in the file, path, width and height in pixels, and the objects in it (there may be none)."""
+
+    id: int
+    path: str
+    width: int
+    height: int
+    annotations: list[CocoAnnotation]
+
+
+class CocoData(NamedTuple):
+    """What an annotation file says. categories: in the order of their labels. notes: lines for the log.
+    dropped: what `for_training` left out, reason -> number of objects."""
+
+    pictures: list[CocoPicture]
+    categories: list[CocoCategory]
+    annotations_path: str
+    notes: list[str]
+    dropped: dict[str, int]
+
+
+def coco_paths(root, split):
+    """(images folder, annotation file) of `split` ("train" or "val") in the layout of COCO 2017."""
+    root = Path(root).expanduser()
+    return root / f"{split}2017", root / "annotations" / f"instances_{split}2017.json"
+
+
+def read_coco(annotations, images, *, categories=None):
+    """Read and check an annotation file.
+
+    Pictures keep the order of the file, annotations the order within their picture. A file that gives a picture no
+    width and height gets those of the picture as it is stored, whatever its EXIF orientation; an annotation without
+    `iscrowd` is a single object, and one without `area` gets that of its mask.
+
+    Args:
+        annotations: path of the JSON file.
+        images: folder that its file names start from.
+        categories: list of (id, name) by which to label, of a training file or a checkpoint: categories are then
+            matched by name (where two have one name, by id too), and `categories` of the result are these in their
+            order, with the ids of this file. None: the file's own, by id.
+
+    Returns:
+        CocoData.
+
+    Raises:
+        InputError: the file or a picture is missing, or the file is not as the format wants it.
+    """
+    content = _read_json(annotations)
+    listed = [
+        CocoCategory(number, _check_name(category, "name", f"{annotations}, category {number}"))
+        for number, category in entries_by_id(content, "categories", annotations).items()
+    ]
+    ordered, labels = _own_labels(listed) if categories is None else _labels_by_name(listed, categories, annotations)
+    notes = []
+    pictures = _read_pictures(content, annotations, images, notes)
+    names = dict(listed)
+    for number, entry in entries_by_id(content, "annotations", annotations).items():
+        where = f"{annotations}, annotation {number}"
+        picture = pictures.get(_check_reference(entry, "image_id", where))
+        if picture is None:
+            raise InputError(f"{where}: image {entry['image_id']} is not listed under images; list it or remove this")
+        category = _check_reference(entry, "category_id", where)
+        if category not in labels:
+            raise InputError(f"{where}: {_unknown_category(category, names, ordered)}")
+        picture.annotations.append(_read_annotation(entry, number, labels[category], picture, where))
+    return CocoData(list(pictures.values()), ordered, str(annotations), notes, {})
+
+
+def _read_json(path):
+    try:
+        content = json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({error}); give a COCO annotation file") from error
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path}: expected an object with images, annotations and categories, found {type(content).__name__}; "
+            "give a COCO annotation file"
+        )
+    return content
+
+
+def _check_name(entry, field, where):
+    name = entry.get(field)
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{where}: needs a {field}, a text, found {name!r:.80}")
+    return name
+
+
+def _check_reference(entry, field, where):
+    reference = entry.get(field)
+    if type(reference) is not int:
+        raise InputError(f"{where}: needs a {field}, a whole number, found {reference!r:.80}")
+    return reference
+
+
+def _own_labels(listed):
+    """The file's categories by id, and category id -> label."""
+    ordered = sorted(listed)
+    return ordered, {category.id: label for label, category in enumerate(ordered, 1)}
+
+
+def _labels_by_name(listed, wanted, path):
+    """The categories `wanted` with this file's ids (one that it lacks gets a free id), and category id -> label."""
+    wanted = [CocoCategory(*category) for category in wanted]
+    exact = {category: label for label, category in enumerate(wanted, 1)}
+    by_name = {category.name: label for category, label in reversed(exact.items())}
+    found = {category.id: exact.get(category) or by_name.get(category.name) for category in sorted(listed)}
+    labels = {number: label for number, label in found.items() if label is not None}
+    if not labels:
+        raise InputError(
+            f"{path}: its categories ({_name_list(listed)}) have no name in common with those of the model or the "
+            f"training data ({_name_list(wanted)}); give annotations of the same categories"
+        )
+    ids = {label: number for number, label in reversed(labels.items())}
+    free = max([*found, *(category.id for category in wanted)]) + 1
+    ordered = []
+    for label, category in enumerate(wanted, 1):
+        number = ids.get(label, category.id if category.id not in found else free)
+        free += number == free
+        ordered.append(CocoCategory(number, category.name))
+    return ordered, labels
+
+
+def _unknown_category(category, names, ordered):
+    if category not in names:
+        return f"category {category} is not listed under categories; list it or correct the category_id"
+    return (
+        f"category {names[category]!r} is not one of the model's or the training data's ({_name_list(ordered)}); "
+        "remove its annotations or train with it"
+    )
+
+
+def _name_list(categories):
+    names = [category.name for category in categories]
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _read_pictures(content, annotations, images, notes):
+    """Picture id -> CocoPicture, still without annotations. Raises InputError where one is not on the disk."""
+    if not os.path.isdir(images):
+        raise InputError(f"{images}: no such folder; give the folder with the pictures of {annotations}")
+    pictures = {}
+    for number, entry in entries_by_id(content, "images", annotations).items():
+        where = f"{annotations}, image {number}"
+        path = os.path.join(images, _check_name(entry, "file_name", where))
+        pictures[number] = CocoPicture(number, path, *check_size(entry, where), [])
+    check_on_disk(pictures.values(), annotations)
+    unsized = [picture for picture in pictures.values() if picture.width is None]
+    for picture in unsized:
+        width, height = read_stored_image(picture.path)[0].size
+        pictures[picture.id] = picture._replace(width=width, height=height)
+    if unsized:
+        notes.append(f"{annotations}: {len(unsized)} images have no width and height: taken from the stored pictures")
+    return pictures
+
+
+def _read_annotation(entry, number, label, picture, where):
+    box = check_box(entry.get("bbox"), where)
+    if entry.get("segmentation") in (None, []):
+        raise InputError(f"{where}: has no segmentation; a box alone trains no mask: add polygons or run lengths")
+    segmentation = check_outline(entry["segmentation"], picture.width, picture.height, where)
+    crowd, area = entry.get("iscrowd", 0), entry.get("area")
+    if crowd not in (0, 1):
+        raise InputError(f"{where}: iscrowd has to be 0 or 1, found {crowd!r:.80}")
+    if area is None:
+        area = coco_mask.area(encode_mask(segmentation, picture.width, picture.height))
+    elif type(area) not in (int, float) or not 0 <= area < float("inf"):
+        raise InputError(f"{where}: area has to be a number of pixels, 0 or more, found {area!r:.80}")
+    return CocoAnnotation(label, box, segmentation, bool(crowd), float(area), number)
+
+
+def encode_mask(segmentation, width, height):
+    """Polygons or run lengths -> COCO's compressed run lengths, of a picture of width x height pixels."""
+    if isinstance(segmentation, list):
+        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    if isinstance(segmentation["counts"], list):
+        return coco_mask.frPyObjects(segmentation, height, width)
+    return segmentation
+
+
+def for_training(data):
+    """The data without what a network can't learn from: crowd regions, boxes without area, boxes outside of their
+    picture, empty masks. What is left is clipped to the picture, and its masks are compressed run lengths.
+
+    The pictures all stay: one without objects trains as a negative. `dropped` counts what was left out, and one line
+    about it joins `notes`. Raises InputError where nothing is left.
+    """
+    dropped = dict.fromkeys(("crowd regions", "boxes without area", "boxes outside the picture", "empty masks"), 0)
+    pictures = []
+    for picture in data.pictures:
+        kept = []
+        for annotation in picture.annotations:
+            usable, reason = _usable(annotation, picture.width, picture.height)
+            if reason is None:
+                kept.append(usable)
+            else:
+                dropped[reason] += 1
+        pictures.append(picture._replace(annotations=kept))
+    dropped = {reason: count for reason, count in dropped.items() if count}
+    left, lost = sum(len(picture.annotations) for picture in pictures), sum(dropped.values())
+    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+    if not left:
+        raise InputError(f"{data.annotations_path}: no object to train on" + (f"; left out: {reasons}" * bool(lost)))
+    notes = [f"{data.annotations_path}: {lost} of {left + lost} objects left out: {reasons}"] if lost else []
+    return data._replace(pictures=pictures, notes=data.notes + notes, dropped=dropped)
+
+
+def _usable(annotation, width, height):
+    """(the annotation clipped to its picture, None) or (None, why it is of no use)."""
+    x1, y1, x2, y2 = annotation.box
+    if annotation.crowd:
+        return None, "crowd regions"
+    if x1 >= x2 or y1 >= y2:
+        return None, "boxes without area"
+    box = clip_box(annotation.box, width, height)
+    if box is None:
+        return None, "boxes outside the picture"
+    mask = encode_mask(annotation.segmentation, width, height)
+    if coco_mask.area(mask) == 0:
+        return None, "empty masks"
+    return annotation._replace(box=box, segmentation=mask), None
+
+
+def split_coco(data, val_fraction, seed):
+    """Cut the pictures into (train, val), a function of `seed` alone; both keep the file's order.
+
+    A picture goes to val only if every category in it is left in train, so val may be smaller than asked for, but
+    has one picture at least.
+
+    Args:
+        val_fraction: share of the pictures, 0 < val_fraction < 1.
+
+    Raises:
+        InputError: the share is out of range, or there is only one picture.
+    """
+    count = len(data.pictures)
+    if not 0 < val_fraction < 1:
+        raise InputError(f"--val-fraction is {val_fraction:g}; give a share between 0 and 1, such as 0.2")
+    if count < 2:
+        raise InputError(f"{data.annotations_path}: its single picture can't be split; give --val-annotations")
+    wanted = min(max(round(val_fraction * count), 1), count - 1)
+    present = [{annotation.label for annotation in picture.annotations} for picture in data.pictures]
+    left = np.zeros(len(data.categories) + 1, dtype=np.int64)  # pictures of train with a category
+    for labels in present:
+        left[list(labels)] += 1
+    order = np.random.default_rng(derive_seed("split", seed)).permutation(count).tolist()
+    val = set()
+    for index in order:
+        labels = list(present[index])
+        if len(val) < wanted and (left[labels] > 1).all():
+            left[labels] -= 1
+            val.add(index)
+    val = val or {order[0]}
+    return tuple(
+        data._replace(pictures=[picture for index, picture in enumerate(data.pictures) if (index in val) == chosen])
+        for chosen in (False, True)
+    )
+
+
+def coco_ground_truth(data):
+    """`pycocotools.coco.COCO` of the data, made in memory and in silence, with the file's image and category ids.
+
+    Annotations are numbered anew from 1: COCOeval marks an unmatched detection by the annotation id 0, so that a match
+    with an object of id 0 would not count.
+    """
+    annotations = []
+    for picture in data.pictures:
+        for annotation in picture.annotations:
+            x1, y1, x2, y2 = annotation.box
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": picture.id,
+                    "category_id": data.categories[annotation.label - 1].id,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": annotation.area,
+                    "iscrowd": int(annotation.crowd),
+                    "segmentation": annotation.segmentation,
+                }
+            )
+    ground_truth = COCO()
+    ground_truth.dataset = {
+        "info": {},
+        "images": [
+            {"id": picture.id, "file_name": picture.path, "width": picture.width, "height": picture.height}
+            for picture in data.pictures
+        ],
+        "annotations": annotations,
+        "categories": [category._asdict() for category in data.categories],
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        ground_truth.createIndex()
+    return ground_truth

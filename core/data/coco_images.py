@@ -1,0 +1,137 @@
+"""From COCO data to what Mask R-CNN is trained on: pictures of any size with boxes, labels and masks.
+
+images = CocoImages(for_training(read_coco(annotations, folder)), build_detection_transform(1), seed=0)
+loader = DataLoader(images, batch_sampler=KeyedBatches(sampler), collate_fn=collate_detection, num_workers=4)
+for batch in batches(loader): ...
+"""
+
+import pickle
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional
+
+from core.data.coco import encode_mask
+from core.data.images import SWAPS_SIDES, read_stored_image
+from core.data.randomness import seeded
+from core.errors import InputError
+
+
+class CocoImages(Dataset):
+    """Pictures with their objects, augmented as a function of the key alone.
+
+    An item is asked for by a key (epoch, slot, index) from `KeyedBatches`, or by an index. What `transform` draws at
+    random depends on (seed, epoch, slot), as in `ReIDImages`. An item is a dict
+
+        image     float (3, H, W), RGB in [0, 1]
+        target    dict: boxes float (G, 4), x1, y1, x2, y2 in pixels; labels int64 (G,), 1 .. K; masks uint8 (G, H, W),
+                  0 or 1; G may be 0. Left out without `with_targets`
+        image_id  int, as in the annotation file
+        path      str
+        dropped   int, how many objects the augmentation has moved out of the picture
+
+    The annotations are packed into one block of memory that all workers share, forked or spawned: hundreds of
+    thousands of Python objects would be copied into each.
+
+    Args:
+        data: `core.data.coco.CocoData`; for training, what `for_training` leaves of it.
+        transform: as from `build_detection_transform`; None: the picture as it is.
+        with_targets: False leaves the objects out, which an evaluation has no use for.
+
+    Raises:
+        InputError, by `images[key]`: the picture can't be read, or is not of the size that the file says.
+    """
+
+    def __init__(self, data, transform=None, *, seed=0, with_targets=True):
+        self.transform = transform
+        self.seed = seed
+        self.with_targets = with_targets
+        packed = [pickle.dumps(picture, pickle.HIGHEST_PROTOCOL) for picture in data.pictures]
+        self.ends = torch.from_numpy(np.cumsum([len(part) for part in packed], dtype=np.int64))
+        self.packed = torch.frombuffer(bytearray(b"".join(packed)), dtype=torch.uint8)
+
+    def __len__(self):
+        return len(self.ends)
+
+    def picture(self, index):
+        """The `CocoPicture` of that index, with its annotations."""
+        start, end = (self.ends[index - 1] if index else 0), self.ends[index]
+        return pickle.loads(self.packed[start:end].numpy().data)
+
+    def __getitem__(self, key):
+        epoch, slot, index = key if isinstance(key, tuple) else (0, key, key)
+        picture = self.picture(index)
+        loaded = load_picture(picture, self.with_targets)
+        transformed = loaded
+        if self.transform is not None:
+            with seeded("augmentation", self.seed, epoch, slot):
+                transformed = self.transform(loaded)
+        image = functional.to_dtype(transformed["image"], torch.float32, scale=True)
+        item = {"image": image.as_subclass(torch.Tensor), "image_id": picture.id, "path": picture.path}
+        if self.with_targets:
+            names = ("boxes", "labels", "masks")
+            item["target"] = {name: transformed[name].as_subclass(torch.Tensor).contiguous() for name in names}
+            item["dropped"] = len(loaded["labels"]) - len(transformed["labels"])
+        return item
+
+    def __getitems__(self, keys):
+        """A batch, as DataLoader asks for it: a list of items, or the InputError of the first that can't be had."""
+        try:
+            return [self[key] for key in keys]
+        except InputError as error:
+            return error
+
+
+def collate_detection(items):
+    """List of items -> dict of lists: pictures differ in size, so nothing is stacked. An InputError passes as it is."""
+    return items if isinstance(items, InputError) else {key: [item[key] for item in items] for key in items[0]}
+
+
+def load_picture(picture, with_targets=True):
+    """Read a `CocoPicture`: dict with "image" uint8 (3, H, W) and, `with_targets`, "boxes" float (G, 4), "labels"
+    int64 (G,) and "masks" uint8 (G, H, W). Image, boxes and masks are tv_tensors, for torchvision.transforms.v2."""
+    image = read_as_annotated(picture.path, picture.width, picture.height)
+    loaded = {"image": functional.to_image(image)}
+    if with_targets:
+        canvas = (picture.height, picture.width)
+        boxes = torch.tensor([annotation.box for annotation in picture.annotations], dtype=torch.float32)
+        loaded["boxes"] = tv_tensors.BoundingBoxes(boxes.reshape(-1, 4), format="XYXY", canvas_size=canvas)
+        loaded["labels"] = torch.tensor([annotation.label for annotation in picture.annotations], dtype=torch.int64)
+        loaded["masks"] = tv_tensors.Mask(_decode_masks(picture))
+    return loaded
+
+
+def read_as_annotated(path, width, height):
+    """Read a picture the way it lay before the person who outlined its objects.
+
+    Some tools show a picture turned upright by its EXIF orientation, others as it is stored. The file's width and
+    height tell: where they fit the stored picture it stays as it is (also where they fit both, as after half a turn),
+    and only where they fit the upright one alone is it turned.
+
+    Returns:
+        PIL image, mode RGB, of width x height.
+
+    Raises:
+        InputError: it can't be read, or has neither size.
+    """
+    image, turn = read_stored_image(path)
+    if image.size == (width, height):
+        return image
+    if turn in SWAPS_SIDES and image.size == (height, width):
+        return image.transpose(turn)
+    raise InputError(
+        f"{path}: the picture has {image.size[0]}x{image.size[1]} pixels and the annotation file says "
+        f"{width}x{height}; correct width and height there, or give the picture that was annotated"
+    )
+
+
+def _decode_masks(picture):
+    """uint8 (G, H, W), 0 or 1: the masks of a picture's objects."""
+    width, height = picture.width, picture.height
+    if not picture.annotations:
+        return torch.zeros(0, height, width, dtype=torch.uint8)
+    encoded = [encode_mask(annotation.segmentation, width, height) for annotation in picture.annotations]
+    return torch.from_numpy(coco_mask.decode(encoded)).permute(2, 0, 1).contiguous()  # from (H, W, G)
