@@ -40,7 +40,7 @@ class FrozenBatchNorm2d(nn.Module):
 
     Args:
         channels: number of channels.
-        eps: added to the variance. torchvision's COCO file of 2019 was trained with 0.
+        eps: added to the variance.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5):

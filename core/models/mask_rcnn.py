@@ -38,12 +38,11 @@ class ResNetFPN(nn.Module):
         norm: "batch", "frozen" or "sync".
         trainable_layers: of the stages layer4, layer3, layer2, layer1 and the stem so many are trained, the rest keeps
             its weights. The running statistics of a BatchNorm go on moving, as in torchvision; "frozen" keeps them.
-        norm_eps: of the FrozenBatchNorm2d layers.
     """
 
     out_channels = 256
 
-    def __init__(self, name: str, norm: str, trainable_layers: int, norm_eps: float = 1e-5):
+    def __init__(self, name: str, norm: str, trainable_layers: int):
         super().__init__()
         self.body = RESNETS[name](num_classes=0)
         trained = STAGES[:trainable_layers] + (("bn1",) if trainable_layers == len(STAGES) else ())
@@ -51,9 +50,6 @@ class ResNetFPN(nn.Module):
             parameter.requires_grad_(parameter_name.startswith(trained))
         if norm == "frozen":
             freeze_batch_norm(self.body)
-            for module in self.body.modules():
-                if hasattr(module, "running_var"):
-                    module.eps = norm_eps
         elif norm == "sync":
             self.body = nn.SyncBatchNorm.convert_sync_batchnorm(self.body)
         self.fpn = FeaturePyramidNetwork(self.body.stage_channels, self.out_channels)
@@ -84,7 +80,6 @@ class MaskRCNN(nn.Module):
         aspect_ratios: height / width of the anchors.
         rpn_...: see `RegionProposalNetwork`, with _train and _test for training and evaluation.
         box_...: see `RoIHeads`; box_reg_weights None is (10, 10, 5, 5).
-        norm_eps: of norm "frozen"; torchvision's COCO file of 2019 wants 0 (`load_detection_weights` sees to it).
 
     Raises:
         InputError: a value that no network can be built of.
@@ -121,7 +116,6 @@ class MaskRCNN(nn.Module):
         box_batch_size_per_image: int = 512,
         box_positive_fraction: float = 0.25,
         box_reg_weights: Sequence[float] | None = None,
-        norm_eps: float = 1e-5,
     ):
         options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         _check(options)
@@ -132,7 +126,7 @@ class MaskRCNN(nn.Module):
         self.register_buffer("image_mean", torch.tensor(image_mean), persistent=False)
         self.register_buffer("image_std", torch.tensor(image_std), persistent=False)
 
-        self.backbone = ResNetFPN(backbone_name, norm, trainable_layers, norm_eps)
+        self.backbone = ResNetFPN(backbone_name, norm, trainable_layers)
         sizes = tuple(tuple(size) if isinstance(size, Sequence) else (size,) for size in anchor_sizes)
         anchors = AnchorGenerator(sizes, (tuple(aspect_ratios),) * len(sizes))
         self.rpn = RegionProposalNetwork(

@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 import uuid
 import warnings
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +36,7 @@ PUBLISHED = {
 
 CONNECTION_TIMEOUT = 5.0  # seconds
 CHUNK = 1 << 20  # bytes
+COUNTER = "num_batches_tracked"
 
 # What torch.load raises on damaged files, found by flipping, cutting and inventing bytes; it has no error of its own.
 BROKEN_FILE = (
@@ -87,8 +89,7 @@ def load_weights(model: nn.Module, source: str, backbone: str) -> WeightsReport:
     try:
         path = fetch(url)
     except DownloadError as error:
-        advice = f"training from scratch; put the file into {_cache_folder()}, or give --weights PATH or none"
-        return WeightsReport(f"weights: {url} can't be had ({error}): {advice}", warning=True)
+        return not_to_be_had(url, error)
     return copy_matching(model, load_file(path), path.name)
 
 
@@ -123,6 +124,11 @@ def fetch(url: str, timeout: float = CONNECTION_TIMEOUT) -> Path:
     except (OSError, http.client.HTTPException) as error:
         raise DownloadError(_reason(error)) from error
     return path
+
+
+def not_to_be_had(url: str, error: DownloadError) -> WeightsReport:
+    advice = f"training from scratch; put the file into {_cache_folder()}, or give --weights PATH or none"
+    return WeightsReport(f"weights: {url} can't be had ({error}): {advice}", warning=True)
 
 
 def _cache_folder() -> Path:
@@ -186,13 +192,14 @@ def load_file(path: str | Path) -> object:
         raise InputError(f"{path} is damaged or no file that torch.save wrote; get it again") from error
 
 
-def copy_matching(model: nn.Module, content: object, name: str | Path) -> WeightsReport:
+def copy_matching(model: nn.Module, content: object, name: str | Path, leave: Collection[str] = ()) -> WeightsReport:
     """Copy into `model` the tensors of `content` that it has under the same key with the same shape.
 
     Args:
         content: a state_dict, or a dict with one under "model" or "state_dict". Keys with and without `backbone.` in
             front are understood, and so are those that DDP and torch.compile put a prefix on.
         name: what messages call it.
+        leave: keys that keep the model's tensors; the line doesn't speak of them.
 
     Returns:
         WeightsReport; its line names the tensors of another size (heads, mostly), those the file lacks, and those of
@@ -202,13 +209,15 @@ def copy_matching(model: nn.Module, content: object, name: str | Path) -> Weight
         InputError: nothing fits, or the backbone is not the same network. The model is then as it was.
     """
     own = model.state_dict()
-    state = _align(_find_state_dict(content, name), own)
+    state = _align(find_state_dict(content, name), own)
+    state = {key: tensor for key, tensor in state.items() if key not in leave}
     fitting = {key: tensor for key, tensor in state.items() if key in own and own[key].shape == tensor.shape}
     if not any(fitting[key].dim() for key in fitting):  # BatchNorm's counters alone, single numbers, fit everywhere
         raise InputError(f"{name} has no tensor that this model could take; it is of another kind of network")
     resized = [key for key in state if key in own and key not in fitting]
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    unused = [key for key in state if key not in own]
+    # BatchNorm's counters: old files lack them, and a frozen BatchNorm has no use for them.
+    missing = [key for key in own if key not in state and key not in leave and not key.endswith(COUNTER)]
+    unused = [key for key in state if key not in own and not key.endswith(COUNTER)]
     _require_same_backbone(model, resized, missing, unused, name)
     model.load_state_dict(fitting, strict=False)
 
@@ -223,7 +232,8 @@ def copy_matching(model: nn.Module, content: object, name: str | Path) -> Weight
     return WeightsReport("; ".join(parts), loaded=len(fitting))
 
 
-def _find_state_dict(content: object, name: str | Path) -> dict[str, Tensor]:
+def find_state_dict(content: object, name: str | Path) -> dict[str, Tensor]:
+    """The state_dict in a loaded file, without the prefixes of DDP and torch.compile; InputError if there is none."""
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
