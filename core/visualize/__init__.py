@@ -7,6 +7,15 @@ wrong, the line and a sign say it as well. A sheet of nothing is a small sheet t
 """
 
 from core.visualize.curves import COCO_COLUMNS, DETECTION_METRICS, METRICS, RETRIEVAL_METRICS, curves
+from core.visualize.instances import (
+    PANELS,
+    augmentation_preview,
+    describe_instances,
+    draw_instances,
+    instance_panels,
+    instance_sheet,
+    precision_recall_curves,
+)
 from core.visualize.retrieval import RankRow, augmentation_sheet, mask_sheet, rank_list_sheet
 from core.visualize.sheet import GAP, MARGIN, PALETTE
 
@@ -17,10 +26,17 @@ __all__ = [
     "MARGIN",
     "METRICS",
     "PALETTE",
+    "PANELS",
     "RETRIEVAL_METRICS",
     "RankRow",
+    "augmentation_preview",
     "augmentation_sheet",
     "curves",
+    "describe_instances",
+    "draw_instances",
+    "instance_panels",
+    "instance_sheet",
     "mask_sheet",
+    "precision_recall_curves",
     "rank_list_sheet",
 ]

@@ -16,6 +16,7 @@ DPI = 100
 GAP, MARGIN = 18, 28  # pixels between pictures, and around the sheet
 INK, FAINT = "#222222", "#767676"
 RIGHT, WRONG = "#1a9641", "#d7191c"
+JPEG = {"quality": 92, "subsampling": 0}  # letters keep their colour
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 
 
@@ -60,9 +61,12 @@ class Sheet:
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
+    """PNG, or JPEG where the suffix says so."""
     FigureCanvasAgg(figure)
+    jpeg = Path(path).suffix.lower() in (".jpg", ".jpeg")
+    form = {"format": "jpeg", "pil_kwargs": JPEG} if jpeg else {"format": "png"}
     with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=DPI)
+        figure.savefig(file, dpi=DPI, **form)
 
 
 def empty_sheet(path: str | Path, text: str) -> None:
