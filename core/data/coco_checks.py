@@ -7,7 +7,7 @@ import numpy as np
 from core.errors import InputError
 
 # Pixels. What lies farther out is a mistake of units, and rasterising walks along every pixel of an outline.
-FARTHEST = 1e6
+FARTHEST = 1e5
 
 
 def entries_by_id(content, key, path):
@@ -80,7 +80,7 @@ def _check_run_lengths(run_lengths, width, height, where):
         raise InputError(f"{where}: run lengths need size [height, width] and counts, found {run_lengths!r:.80}")
     if size != [height, width]:
         raise InputError(
-            f"{where}: its run lengths are for {size[1]}x{size[0]} pixels and the image has {width}x{height}; "
+            f"{where}: its run lengths have size {size!r:.40} and the image [{height}, {width}] (height, width); "
             "correct the one or the other"
         )
     if isinstance(counts, str):
@@ -98,7 +98,9 @@ def _total(counts):
     that says whether more follow; the last character's bit 0x10 is the sign. From the fourth run on, the value is the
     difference to the run before the last.
     """
-    codes = np.frombuffer(counts.encode("utf-8"), np.uint8).astype(np.int64) - ord("0")  # (characters,)
+    codes = np.frombuffer(counts.encode("utf-8", "surrogatepass"), np.uint8).astype(np.int64) - ord(
+        "0"
+    )  # (characters,)
     if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
         return -1
     last = (codes & 32) == 0
