@@ -55,12 +55,12 @@ def encode_detections(detections, image_size, image_id, categories):
         image_size: (h, w) of the picture.
         categories: (category id, name) for each label 1, 2, ...; None: what is found of this class is left out.
     """
-    found = [categories[label - 1] for label in detections["labels"].tolist()]
-    kept = [number for number, category in enumerate(found) if category is not None]
+    chosen = [categories[label - 1] for label in detections["labels"].tolist()]
+    kept = [number for number, category in enumerate(chosen) if category is not None]
     boxes, scores, masks = (detections[key][kept].float() for key in ("boxes", "scores", "masks"))
     boxes_xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)  # (n, 4)
     found = [
-        {"image_id": image_id, "category_id": found[number][0], "score": score}
+        {"image_id": image_id, "category_id": chosen[number][0], "score": score}
         for number, score in zip(kept, scores.tolist(), strict=True)
     ]
     box_results = [{**one, "bbox": box} for one, box in zip(found, boxes_xywh.tolist(), strict=True)]
@@ -73,8 +73,8 @@ def encode_masks(masks, boxes, image_size):
     """Masks (N, 1, M, M) in [0, 1] pasted into their boxes (N, 4), as N run-length codes that fit into JSON."""
     codes = []
     for chunk in paste_mask_chunks(masks, boxes, image_size):  # (n, h, w) bool
-        # pycocotools reads column by column; transposed here, on the device, the numpy view needs no copy of its own.
-        columns = chunk.transpose(1, 2).contiguous().to(torch.uint8).cpu().numpy()  # (n, w, h)
+        # pycocotools reads column by column: transposed here, on the device, the array needs no copy of its own.
+        columns = chunk.transpose(1, 2).contiguous().view(torch.uint8).cpu().numpy()  # (n, w, h)
         codes += rle.encode(columns.transpose(2, 1, 0))
     return [{"size": list(code["size"]), "counts": code["counts"].decode("ascii")} for code in codes]
 
@@ -119,7 +119,7 @@ class _Matches(NamedTuple):
     scores: np.ndarray  # (D,)
     matched: np.ndarray  # (10, D) bool
     ignored: np.ndarray  # (10, D) bool
-    instance_ignored: np.ndarray  # (G,)
+    instance_ignored: np.ndarray  # (G,) bool
 
 
 def _match(ground_truth, results, image_ids, iou_type):
@@ -144,7 +144,7 @@ def _match(ground_truth, results, image_ids, iou_type):
         np.concatenate([np.zeros(0), *(entry["dtScores"] for _, entry in entries)]),
         np.concatenate([np.zeros((10, 0), bool), *(entry["dtMatches"] > 0 for _, entry in entries)], axis=1),
         np.concatenate([np.zeros((10, 0), bool), *(entry["dtIgnore"] for _, entry in entries)], axis=1),
-        np.concatenate([np.zeros(0, np.int64), *(entry["gtIgnore"] for _, entry in entries)]),
+        np.concatenate([np.zeros(0, bool), *(entry["gtIgnore"] > 0 for _, entry in entries)]),
     )
 
 
@@ -162,7 +162,8 @@ def _own_part(ground_truth, results, image_ids, iou_type):
     if iou_type == "bbox":
         areas = [result["bbox"][2] * result["bbox"][3] for result in results]
     else:
-        areas = rle.area([result["segmentation"] for result in results]) if results else []
+        # One at a time: pycocotools' area of a list overflows from 256 entries on, with numpy 2.
+        areas = [int(rle.area(result["segmentation"])) for result in results]
     detections = [
         {**result, "id": number, "area": area, "iscrowd": 0}
         for number, (result, area) in enumerate(zip(results, areas, strict=True), start=1)
@@ -221,6 +222,23 @@ def _per_class(ground_truth, image_ids, precision):
         ]
         rows.append(ClassResult(ground_truth.cats[category_id]["name"], int(counts.get(category_id, 0)), *values))
     return rows
+
+
+def precision_recall(result, kind):
+    """Curves for boxes or for masks: name -> (recall (101,), precision (101,)), empty where no class has an instance.
+
+    The mean over classes at IoU 0.50, at 0.75 and over all IoUs, then each class at 0.50. Precision is interpolated:
+    the best at this recall or any higher one.
+    """
+    precision = result.precision[kind]  # (10, 101, K)
+    there = ~np.isnan(precision[0, 0])  # (K,)
+    if not there.any():
+        return {}
+    mean = precision[:, :, there].mean(axis=2)  # (10, 101)
+    curves = {"all, IoU 0.50": mean[0], "all, IoU 0.75": mean[5], "all, IoU 0.50:0.95": mean.mean(axis=0)}
+    for number in np.flatnonzero(there):
+        curves[result.per_class[number].name] = precision[0, :, number]
+    return {name: (np.linspace(0, 1, 101), curve) for name, curve in curves.items()}
 
 
 def summary_table(result):
