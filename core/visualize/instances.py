@@ -60,7 +60,7 @@ def draw_instances(
     if boxes:
         _draw_boxes(canvas, instances)
     if labels:
-        _draw_labels(canvas, instances, scores)
+        _draw_labels(canvas, instances, scores, at_boxes=boxes)
     return canvas
 
 
@@ -72,19 +72,19 @@ def instance_panels(
     boxes, masks, overlay = original.copy(), Image.new("RGB", original.size, NIGHT), original.copy()
     _paint_masks([(overlay, OPACITY, None), (masks, 1.0, NIGHT)], instances)
     classes, everything = overlay.copy(), overlay.copy()
-    for canvas, scores in ((boxes, True), (everything, True), (classes, False)):
-        if scores:
-            _draw_boxes(canvas, instances)
-        _draw_labels(canvas, instances, scores)
+    for canvas in (boxes, everything):
+        _draw_boxes(canvas, instances)
+        _draw_labels(canvas, instances, scores=True, at_boxes=True)
+    _draw_labels(classes, instances, scores=False, at_boxes=False)
     return dict(zip(PANELS, (original, boxes, masks, overlay, classes, everything), strict=True))
 
 
 def instance_sheet(path: str | Path, panels: dict[str, Image.Image], title: str = "", caption: str = "") -> None:
     """The six panels on one sheet, PNG or JPEG by the suffix of `path`, under a title and a fainter caption."""
     some = next(iter(panels.values()))
-    aspect = min(max(some.width / some.height, 0.4), 4.0)
+    aspect = min(max(some.width / some.height, 0.3), 8.0)
     width, height = round((600 * 450 * aspect) ** 0.5), round((600 * 450 / aspect) ** 0.5)
-    columns = 2 if aspect > 2.2 else 3
+    columns = 3 if aspect < 2.2 else 2 if aspect < 5 else 1
     header, line = (44 if title or caption else 0), height + 34
     sheet = Sheet(2 * MARGIN + columns * (width + GAP) - GAP, 2 * MARGIN + header + len(panels) // columns * line - GAP)
     room = sheet.size[0] - 2 * MARGIN
@@ -103,7 +103,7 @@ def describe_instances(instances: Sequence[dict]) -> str:
     counts = Counter(instance["label"] for instance in instances).most_common()
     if not counts:
         return "nothing found"
-    total = f"{len(instances)} instance{'s' if len(instances) > 1 else ''}"
+    total = f"{len(instances)} instance{'s' * (len(instances) != 1)}"
     return f"{total}: {', '.join(f'{count} {name}' for name, count in counts)}"
 
 
@@ -131,7 +131,7 @@ def augmentation_preview(path: str | Path, rows: Sequence[tuple[str, Sequence[tu
             picture = Image.fromarray(torch.as_tensor(image).permute(1, 2, 0).cpu().numpy())  # (H, W, 3)
             drawn = draw_instances(picture, instances, labels=False, names=[str(name) for name in names])
             sheet.picture(fit(drawn, width, height), left, top + title)
-            words = f"{picture.width} x {picture.height} · {len(instances)}"
+            words = f"{picture.width} x {picture.height}, {len(instances)} instance{'s' * (len(instances) != 1)}"
             sheet.text(left + width / 2, top + title + height + 6, words, color=FAINT)
     sheet.save(path)
 
@@ -161,7 +161,8 @@ def precision_recall_curves(path: str | Path, precision: dict[str, np.ndarray], 
             continue
         if len(names) <= len(PALETTE):
             for name, color, line in zip(names, PALETTE, values[0].T, strict=False):
-                axes.plot(recall, line, color=color, linewidth=1.5, label=_plain(name))
+                if np.isfinite(line).all():
+                    axes.plot(recall, line, color=color, linewidth=1.5, label=_plain(name))
         mean = values[:, :, there].mean(2)  # (10, 101)
         for line, style, text in ((mean[0], "-", "0.50"), (mean[5], "--", "0.75"), (mean.mean(0), ":", "0.50:0.95")):
             axes.plot(recall, line, style, color=INK, linewidth=2.2, label=f"mean, IoU {text}: AP {line.mean():.3f}")
@@ -170,8 +171,8 @@ def precision_recall_curves(path: str | Path, precision: dict[str, np.ndarray], 
 
 
 def _plain(name: str) -> str:
-    """A class name that matplotlib takes as it stands: no formula, and not hidden from the legend."""
-    return name.replace("$", r"\$").replace("_", " ", 1) if name.startswith("_") else name.replace("$", r"\$")
+    """A class name that matplotlib takes as it stands: no formula, and not hidden from the legend for an underscore."""
+    return ("\N{ZERO WIDTH SPACE}" + name).replace("$", r"\$")
 
 
 def _instances_of(boxes, masks, labels) -> list[dict]:
@@ -213,11 +214,11 @@ def _tinted(color: str, tint: float) -> tuple[int, int, int]:
 
 def _measure(size: tuple[int, int]) -> float:
     """Height of letters in pixels, the measure of everything drawn on a picture of this size."""
-    return max(11.0, min(0.0225 * max(size), 0.2 * min(size)))
+    return max(11.0, min(0.0225 * max(size), 0.1 * min(size)))
 
 
 def _paint_masks(layers: Sequence[tuple[Image.Image, float, str | None]], instances: Sequence[dict]) -> None:
-    """Paint every mask and its outline on each (canvas, opacity, colour of outlines or None for the mask's own)."""
+    """Paint every mask on each (canvas, opacity, ground): with an outline in its colour, or in that of the ground."""
     if not instances:
         return
     half = max(0.9, _measure(layers[0][0].size) / 14)  # of the outline's width, pixels
@@ -226,9 +227,12 @@ def _paint_masks(layers: Sequence[tuple[Image.Image, float, str | None]], instan
         if mask is None:
             continue
         outline = _outline(mask, half)
-        for canvas, opacity, line_color in layers:
+        for canvas, opacity, ground in layers:
+            if ground:  # around the mask, so that it keeps its shape and stands out from those under it
+                canvas.paste(ground, corner, outline)
             canvas.paste(instance["color"], corner, mask.point(lambda value, opacity=opacity: round(value * opacity)))
-            canvas.paste(line_color or instance["color"], corner, outline)
+            if not ground:
+                canvas.paste(instance["color"], corner, outline)
 
 
 def _unpack(rle: dict, factor: int, margin: int) -> tuple[Image.Image | None, tuple[int, int]]:
@@ -270,34 +274,37 @@ def _draw_boxes(canvas: Image.Image, instances: Sequence[dict]) -> None:
         draw.rectangle(place, outline=instance["color"], width=line)
 
 
-def _draw_labels(canvas: Image.Image, instances: Sequence[dict], scores: bool) -> None:
-    """A label at each box, above, inside or below it, where it hides no other; the surest instance chooses first."""
+def _draw_labels(canvas: Image.Image, instances: Sequence[dict], scores: bool, at_boxes: bool) -> None:
+    """A label at the edge of each box, or in its middle, where it hides no other; the surest instance chooses first."""
     draw = ImageDraw.Draw(canvas)
     font = _font(round(_measure(canvas.size)))
     pad = max(2, round(font.size * 0.28))
     height = round(font.size * 1.15) + pad
-    taken = np.zeros((0, 4))
+    taken, texts = np.zeros((0, 4)), []
     ordered = sorted(instances, key=lambda instance: -(instance["score"] or 0.0))
     for instance in ordered:
         score = f" {instance['score']:.2f}" if scores and instance["score"] is not None else ""
         text = _cut(instance["label"], canvas.width - 2 * pad - font.getlength(score), font) + score
         width = round(font.getlength(text)) + 2 * pad
-        place = _free_place(instance["box"], width, height, canvas.size, taken)
-        taken = np.vstack([taken, place])
-        draw.rounded_rectangle(tuple(place), radius=max(2, font.size // 5), fill=instance["color"])
+        taken = np.vstack([taken, _free_place(instance["box"], width, height, canvas.size, taken, at_boxes)])
+        texts.append(text)
+    for instance, place, text in reversed(list(zip(ordered, taken.tolist(), texts, strict=True))):
+        draw.rounded_rectangle(place, radius=max(2, font.size // 5), fill=instance["color"])
         middle = (place[1] + place[3]) / 2
         draw.text((place[0] + pad, middle), text, font=font, fill=_ink_on(instance["color"]), anchor="lm")
 
 
-def _free_place(box, width, height, size, taken: np.ndarray) -> np.ndarray:
-    """(x1, y1, x2, y2) of a label: of the places beside its box the one that hides least of the labels `taken`."""
+def _free_place(box, width, height, size, taken: np.ndarray, at_box: bool) -> np.ndarray:
+    """(x1, y1, x2, y2) of a label: of the places at its box the one that hides least of the labels `taken`."""
     x1, y1, x2, y2 = box
-    corners = [(x, y) for y in (y1 - height, y1, y2 - height, y2) for x in (x1, x2 - width)]
-    places = np.array(corners, dtype=float)  # (8, 2)
+    x, y = (x1 + x2 - width) / 2, (y1 + y2 - height) / 2
+    edge = [(left, top) for top in (y1 - height, y1, y2 - height, y2) for left in (x1, x2 - width)]
+    middle = [(x, y + step * height) for step in (0, 1.1, -1.1, 2.2, -2.2)]
+    places = np.array(edge if at_box else middle).round()  # (P, 2)
     places = np.clip(places, 0, np.maximum(np.array(size) - (width, height), 0))
-    places = np.hstack([places, places + (width - 1, height - 1)])  # (8, 4)
+    places = np.hstack([places, places + (width - 1, height - 1)])  # (P, 4)
     overlap = np.minimum(places[:, None, 2:], taken[None, :, 2:]) - np.maximum(places[:, None, :2], taken[None, :, :2])
-    hidden = overlap.clip(0).prod(2).sum(1)  # (8,)
+    hidden = overlap.clip(0).prod(2).sum(1)  # (P,)
     return places[int(hidden.argmin())]
 
 
