@@ -5,31 +5,70 @@ A sample is a dict with "image" (`tv_tensors.Image`, uint8 (3, H, W)), "boxes" (
 at random comes from torch's CPU generator. Resizing to what the network takes, and normalising, belong to the model.
 """
 
-from torchvision.transforms import v2
+import math
 
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
+
+from core.data.transforms import IMAGENET_MEAN, OnImage
 from core.errors import InputError
+from core.layers.masks import mask_boxes
 
 LEVELS = (0, 1, 2, 3)
+# What lies outside the picture has the mean colour: zero once normalised, as the model's own padding.
+MEAN_COLOUR = [round(255 * mean) for mean in IMAGENET_MEAN]
 
 
-def build_detection_transform(level, *, flip=0.5, vertical_flip=0.0):
+def build_detection_transform(level, *, flip=0.5, vertical_flip=0.0, crop_size=None):
     """The pipeline for a sample -> the same keys, the image still uint8.
 
-    Level 0 is nothing; 1 adds flips.
+    Level 0 is nothing. 1: flips. 2: also colour jitter and greyscale. 3: also motion blur, small rotation, perspective,
+    and either large-scale jitter or a crop that keeps every instance. Up to level 2 there come out as many instances as
+    went in. At level 3 boxes are the tight boxes of the masks, and who has lost its last pixel is gone.
 
     Args:
         level: 0..3.
         flip, vertical_flip: probabilities of mirroring left-right and upside down, from level 1 on.
+        crop_size: (height, width) in pixels of what large-scale jitter makes; None: the picture's own.
 
     Raises:
-        InputError: no such level.
+        InputError: no such level, a probability outside [0, 1], a crop without pixels.
+
+    Sources: strengths of the colours and their probability from Liu et al. 2021, "Unbiased Teacher" (as SimCLR), with
+    half of their greyscale, for colour tells classes apart; large-scale jitter from Ghiasi et al. 2021.
     """
-    if level not in LEVELS:
-        raise InputError(f"augmentation level {level}: there is none; choose one of 0, 1, 2, 3")
+    _check(level, flip, vertical_flip, crop_size)
     steps = []
+    if level >= 2:
+        jitter = v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+        steps += [v2.RandomApply([jitter], p=0.8), v2.RandomGrayscale(p=0.1)]
+    if level >= 3:
+        outside = {tv_tensors.Image: MEAN_COLOUR, tv_tensors.Mask: None}  # None is 0, sooner
+        rotation = v2.RandomRotation(10, interpolation=v2.InterpolationMode.BILINEAR, fill=outside)
+        steps += [
+            v2.RandomApply([OnImage(MotionBlur())], p=0.2),
+            v2.RandomApply([rotation], p=0.3),
+            v2.RandomPerspective(distortion_scale=0.2, p=0.3, fill=outside),
+            v2.RandomChoice([LargeScaleJitter(crop_size), SafeCrop()], p=[0.5, 0.5]),
+            TightBoxes(),
+        ]
     if level >= 1:
         steps += [v2.RandomHorizontalFlip(flip), v2.RandomVerticalFlip(vertical_flip)]
     return v2.Compose(steps) if steps else v2.Identity()
+
+
+def _check(level, flip, vertical_flip, crop_size):
+    if level not in LEVELS:
+        raise InputError(f"augmentation level {level}: there is none; choose one of 0, 1, 2, 3")
+    for name, probability in (("flip", flip), ("vertical flip", vertical_flip)):
+        if not 0 <= probability <= 1:
+            raise InputError(f"{name}: a probability of {probability} can't be; choose one from 0 to 1")
+    if crop_size is not None and min(crop_size) < 1:
+        raise InputError(f"crop size {crop_size[0]}x{crop_size[1]}: give height and width of at least 1 pixel")
 
 
 def training_sizes(level, min_size):
@@ -42,3 +81,127 @@ def training_sizes(level, min_size):
     if level < 2:
         return (min_size,)
     return tuple(round(min_size * (0.8 + 0.04 * step)) for step in range(6))
+
+
+class MotionBlur(nn.Module):
+    """Blur an image uint8 (3, H, W) along a straight line, as a camera or a belt that moves while the shutter is open.
+
+    The direction is uniform; the length too, from 2 pixels to `max_length` x the shorter side.
+    """
+
+    def __init__(self, max_length=0.02):
+        super().__init__()
+        self.max_length = max_length
+
+    def forward(self, image):
+        height, width = image.shape[-2:]
+        length = _uniform(2.0, max(2.0, self.max_length * min(height, width)))
+        angle = _uniform(0.0, math.pi)
+        taps = torch.linspace(-length / 2, length / 2, math.ceil(length) + 1)
+        shifts = torch.stack([taps * math.sin(angle), taps * math.cos(angle)], dim=1).round().long()  # (taps, 2) y, x
+        border = int(shifts.abs().max())
+        padded = F.pad(image.as_subclass(torch.Tensor).float()[None], [border] * 4, mode="replicate")[0]
+        blurred = torch.zeros(image.shape)
+        for y, x in (shifts + border).tolist():  # a sum of shifted pictures is ten times quicker than a convolution
+            blurred += padded[:, y : y + height, x : x + width]
+        return tv_tensors.Image((blurred / len(shifts)).round().to(torch.uint8))
+
+
+class LargeScaleJitter(nn.Module):
+    """Scale a picture at random, and crop or pad it to a fixed size (Ghiasi et al. 2021, "Simple Copy-Paste", 3.1).
+
+    The scale is uniform in `scale`, where 1 is the largest at which the whole picture fits. What is too large is
+    cropped at random; what is too small is laid somewhere on the mean colour. Only what stays is ever resized.
+
+    Args:
+        crop_size: (height, width) of the result; None: that of the picture.
+    """
+
+    def __init__(self, crop_size=None, scale=(0.1, 2.0)):
+        super().__init__()
+        self.crop_size = crop_size
+        self.scale = scale
+
+    def forward(self, sample):
+        height, width = sample["image"].shape[-2:]
+        new_height, new_width = self.crop_size or (height, width)
+        factor = min(new_height / height, new_width / width) * _uniform(*self.scale)
+        top, rows, new_top, new_rows = _place(height, new_height, factor)
+        left, columns, new_left, new_columns = _place(width, new_width, factor)
+        window, size = (top, left, rows, columns), [new_rows, new_columns]
+        border = [new_left, new_top, new_width - new_left - new_columns, new_height - new_top - new_rows]
+
+        image = functional.resized_crop(sample["image"], *window, size, antialias=True)
+        boxes = functional.resized_crop(sample["boxes"], *window, size)
+        # As plain tensors: of a Mask, resizing takes the pixel in the corner instead of the one in the middle.
+        exact = v2.InterpolationMode.NEAREST_EXACT
+        masks = functional.resized_crop(sample["masks"].as_subclass(torch.Tensor), *window, size, interpolation=exact)
+        return {
+            **sample,
+            "image": functional.pad(image, border, fill=MEAN_COLOUR),
+            "boxes": functional.pad(boxes, border),
+            "masks": functional.pad(tv_tensors.Mask(masks), border),
+        }
+
+
+def _place(side, new_side, factor):
+    """One side of a picture, scaled by `factor` -> start and length of what stays, and those it has in the result."""
+    scaled = max(1, round(side * factor))
+    if scaled <= new_side:
+        return 0, side, _integer(0, new_side - scaled), scaled
+    length = min(side, max(1, round(new_side / factor)))
+    return _integer(0, side - length), length, 0, new_side
+
+
+class SafeCrop(nn.Module):
+    """Crop at random so that every pixel of every instance stays.
+
+    Height and width are drawn on their own, uniformly from what is needed to the whole side.
+
+    Args:
+        min_side: what stays of each side at least, as a fraction; otherwise a row of objects would become a strip.
+    """
+
+    def __init__(self, min_side=0.5):
+        super().__init__()
+        self.min_side = min_side
+
+    def forward(self, sample):
+        occupied = sample["masks"].as_subclass(torch.Tensor).any(0)  # (H, W)
+        top, height = self._window(occupied.any(1))
+        left, width = self._window(occupied.any(0))
+        moved = {key: functional.crop(sample[key], top, left, height, width) for key in ("image", "boxes", "masks")}
+        return {**sample, **moved}
+
+    def _window(self, occupied):
+        """(S,) what must stay of a side -> start, length."""
+        side, indices = len(occupied), occupied.nonzero().flatten().tolist()
+        first, end = (indices[0], indices[-1] + 1) if indices else (side, 0)  # (S, 0) asks for nothing
+        length = _integer(max(end - first, math.ceil(self.min_side * side)), side)
+        return _integer(max(0, end - length), min(first, side - length)), length
+
+
+class TightBoxes(nn.Module):
+    """Boxes become the tight ones around the masks; instances without a pixel are removed.
+
+    A turned box encloses its object loosely, and a cropped one may end where nothing of the object is left.
+    """
+
+    def forward(self, sample):
+        boxes = mask_boxes(sample["masks"].as_subclass(torch.Tensor)).float()  # (G, 4)
+        kept = boxes[:, 2] > boxes[:, 0]
+        return {
+            **sample,
+            "boxes": tv_tensors.wrap(boxes[kept], like=sample["boxes"]),
+            "masks": tv_tensors.wrap(sample["masks"][kept], like=sample["masks"]),
+            "labels": sample["labels"][kept],
+        }
+
+
+def _uniform(low, high):
+    return low + (high - low) * float(torch.rand(()))
+
+
+def _integer(low, high):
+    """Uniform in low..high, both included."""
+    return int(torch.randint(low, high + 1, ()))
