@@ -134,14 +134,14 @@ def _read_json(path):
 def _check_name(entry, field, where):
     name = entry.get(field)
     if not isinstance(name, str) or not name:
-        raise InputError(f"{where}: needs a {field}, a text, found {name!r:.80}")
+        raise InputError(f"{where}: needs {field}, a text, found {name!r:.80}")
     return name
 
 
 def _check_reference(entry, field, where):
     reference = entry.get(field)
     if type(reference) is not int:
-        raise InputError(f"{where}: needs a {field}, a whole number, found {reference!r:.80}")
+        raise InputError(f"{where}: needs {field}, a whole number, found {reference!r:.80}")
     return reference
 
 

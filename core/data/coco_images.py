@@ -69,8 +69,8 @@ class CocoImages(Dataset):
         if self.transform is not None:
             with seeded("augmentation", self.seed, epoch, slot):
                 transformed = self.transform(loaded)
-        image = functional.to_dtype(transformed["image"], torch.float32, scale=True)
-        item = {"image": image.as_subclass(torch.Tensor), "image_id": picture.id, "path": picture.path}
+        image = functional.to_dtype(transformed["image"].as_subclass(torch.Tensor), torch.float32, scale=True)
+        item = {"image": image.contiguous(), "image_id": picture.id, "path": picture.path}
         if self.with_targets:
             names = ("boxes", "labels", "masks")
             item["target"] = {name: transformed[name].as_subclass(torch.Tensor).contiguous() for name in names}

@@ -1,10 +1,10 @@
-"""PK sampler: what every batch is, what an epoch covers, ranks, seeds, and the cases that break other samplers."""
+"""Samplers: what every batch is, what an epoch covers, ranks, seeds, and the cases that break other samplers."""
 
 import numpy as np
 import pytest
 
 from core.data.randomness import derive_seed
-from core.data.samplers import KeyedBatches, PKSampler
+from core.data.samplers import AspectRatioBatches, KeyedBatches, PKSampler
 from core.errors import InputError
 
 
@@ -146,6 +146,85 @@ def test_too_few_identities_is_an_input_error_that_says_what_to_set():
         PKSampler([0, 0, 1, 2, 3], 3, 2, world_size=2)
     with pytest.raises(InputError, match="fewer processes"):
         PKSampler([0, 0, 1], 1, 2, world_size=3)
+
+
+def shapes(upright, lying, seed=0):
+    """(width, height) of so many pictures narrower than high and so many others, mixed; some of those are square."""
+    pairs = [(3, 4)] * upright + [(4, 3)] * (lying - lying // 3) + [(4, 4)] * (lying // 3)
+    return np.random.default_rng(seed).permutation(np.array(pairs))
+
+
+@pytest.mark.parametrize(("upright", "lying", "batch_size"), [(20, 80, 4), (21, 83, 4), (30, 9, 8), (7, 9, 1)])
+def test_batches_of_one_orientation_see_every_picture_about_once(upright, lying, batch_size):
+    sizes = shapes(upright, lying)
+    is_upright = sizes[:, 0] < sizes[:, 1]
+    sampler = AspectRatioBatches(sizes, batch_size, seed=1)
+    repeats = -(-upright // batch_size) * batch_size - upright, -(-lying // batch_size) * batch_size - lying
+    for epoch in range(5):
+        batches = epoch_of(sampler, epoch)
+        assert batches.shape == (len(sampler), batch_size)
+        assert (is_upright[batches] == is_upright[batches][:, :1]).all()
+        assert all(len(set(batch)) == batch_size for batch in batches)
+        seen = np.bincount(batches.ravel(), minlength=len(sizes))
+        assert seen.min() == 1 and seen.max() <= 2
+        assert (seen[is_upright].sum() - upright, seen[~is_upright].sum() - lying) == repeats
+
+
+def test_orientations_come_mixed_and_which_picture_repeats_changes():
+    sizes = shapes(41, 41)
+    sampler = AspectRatioBatches(sizes, 4)
+    repeated = set()
+    for epoch in range(30):
+        batches = epoch_of(sampler, epoch)
+        upright = (sizes[batches[:, 0], 0] < sizes[batches[:, 0], 1]).tolist()
+        changes = sum(first != second for first, second in zip(upright[1:], upright, strict=False))
+        assert changes > 1
+        repeated |= set(np.flatnonzero(np.bincount(batches.ravel()) == 2))
+    assert len(repeated) > 60
+
+
+def test_an_orientation_with_less_than_a_batch_joins_the_other():
+    sampler = AspectRatioBatches(shapes(3, 17), 4)
+    batches = epoch_of(sampler)
+    assert sorted(batches.flat) == list(range(20))
+    assert len(AspectRatioBatches(shapes(3, 17), 2)) == 2 + 9
+    # Two ranks need twice as many.
+    assert len(AspectRatioBatches(shapes(3, 17), 2, world_size=2)) == 5
+
+
+def test_fewer_pictures_than_a_batch_repeat():
+    batches = epoch_of(AspectRatioBatches(shapes(1, 2), 8))
+    assert batches.shape == (1, 8) and sorted(np.bincount(batches[0])) == [2, 3, 3]
+
+
+@pytest.mark.parametrize("batches_per_epoch", [None, 50])
+def test_two_processes_see_together_the_pictures_of_one(batches_per_epoch):
+    sizes = shapes(33, 50)
+    whole = epoch_of(AspectRatioBatches(sizes, 6, seed=1, batches_per_epoch=batches_per_epoch), 5)
+    halves = [
+        epoch_of(AspectRatioBatches(sizes, 3, seed=1, rank=rank, world_size=2, batches_per_epoch=batches_per_epoch), 5)
+        for rank in range(2)
+    ]
+    assert np.array_equal(np.concatenate(halves, axis=1), whole)
+    keyed = KeyedBatches(AspectRatioBatches(sizes, 3, seed=1, rank=1, world_size=2))
+    keyed.set_epoch(5)
+    assert [key[1] for key in list(keyed)[1]] == [9, 10, 11]
+
+
+def test_orientation_batches_are_a_function_of_seed_epoch_and_pass():
+    sizes = shapes(33, 50)
+    sampler = AspectRatioBatches(sizes, 4, seed=3)
+    first = epoch_of(sampler, 2)
+    assert np.array_equal(first, epoch_of(sampler, 2))
+    assert not np.array_equal(first, epoch_of(sampler, 3))
+    assert not np.array_equal(first, epoch_of(AspectRatioBatches(sizes, 4, seed=4), 2))
+    long = AspectRatioBatches(sizes, 4, seed=3, batches_per_epoch=2 * len(first) + 3)
+    batches = epoch_of(long, 2)
+    assert len(batches) == len(long) == 2 * len(first) + 3
+    assert np.array_equal(batches[: len(first)], first)
+    second = batches[len(first) : 2 * len(first)]
+    assert set(second.flat) == set(range(83)) and not np.array_equal(second, first)
+    assert np.array_equal(epoch_of(AspectRatioBatches(sizes, 4, seed=3, batches_per_epoch=5), 2), first[:5])
 
 
 def test_keys_hold_epoch_slot_and_index():

@@ -1,0 +1,474 @@
+"""COCO files: what is read, what is left out for training, the split, the ground truth, and one line for each fault."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from core.data.coco import (
+    CocoCategory,
+    coco_ground_truth,
+    coco_paths,
+    encode_mask,
+    for_training,
+    read_coco,
+    split_coco,
+)
+from core.data.coco_checks import _total
+from core.errors import InputError
+
+WIDTH, HEIGHT = 40, 30
+TRIANGLE = [[10, 5, 20, 5, 10, 15]]
+# A rectangle of columns 4-5 and rows 10-19, written column by column: 4 columns and 10 rows without, then 10 with, ...
+COUNTS = [4 * HEIGHT + 10, 10, 20, 10, 10 + 34 * HEIGHT]
+
+
+def compressed(box=(4, 10, 6, 20), width=WIDTH, height=HEIGHT):
+    mask = np.zeros((height, width), np.uint8, order="F")
+    mask[box[1] : box[3], box[0] : box[2]] = 1
+    encoded = coco_mask.encode(mask)
+    return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
+
+
+def annotation(number, image=5, category=18, **fields):
+    entry = {"id": number, "image_id": image, "category_id": category, "bbox": [10, 5, 10, 10], "area": 50.0}
+    return entry | {"iscrowd": 0, "segmentation": TRIANGLE} | fields
+
+
+def content():
+    """Two pictures, of which the second has no objects; ids with gaps, categories not in the order of their ids."""
+    return {
+        "info": {"year": 2024},
+        "images": [
+            {"id": 5, "file_name": "a.png", "width": WIDTH, "height": HEIGHT},
+            {"id": 2, "file_name": "more/b.png", "width": 20, "height": 50},
+        ],
+        "categories": [{"id": 18, "name": "box"}, {"id": 3, "name": "bag", "supercategory": "baggage"}],
+        "annotations": [
+            annotation(0),
+            annotation(7, category=3, bbox=[4, 10, 2, 10], area=20, segmentation=compressed()),
+            annotation(4, bbox=[4, 10, 2, 10], iscrowd=1, segmentation={"size": [HEIGHT, WIDTH], "counts": COUNTS}),
+        ],
+    }
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Function: content -> (annotation file, images folder); the pictures are there."""
+    (tmp_path / "images" / "more").mkdir(parents=True)
+    Image.new("RGB", (WIDTH, HEIGHT), "grey").save(tmp_path / "images" / "a.png")
+    Image.new("RGB", (20, 50), "grey").save(tmp_path / "images" / "more" / "b.png")
+
+    def to_disk(data, name="instances.json"):
+        path = tmp_path / name
+        path.write_text(data if isinstance(data, str) else json.dumps(data))
+        return path, tmp_path / "images"
+
+    return to_disk
+
+
+def annotations_of(data):
+    return [annotation for picture in data.pictures for annotation in picture.annotations]
+
+
+def test_what_is_read(write):
+    path, images = write(content())
+    data = read_coco(path, images)
+    assert data.categories == [(3, "bag"), (18, "box")]
+    first, second = data.pictures
+    assert first[:4] == (5, str(images / "a.png"), WIDTH, HEIGHT) and len(first.annotations) == 3
+    assert second == (2, str(images / "more/b.png"), 20, 50, [])
+    triangle, bag, crowd = first.annotations
+    assert (triangle.id, triangle.label, triangle.box, triangle.area) == (0, 2, (10, 5, 20, 15), 50)
+    assert [list(polygon) for polygon in triangle.segmentation] == TRIANGLE and triangle.crowd is False
+    assert (bag.label, bag.box, bag.segmentation) == (1, (4, 10, 6, 20), compressed())
+    assert crowd.crowd is True and crowd.segmentation["counts"] == COUNTS
+    assert (data.annotations_path, data.notes, data.dropped) == (str(path), [], {})
+    assert [data.categories[entry.label - 1].id for entry in first.annotations] == [18, 3, 18]
+
+
+def test_polygons_and_both_kinds_of_run_lengths_make_the_masks_of_pycocotools(write):
+    path, images = write(content())
+    reference = COCO(path)
+    for entry in annotations_of(read_coco(path, images)):
+        mask = coco_mask.decode(encode_mask(entry.segmentation, WIDTH, HEIGHT))
+        assert mask.shape == (HEIGHT, WIDTH) and np.array_equal(mask, reference.annToMask(reference.anns[entry.id]))
+    rectangle = np.zeros((HEIGHT, WIDTH))
+    rectangle[10:20, 4:6] = 1
+    assert np.array_equal(mask, rectangle)
+
+
+def test_a_picture_without_size_has_that_of_the_stored_one(write):
+    data = content()
+    del data["images"][0]["width"], data["images"][0]["height"]
+    path, images = write(data)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (WIDTH, HEIGHT)).save(images / "a.png", exif=exif)
+    read = read_coco(path, images)
+    assert read.pictures[0][2:4] == (WIDTH, HEIGHT) and len(read.pictures[0].annotations) == 3
+    assert len(read.notes) == 1 and "1 images have no width and height" in read.notes[0]
+
+
+def test_area_and_iscrowd_may_be_missing(write):
+    data = content()
+    for entry in data["annotations"]:
+        del entry["area"], entry["iscrowd"]
+    triangle, *rectangles = annotations_of(read_coco(*write(data)))
+    assert 45 <= triangle.area <= 55  # half of 10 x 10, as pycocotools draws it
+    assert [entry.area for entry in rectangles] == [20, 20] and not any(entry.crowd for entry in rectangles)
+
+
+def test_paths_of_the_layout_of_2017(tmp_path):
+    assert coco_paths(tmp_path, "val") == (tmp_path / "val2017", tmp_path / "annotations" / "instances_val2017.json")
+
+
+# --- Faults. Each is a change of the content above, and what the one line has to say.
+
+
+def change(part, number, **fields):
+    def apply(data):
+        data[part][number].update(fields)
+
+    return apply
+
+
+def remove(part, number, field):
+    return lambda data: data[part][number].pop(field)
+
+
+def append(part, entry):
+    return lambda data: data[part].append(entry)
+
+
+def rle(**fields):
+    return change("annotations", 1, segmentation=compressed() | fields)
+
+
+FAULTS = [
+    (change("annotations", 1, image_id=77), "annotation 7: image 77 is not listed"),
+    (change("annotations", 1, category_id=77), "annotation 7: category 77 is not listed"),
+    (append("images", {"id": 5, "file_name": "c.png", "width": 1, "height": 1}), "id 5 is there twice"),
+    (append("annotations", annotation(7)), r"annotations\[3\]: id 7 is there twice"),
+    (append("categories", {"id": 3, "name": "cup"}), "id 3 is there twice"),
+    (change("annotations", 0, bbox=[10, 5, -10, 10]), "annotation 0: bbox .* negative size"),
+    (change("annotations", 0, bbox=[10, 5, 10, -0.5]), "annotation 0: bbox .* negative size"),
+    (change("annotations", 0, bbox=[10, 5, 10]), "annotation 0: bbox has to be"),
+    (change("annotations", 0, bbox=[10, 5, 10, "10"]), "annotation 0: bbox has to be"),
+    (change("annotations", 0, bbox=[10, 5, 10, float("nan")]), "annotation 0: bbox has to be"),
+    (change("annotations", 0, bbox=[10, 5, 10, 10**400]), "annotation 0: bbox has to be"),
+    (change("annotations", 0, bbox=[True, 5, 10, 10]), "annotation 0: bbox has to be"),
+    (remove("annotations", 0, "bbox"), "annotation 0: bbox has to be"),
+    (change("annotations", 0, area=-1), "annotation 0: area"),
+    (change("annotations", 0, area="big"), "annotation 0: area"),
+    (change("annotations", 0, area=float("nan")), "annotation 0: area"),
+    (change("annotations", 0, iscrowd=2), "annotation 0: iscrowd"),
+    (change("annotations", 0, iscrowd=[]), "annotation 0: iscrowd"),
+    (remove("annotations", 0, "image_id"), "annotation 0: needs image_id"),
+    (remove("annotations", 0, "category_id"), "annotation 0: needs category_id"),
+    (change("annotations", 0, image_id="5"), "annotation 0: needs image_id.*'5'"),
+    (remove("annotations", 0, "id"), r"annotations\[0\]: needs an id"),
+    (change("annotations", 0, id=1.5), r"annotations\[0\]: needs an id"),
+    (remove("annotations", 0, "segmentation"), "annotation 0: has no segmentation"),
+    (change("annotations", 0, segmentation=[]), "annotation 0: has no segmentation"),
+    (change("annotations", 0, segmentation=None), "annotation 0: has no segmentation"),
+    (change("annotations", 0, segmentation=5), "annotation 0: segmentation has to be"),
+    (change("annotations", 0, segmentation=[[1, 2, 3, 4]]), "annotation 0: a polygon of 4 numbers.*3 points"),
+    (change("annotations", 0, segmentation=[*TRIANGLE, [1, 2, 3, 4]]), "annotation 0: a polygon of 4 numbers"),
+    (change("annotations", 0, segmentation=[[]]), "annotation 0: a polygon of 0 numbers"),
+    (change("annotations", 0, segmentation=[[1, 2, 3, 4, 5, 6, 7]]), "annotation 0: a polygon of 7 numbers"),
+    (change("annotations", 0, segmentation=[[[1, 2], [3, 4], [5, 6]]]), "annotation 0: a polygon has to be"),
+    (change("annotations", 0, segmentation=[1, 2, 3, 4, 5, 6]), "annotation 0: a polygon has to be"),
+    (change("annotations", 0, segmentation=[[1, 2, 3, 4, 5, 1e9]]), "annotation 0: a polygon has to be"),
+    (change("annotations", 0, segmentation=[[1, 2, 3, 4, 5, float("inf")]]), "annotation 0: a polygon has to be"),
+    (rle(size=[WIDTH, HEIGHT]), r"annotation 7: its run lengths have size \[40, 30\] and the image \[30, 40\]"),
+    (rle(size=None), "annotation 7: run lengths need"),
+    (rle(counts=5), "annotation 7: run lengths need"),
+    (rle(counts=[10, 20]), "annotation 7: its run lengths are damaged"),
+    (rle(counts=[WIDTH * HEIGHT + 5, -5]), "annotation 7: its run lengths are damaged"),
+    (rle(counts=[float(WIDTH * HEIGHT)]), "annotation 7: its run lengths are damaged"),
+    (rle(counts=""), "annotation 7: its run lengths are damaged"),
+    (rle(counts=compressed()["counts"][:-2]), "annotation 7: its run lengths are damaged"),
+    (rle(counts="\u00e9\u00e9"), "annotation 7: its run lengths are damaged"),
+    (rle(counts="\ud800"), "annotation 7: its run lengths are damaged"),
+    (rle(counts="o" * 500), "annotation 7: its run lengths are damaged"),
+    (change("images", 0, width=-40), "image 5: width and height"),
+    (change("images", 0, height=0), "image 5: width and height"),
+    (change("images", 0, height="30"), "image 5: width and height"),
+    (change("images", 0, height=10**12), "image 5: width and height"),
+    (remove("images", 0, "width"), "image 5: width and height"),
+    (remove("images", 0, "file_name"), "image 5: needs file_name"),
+    (change("images", 0, file_name=""), "image 5: needs file_name"),
+    (change("images", 0, file_name="c.png"), "1 of 2 pictures .*c.png"),
+    (change("images", 0, file_name="gone/a.png"), "1 of 2 pictures .*gone/a.png"),
+    (change("images", 0, id=None), r"images\[0\]: needs an id"),
+    (append("images", "a.png"), r"images\[2\]: needs an id"),
+    (remove("categories", 0, "name"), "category 18: needs name"),
+    (change("categories", 0, name=4), "category 18: needs name"),
+    (append("categories", None), r"categories\[2\]: needs an id"),
+    (lambda data: data.update(images=[]), "lists no images"),
+    (lambda data: data.update(categories=[]), "lists no categories"),
+    (lambda data: data.pop("images"), "needs a list of images"),
+    (lambda data: data.pop("annotations"), "needs a list of annotations"),
+    (lambda data: data.pop("categories"), "needs a list of categories"),
+    (lambda data: data.update(annotations={"a": 1}), "needs a list of annotations"),
+]
+
+
+@pytest.mark.parametrize(("damage", "says"), FAULTS)
+def test_a_fault_is_one_line_that_names_it(write, damage, says):
+    data = content()
+    damage(data)
+    path, images = write(data)
+    with pytest.raises(InputError, match=says) as caught:
+        read_coco(path, images)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "not JSON"),
+        ("{'images': 1}", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[1" + "0" * 5000 + "]", "not JSON"),
+        ("[1, 2]", "expected an object .* found list"),
+        ("null", "expected an object"),
+        ("{}", "needs a list of categories"),
+    ],
+)
+def test_what_is_no_annotation_file(write, text, says):
+    with pytest.raises(InputError, match=says) as caught:
+        read_coco(*write(text))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files_and_folders(write, tmp_path):
+    path, images = write(content())
+    with pytest.raises(InputError, match="nothing.json: can't be read"):
+        read_coco(tmp_path / "nothing.json", images)
+    with pytest.raises(InputError, match="elsewhere: no such folder"):
+        read_coco(path, tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="can't be read|not a text file"):
+        read_coco(images, images)
+    with pytest.raises(InputError, match="not a text file"):
+        read_coco(images / "a.png", images)
+
+
+def test_compressed_run_lengths_are_summed_as_pycocotools_reads_them():
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        height, width = generator.integers(1, 300, 2)
+        smooth = np.repeat(generator.random((height, -(-width // 7))), 7, axis=1)[:, :width]
+        mask = np.asfortranarray(smooth > generator.random(), dtype=np.uint8)
+        counts = coco_mask.encode(mask)["counts"].decode("ascii")
+        assert _total(counts) == height * width
+        assert _total(counts + "1") != height * width
+
+
+# --- Categories of another file
+
+
+def test_labels_by_the_categories_of_a_training_file(write):
+    data = content()
+    wanted = [(1, "cup"), (18, "bag"), (3, "box")]
+    read = read_coco(*write(data), categories=wanted)
+    assert [entry.label for entry in annotations_of(read)] == [3, 2, 3]
+    # Back to this file's ids; "cup", which it lacks, keeps its own. Else it would have had a free one:
+    assert read.categories == [(1, "cup"), (3, "bag"), (18, "box")]
+    assert all(type(category) is CocoCategory for category in read.categories)
+    read = read_coco(*write(data), categories=[[3, "cup"], [4, "box"], [18, "hat"], [9, "bag"]])
+    assert read.categories == [(19, "cup"), (18, "box"), (20, "hat"), (3, "bag")]
+    assert [entry.label for entry in annotations_of(read)] == [2, 4, 2]
+
+
+def test_two_categories_of_one_name_are_told_apart_by_id(write):
+    data = content()
+    data["categories"] = [{"id": 18, "name": "bag"}, {"id": 3, "name": "bag"}]
+    own = read_coco(*write(data))
+    assert [entry.label for entry in annotations_of(own)] == [2, 1, 2]
+    again = read_coco(*write(data), categories=own.categories)
+    assert again == own
+
+
+def test_categories_that_training_does_not_know(write):
+    path, images = write(content())
+    with pytest.raises(InputError, match="annotation 7: category 'bag' is not one of .*box"):
+        read_coco(path, images, categories=[(1, "box")])
+    with pytest.raises(InputError, match="no name in common.*cup"):
+        read_coco(path, images, categories=[(18, "cup")])
+    data = content()
+    del data["annotations"][1]  # listed, but without an object: nothing is lost
+    assert read_coco(*write(data), categories=[(1, "box")]).categories == [(18, "box")]
+
+
+# --- What is left out for training
+
+
+def test_for_training_leaves_out_what_can_not_be_learnt_and_counts_it(write):
+    data = content()
+    data["annotations"] += [
+        annotation(20, bbox=[10, 5, 0, 10]),
+        annotation(21, bbox=[10, 5, 10, 0.001]),
+        annotation(22, bbox=[WIDTH, 5, 10, 10]),
+        annotation(23, bbox=[-10, 5, 10, 10]),
+        annotation(24, bbox=[10, -20, 10, 10]),
+        annotation(25, segmentation=[[60, 5, 70, 5, 60, 15]]),
+        annotation(26, segmentation={"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}),
+        annotation(27, bbox=[-5, 20, 10, 30], segmentation=[[-5, 20, 5, 20, 5, 50, -5, 50]]),
+    ]
+    path, images = write(data)
+    read = read_coco(path, images)
+    kept = for_training(read)
+    assert [entry.id for entry in annotations_of(kept)] == [0, 7, 27] and len(kept.pictures) == 2
+    assert kept.dropped == {
+        "crowd regions": 1, "boxes without area": 2, "boxes outside the picture": 3, "empty masks": 2
+    }  # fmt: skip
+    assert kept.notes == [
+        f"{path}: 8 of 11 objects left out: 1 crowd regions, 2 boxes without area, 3 boxes outside the picture, "
+        "2 empty masks"
+    ]
+    assert annotations_of(kept)[-1].box == (0, 20, 5, 30)
+    assert len(annotations_of(read)) == 11 and read.notes == []  # what was read is as it was
+    assert annotations_of(for_training(kept)) == annotations_of(kept)
+    masks = [
+        coco_mask.decode(encode_mask(entry.segmentation, WIDTH, HEIGHT))
+        for entries in (annotations_of(read)[:2], annotations_of(kept)[:2])
+        for entry in entries
+    ]
+    assert np.array_equal(masks[0], masks[2]) and np.array_equal(masks[1], masks[3])
+
+
+def test_nothing_left_out_nothing_said(write):
+    data = content()
+    del data["annotations"][2]
+    kept = for_training(read_coco(*write(data)))
+    assert kept.notes == [] and kept.dropped == {} and len(annotations_of(kept)) == 2
+
+
+def test_nothing_to_train_on(write):
+    data = content()
+    data["annotations"] = []
+    with pytest.raises(InputError, match="no object to train on$"):
+        for_training(read_coco(*write(data)))
+    data["annotations"] = [annotation(1, bbox=[1, 1, 0, 0])]
+    with pytest.raises(InputError, match="no object to train on; left out: 1 boxes without area"):
+        for_training(read_coco(*write(data)))
+
+
+# --- The split
+
+
+def many(write, labels):
+    """Data with one picture (all of the same file) for each set of category ids."""
+    data = content()
+    data["categories"] = [{"id": number, "name": str(number)} for number in (1, 2, 3)]
+    data["images"] = [
+        {"id": number, "file_name": "a.png", "width": WIDTH, "height": HEIGHT} for number in range(len(labels))
+    ]
+    data["annotations"] = [
+        annotation(10 * image + category, image, category) for image, some in enumerate(labels) for category in some
+    ]
+    return read_coco(*write(data))
+
+
+def ids_of(data):
+    return [picture.id for picture in data.pictures]
+
+
+def test_split_is_a_function_of_the_seed(write):
+    data = many(write, [[1], [2], [3], [1, 2], []] * 8)
+    train, val = split_coco(data, 0.25, seed=3)
+    assert len(val.pictures) == 10 and sorted(ids_of(train) + ids_of(val)) == list(range(40))
+    assert ids_of(train) == sorted(ids_of(train)) and ids_of(val) == sorted(ids_of(val))
+    assert split_coco(data, 0.25, seed=3) == (train, val)
+    assert ids_of(split_coco(data, 0.25, seed=4)[1]) != ids_of(val)
+    assert train.categories == val.categories == data.categories
+
+
+def test_every_category_stays_in_train(write):
+    # Category 3 is in the pictures 0 and 1 alone, so one of them has to stay; category 2 in picture 5 alone.
+    data = many(write, [[1, 3], [3], [1], [1], [], [1, 2]])
+    in_val = set()
+    for seed in range(40):
+        train, val = split_coco(data, 0.5, seed)
+        assert {entry.label for entry in annotations_of(train)} == {1, 2, 3} and 5 not in ids_of(val)
+        assert len(val.pictures) == 3
+        in_val |= set(ids_of(val))
+    assert in_val == {0, 1, 2, 3, 4}  # and no other picture is kept from it
+
+
+def test_val_has_a_picture_even_where_a_category_is_lost(write):
+    train, val = split_coco(many(write, [[1], [2]]), 0.5, seed=0)
+    assert len(train.pictures) == len(val.pictures) == 1
+    train, val = split_coco(many(write, [[1], [1], [1]]), 0.99, seed=0)
+    assert len(train.pictures) == 1
+
+
+def test_splits_that_can_not_be(write):
+    data = many(write, [[1], [1]])
+    for fraction in (0, 1, -0.5, float("nan")):
+        with pytest.raises(InputError, match="--val-fraction"):
+            split_coco(data, fraction, 0)
+    with pytest.raises(InputError, match="single picture"):
+        split_coco(many(write, [[1]]), 0.5, 0)
+
+
+# --- The ground truth of an evaluation
+
+
+def test_ground_truth_is_what_pycocotools_reads(write, capsys):
+    path, images = write(content())
+    ground_truth = coco_ground_truth(read_coco(path, images))
+    assert capsys.readouterr() == ("", "")
+    reference = COCO(path)
+    assert ground_truth.getImgIds() == reference.getImgIds() and set(ground_truth.cats) == set(reference.cats)
+    assert [cat["name"] for cat in ground_truth.loadCats([3, 18])] == ["bag", "box"]
+    assert sorted(ground_truth.anns) == [1, 2, 3]
+    for ours, theirs in zip(ground_truth.anns.values(), reference.anns.values(), strict=True):
+        for field in ("image_id", "category_id", "bbox", "area", "iscrowd"):
+            assert ours[field] == theirs[field]
+        assert np.array_equal(ground_truth.annToMask(ours), reference.annToMask(theirs))
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_the_truth_scores_1_also_where_an_annotation_has_id_0(write, kind, capsys):
+    data = content()
+    ground_truth = coco_ground_truth(read_coco(*write(data)))
+    results = [
+        {
+            "image_id": entry["image_id"],
+            "category_id": entry["category_id"],
+            "score": 0.9,
+            "bbox": list(entry["bbox"]),
+            "segmentation": ground_truth.annToRLE(entry),
+        }
+        for entry in ground_truth.anns.values()
+        if not entry["iscrowd"]
+    ]
+    if kind == "segm":
+        results = [{key: value for key, value in result.items() if key != "bbox"} for result in results]
+    evaluation = COCOeval(ground_truth, ground_truth.loadRes(results), kind)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    capsys.readouterr()
+    assert evaluation.stats[0] == pytest.approx(1)
+
+
+def test_real_photographs(shared_data):
+    folder = shared_data / "nuts_coco"
+    path = folder / "annotations" / "instances_train.json"
+    data = read_coco(path, folder / "images")
+    kept = for_training(data)
+    assert len(kept.pictures) == 11 and len(annotations_of(kept)) == 99 and kept.notes == []
+    assert data.categories == [(1, "date"), (2, "fig"), (3, "hazelnut")]
+    reference = COCO(path)
+    for picture in kept.pictures:
+        for entry in picture.annotations:
+            ours = coco_mask.decode(entry.segmentation)
+            assert np.array_equal(ours, reference.annToMask(reference.anns[entry.id]))

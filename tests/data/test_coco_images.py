@@ -1,0 +1,235 @@
+"""COCO pictures with their masks: what an item holds, turned pictures, randomness by key, workers, broken pictures."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from core.data.coco import CocoAnnotation, CocoCategory, CocoData, CocoPicture, for_training, read_coco
+from core.data.coco_images import CocoImages, collate_detection, load_picture, read_as_annotated
+from core.data.images import TO_UPRIGHT
+from core.data.loading import batches
+from core.data.samplers import AspectRatioBatches, KeyedBatches
+from core.errors import InputError
+
+HEAVY = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomCrop((20, 20), pad_if_needed=True), v2.ColorJitter(0.5)])
+
+
+def rectangle(label, x1, y1, x2, y2):
+    """An object that fills its box: pixels of columns x1 .. x2 - 1, rows y1 .. y2 - 1."""
+    polygon = [x1, y1, x2, y1, x2, y2, x1, y2]
+    return CocoAnnotation(label, (x1, y1, x2, y2), [polygon], False, (x2 - x1) * (y2 - y1), 1)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Six noise pictures of two shapes with two objects each, but the last with none."""
+    generator = np.random.default_rng(0)
+    pictures = []
+    for number in range(6):
+        width, height = (40, 30) if number % 2 else (24, 32)
+        path = str(tmp_path / f"{number}.png")
+        Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+        objects = [rectangle(1, 2, 3, 10, 20), rectangle(2, 5, 5, 24, 30)] if number < 5 else []
+        pictures.append(CocoPicture(100 + number, path, width, height, objects))
+    return CocoData(pictures, [CocoCategory(4, "bag"), CocoCategory(9, "box")], "a.json", [], {})
+
+
+def loader_of(images, data, num_workers=0, epoch=0, **options):
+    sampler = KeyedBatches(AspectRatioBatches([picture[2:4] for picture in data.pictures], 2))
+    sampler.set_epoch(epoch)
+    return DataLoader(images, batch_sampler=sampler, collate_fn=collate_detection, num_workers=num_workers, **options)
+
+
+def assert_equal_batches(first, second):
+    assert first.keys() == second.keys()
+    for key in first.keys() - {"image", "target"}:
+        assert first[key] == second[key]
+    for ours, theirs in zip(first["image"], second["image"], strict=True):
+        assert torch.equal(ours, theirs)
+    for ours, theirs in zip(first["target"], second["target"], strict=True):
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_what_an_item_holds(data):
+    images = CocoImages(data)
+    item = images[1]
+    assert len(images) == 6 and images.picture(3) == data.pictures[3]
+    assert item.keys() == {"image", "target", "image_id", "path", "dropped"}
+    assert (item["image_id"], item["path"], item["dropped"]) == (101, data.pictures[1].path, 0)
+    stored = np.asarray(Image.open(item["path"]))
+    assert item["image"].dtype == torch.float32 and item["image"].is_contiguous()
+    assert np.array_equal(item["image"].permute(1, 2, 0).numpy(), stored.astype(np.float32) / 255)
+    target = item["target"]
+    assert all(type(value) is torch.Tensor for value in [item["image"], *target.values()])
+    assert target["boxes"].dtype == torch.float32 and target["labels"].dtype == torch.int64
+    assert target["boxes"].tolist() == [[2, 3, 10, 20], [5, 5, 24, 30]] and target["labels"].tolist() == [1, 2]
+    expected = torch.zeros(2, 30, 40, dtype=torch.uint8)
+    expected[0, 3:20, 2:10] = 1
+    expected[1, 5:30, 5:24] = 1
+    assert target["masks"].dtype == torch.uint8 and torch.equal(target["masks"], expected)
+
+
+@pytest.mark.parametrize("transform", [None, HEAVY])
+def test_a_picture_without_objects(data, transform):
+    item = CocoImages(data, transform)[5]
+    height, width = item["image"].shape[1:]
+    assert item["target"]["boxes"].shape == (0, 4) and item["target"]["boxes"].dtype == torch.float32
+    assert item["target"]["labels"].shape == (0,) and item["target"]["labels"].dtype == torch.int64
+    assert item["target"]["masks"].shape == (0, height, width) and item["target"]["masks"].dtype == torch.uint8
+
+
+def test_without_targets(data):
+    item = CocoImages(data, with_targets=False)[1]
+    assert item.keys() == {"image", "image_id", "path"}
+    assert torch.equal(item["image"], CocoImages(data)[1]["image"])
+
+
+def test_what_a_transform_is_given_and_what_it_drops(data):
+    given = []
+
+    def keep_second(loaded):
+        given.append(loaded)
+        return loaded | {name: loaded[name][1:] for name in ("boxes", "labels", "masks")}
+
+    item = CocoImages(data, keep_second)[1]
+    (loaded,) = given
+    assert loaded.keys() == {"image", "boxes", "labels", "masks"} and loaded["image"].dtype == torch.uint8
+    assert isinstance(loaded["image"], tv_tensors.Image) and isinstance(loaded["masks"], tv_tensors.Mask)
+    assert isinstance(loaded["boxes"], tv_tensors.BoundingBoxes) and loaded["boxes"].canvas_size == (30, 40)
+    assert item["dropped"] == 1 and item["target"]["labels"].tolist() == [2] and len(item["target"]["masks"]) == 1
+
+
+def test_a_batch_is_a_dict_of_lists(data):
+    batch = next(batches(loader_of(CocoImages(data), data)))
+    assert all(type(values) is list and len(values) == 2 for values in batch.values())
+    assert [image.shape[1:] for image in batch["image"]] == [target["masks"].shape[1:] for target in batch["target"]]
+
+
+# --- Randomness and workers
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_slot(data):
+    images = CocoImages(data, HEAVY, seed=1)
+
+    def same(first, second):
+        return torch.equal(first["image"], second["image"])
+
+    item = images[3, 17, 2]
+    torch.manual_seed(123)  # neither what was drawn before nor the global seed matters
+    images[0]
+    assert_equal_batches(collate_detection([images[3, 17, 2]]), collate_detection([item]))
+    for other in (images[4, 17, 2], images[3, 18, 2], CocoImages(data, HEAVY, seed=2)[3, 17, 2]):
+        assert not same(other, item)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    images[0, 0, 0]
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_forked_workers_change_nothing(data):
+    images = CocoImages(data, HEAVY, seed=1)
+    alone, together = list(batches(loader_of(images, data))), list(batches(loader_of(images, data, 2)))
+    assert len(alone) == len(together) == 4
+    for first, second in zip(alone, together, strict=True):
+        assert_equal_batches(first, second)
+
+
+def test_persistent_spawned_workers_see_the_epoch(data):
+    images = CocoImages(data, HEAVY)
+    loader = loader_of(images, data, 1, multiprocessing_context="spawn", persistent_workers=True)
+    for epoch in range(2):
+        loader.batch_sampler.set_epoch(epoch)
+        assert_equal_batches(next(batches(loader)), next(batches(loader_of(images, data, epoch=epoch))))
+
+
+def test_annotations_are_packed(data):
+    # 20,000 objects of 20 numbers each: what a worker gets is a block of bytes, whatever is in it.
+    polygon = [float(number) for number in range(20)]
+    crowded = data.pictures[0]._replace(annotations=[rectangle(1, 0, 0, 1, 1)._replace(segmentation=[polygon])] * 20)
+    images = CocoImages(data._replace(pictures=[crowded] * 1000))
+    assert not [name for name, value in vars(images).items() if isinstance(value, list | tuple | dict)]
+    assert images.picture(0) == images.picture(999) == crowded
+    assert pickle.loads(pickle.dumps(images)).picture(500) == crowded
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_broken_picture_stops_the_run_in_one_line_that_names_it(data, num_workers):
+    path = data.pictures[3].path
+    with open(path, "r+b") as file:
+        file.truncate(200)
+    with pytest.raises(InputError) as caught:
+        list(batches(loader_of(CocoImages(data), data, num_workers)))
+    assert path in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(InputError):
+        CocoImages(data)[3]
+
+
+# --- Turned pictures
+
+
+def save_turned(path, orientation):
+    """A picture of 40 x 30 stored pixels, with one bright rectangle; returns it as stored."""
+    stored = np.zeros((30, 40, 3), np.uint8)
+    stored[3:9, 2:18] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(path, exif=exif)
+    return Image.fromarray(stored)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_outlines_fit_whether_drawn_on_stored_or_on_upright_pixels(tmp_path, orientation, suffix):
+    path = tmp_path / f"a.{suffix}"
+    stored = save_turned(path, orientation)
+    drawn = [("stored", stored)]
+    if orientation in (5, 6, 7, 8):  # only a quarter turn shows in width and height
+        drawn.append(("upright", stored.transpose(TO_UPRIGHT[orientation])))
+    for _, picture in drawn:
+        rows, columns = np.nonzero(np.asarray(picture)[..., 0])
+        box = [int(n) for n in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)]
+        loaded = load_picture(CocoPicture(1, str(path), *picture.size, [rectangle(1, *box)]))
+        assert np.array_equal(loaded["image"].permute(1, 2, 0).numpy(), np.asarray(picture))
+        assert torch.equal((loaded["image"][0] > 0).byte(), loaded["masks"][0].as_subclass(torch.Tensor))
+        assert loaded["boxes"].tolist() == [box]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_wrong_width_and_height_in_the_file(tmp_path, orientation):
+    path = tmp_path / "a.png"
+    save_turned(path, orientation)
+    wrong = [(41, 30), (80, 60), (30, 41)] + ([(30, 40)] if orientation < 5 else [])
+    for width, height in wrong:
+        with pytest.raises(InputError, match=rf"a.png: the picture has 40x30 .* says {width}x{height}"):
+            read_as_annotated(path, width, height)
+
+
+def test_a_square_picture_stays_as_it_is_stored(tmp_path):
+    stored = np.arange(300, dtype=np.uint8).reshape(10, 10, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(np.asarray(read_as_annotated(tmp_path / "a.png", 10, 10)), stored)
+
+
+def test_real_photographs(shared_data):
+    folder = shared_data / "nuts_coco"
+    data = for_training(read_coco(folder / "annotations" / "instances_val.json", folder / "images"))
+    images = CocoImages(data)
+    seen = 0
+    for index, picture in enumerate(data.pictures):
+        item = images[index]
+        assert item["image"].shape == (3, picture.height, picture.width) and item["image_id"] == picture.id
+        for box, mask in zip(item["target"]["boxes"], item["target"]["masks"], strict=True):
+            rows, columns = np.nonzero(mask.numpy())
+            tight = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            assert np.abs(box.numpy() - tight).max() <= 1.5
+            seen += 1
+    assert seen == 38
