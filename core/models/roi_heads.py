@@ -208,7 +208,7 @@ class RoIHeads(nn.Module):
         Every proposal is a candidate for every class; those with a high enough score are decoded and thinned by NMS
         within their class.
         """
-        deltas = deltas.view(len(deltas), -1, 4)  # (R, num_classes, 4)
+        deltas = deltas.unflatten(1, (-1, 4))  # (R, num_classes, 4)
         counts = [len(boxes) for boxes in proposals]
         pictures = zip(logits.softmax(-1).split(counts), deltas.split(counts), proposals, image_sizes, strict=True)
         return [self._detect_in_picture(*picture) for picture in pictures]
@@ -238,7 +238,7 @@ def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, encoded: Tensor) 
         Both divided by S: a positive counts the same for the boxes whether its picture has many or few.
     """
     positive = torch.where(labels > 0)[0]
-    own = deltas.view(len(deltas), -1, 4)[positive, labels[positive]]  # (P, 4)
+    own = deltas.unflatten(1, (-1, 4))[positive, labels[positive]]  # (P, 4)
     count = max(len(labels), 1)
     loss_classifier = F.cross_entropy(logits, labels, reduction="sum") / count
     return loss_classifier, F.smooth_l1_loss(own, encoded, beta=BETA, reduction="sum") / count

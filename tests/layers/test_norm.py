@@ -1,7 +1,9 @@
 import pytest
 import torch
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozen
 
-from core.layers.norm import IBN
+from core.layers.norm import IBN, FrozenBatchNorm2d, freeze_batch_norm
 
 
 def test_golden(golden, fill_weights):
@@ -50,3 +52,58 @@ def test_gradient(training):
     layer = IBN(4).double().train(training)
     x = torch.randn(2, 4, 3, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(layer, (x,))
+
+
+def random_batch_norm(channels=5):
+    torch.manual_seed(0)
+    layer = nn.BatchNorm2d(channels)
+    for tensor in (layer.weight.data, layer.bias.data, layer.running_mean):
+        tensor.normal_()
+    layer.running_var.uniform_(0.1, 3)
+    return layer
+
+
+def test_frozen_equals_torchvisions_and_batch_norm_in_evaluation():
+    layer = random_batch_norm()
+    frozen, reference = FrozenBatchNorm2d(5), TorchvisionFrozen(5)
+    frozen.load_state_dict(layer.state_dict())
+    reference.load_state_dict(layer.state_dict())
+    assert list(frozen.state_dict()) == list(reference.state_dict())
+    x = torch.randn(2, 5, 3, 4)
+    torch.testing.assert_close(frozen.train()(x), reference(x))
+    torch.testing.assert_close(frozen(x), layer.eval()(x))
+    assert frozen(x[:0]).shape == (0, 5, 3, 4) and not list(frozen.parameters())
+
+
+def test_frozen_worked_by_hand():
+    layer = FrozenBatchNorm2d(1, eps=1.0)
+    values = {"weight": 3.0, "bias": 10.0, "running_mean": 2.0, "running_var": 8.0}
+    layer.load_state_dict({name: torch.tensor([value]) for name, value in values.items()})
+    assert layer(torch.tensor([[[[2.0, 8.0]]]])).tolist() == [[[[10.0, 16.0]]]]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_frozen_keeps_the_layout_and_the_type(layout):
+    layer = FrozenBatchNorm2d(4)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        out = layer(torch.randn(2, 4, 3, 5).to(dtype).contiguous(memory_format=layout))
+        assert out.dtype == dtype and out.is_contiguous(memory_format=layout)
+
+
+def test_frozen_gradient():
+    layer = FrozenBatchNorm2d(3).double()
+    layer.load_state_dict(random_batch_norm(3).state_dict())
+    assert torch.autograd.gradcheck(layer, (torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True),))
+
+
+def test_freezing_a_network_keeps_its_outputs_and_its_files():
+    network = nn.Sequential(nn.Conv2d(3, 5, 1), random_batch_norm(), nn.Sequential(IBN(5)))
+    state = {key: value.clone() for key, value in network.state_dict().items()}
+    x = torch.randn(2, 3, 4, 4)
+    expected = network.eval()(x)
+    frozen = freeze_batch_norm(network)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in frozen.modules())
+    torch.testing.assert_close(frozen.train()(x), expected)
+    torch.testing.assert_close(frozen.train()(x), frozen.eval()(x))
+    frozen.load_state_dict(state)  # strict, though the file has counters of batches
+    assert isinstance(freeze_batch_norm(nn.BatchNorm2d(2)), FrozenBatchNorm2d)
