@@ -16,13 +16,16 @@ from core.visualize.instances import (
     instance_sheet,
     precision_recall_curves,
 )
+from core.visualize.page import Card, index_page
 from core.visualize.retrieval import RankRow, augmentation_sheet, mask_sheet, rank_list_sheet
-from core.visualize.sheet import GAP, MARGIN, PALETTE
+from core.visualize.sheet import GAP, JPEG, MARGIN, PALETTE
 
 __all__ = [
+    "Card",
     "COCO_COLUMNS",
     "DETECTION_METRICS",
     "GAP",
+    "JPEG",
     "MARGIN",
     "METRICS",
     "PALETTE",
@@ -34,6 +37,7 @@ __all__ = [
     "curves",
     "describe_instances",
     "draw_instances",
+    "index_page",
     "instance_panels",
     "instance_sheet",
     "mask_sheet",

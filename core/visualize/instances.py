@@ -166,7 +166,7 @@ def precision_recall_curves(path: str | Path, precision: dict[str, np.ndarray], 
         mean = values[:, :, there].mean(2)  # (10, 101)
         for line, style, text in ((mean[0], "-", "0.50"), (mean[5], "--", "0.75"), (mean.mean(0), ":", "0.50:0.95")):
             axes.plot(recall, line, style, color=INK, linewidth=2.2, label=f"mean, IoU {text}: AP {line.mean():.3f}")
-        axes.legend(frameon=False, fontsize=8.5, loc="lower left")
+        axes.legend(fontsize=8.5, loc="lower left", edgecolor="none", framealpha=0.85)
     save_figure(figure, path)
 
 
