@@ -188,7 +188,7 @@ class RoIHeads(nn.Module):
 
     @torch.no_grad()
     def sample(self, proposals: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """The proposals of one picture and its true boxes -> a sample: boxes (S, 4), labels (S,), matched object (S,).
+        """The proposals of one picture and its true boxes -> a sample: boxes (S, 4), labels (S,), object or -1 (S,).
 
         The true boxes are among the candidates, so there are objects to learn from before the RPN finds any.
         """
