@@ -1,19 +1,24 @@
-"""Evaluate a trained network on any data set: CMC, mAP, mINP, re-ranking, features, rank list.
+"""Evaluate a trained network: what kind it is stands in its checkpoint.
 
-The data that the network was trained on, and other data (cross-domain):
+ReID: CMC, mAP, mINP, re-ranking, features, rank list; on the data it was trained on, and on other data (cross-domain):
     python evaluate.py runs/NAME/best.pth --rerank
     python evaluate.py runs/NAME/best.pth --dataset market1501 --data PATH --flip --save-features features.npz
-All GPUs of a machine, or of several (see run_ddp.sh):
-    bash run_ddp.sh evaluate.py runs/NAME/best.pth --dataset msmt17 --data PATH
-    NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 bash run_ddp.sh evaluate.py runs/NAME/best.pth
-The floor that a network must beat, the pixels themselves:
+The floor that a ReID network must beat, the pixels themselves:
     python evaluate.py --raw-pixels
+Mask R-CNN: the COCO numbers of boxes and masks, a table of classes, COCO result files, precision over recall, pictures:
+    python evaluate.py runs/NAME/best.pth
+    python evaluate.py runs/NAME/best.pth --images FOLDER --annotations FILE
+All GPUs of a machine, or of several (see run_ddp.sh):
+    bash run_ddp.sh evaluate.py runs/NAME/best.pth --data PATH
+    NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 bash run_ddp.sh evaluate.py runs/NAME/best.pth
 
-table.txt, metrics.json and rank_list.png go to <--output>/<data set>, without --output beside the checkpoint; a folder
-that exists is never overwritten, the next free number is added.
+Everything goes to <--output>/<data set>, without --output beside the checkpoint; a folder that exists is never
+overwritten, the next free number is added.
 """
 
+import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -21,14 +26,21 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from core.engine import distributed, options, reid, reid_pictures
-from core.engine.checkpoint import open_run
+from core.data.coco import coco_ground_truth, coco_paths, read_coco
+from core.engine import coco_evaluation, detection, detection_pictures, distributed, options, reid, reid_pictures
+from core.engine.checkpoint import load_checkpoint, open_run
 from core.errors import InputError
 from core.files import atomic_write, make_folder
 from core.models.reid import ReIDOutput
 from core.retrieval.expansion import expand_queries
 from core.retrieval.ranking import evaluate_ranking
 from core.retrieval.rerank import re_rank
+from core.visualize import precision_recall_curves
+
+# An option that says nothing about a network of the other kind is refused, not ignored.
+REID_OPTIONS = ("dataset", "height", "width", "skip_broken", "protocol", "distance", "flip", "query_expansion")
+REID_OPTIONS += ("rerank", "save_features", "rank_list")
+DETECTION_OPTIONS = ("images", "annotations", "predictions", "score")
 
 
 class RawPixels(torch.nn.Module):
@@ -44,14 +56,15 @@ class RawPixels(torch.nn.Module):
 
 def get_parser():
     parser = options.Parser(__doc__)
-    parser.add_argument("checkpoint", nargs="?", help="a ReID checkpoint, e.g. runs/NAME/best.pth")
-    parser.add_argument("--raw-pixels", action="store_true", help="no network: evaluate the pixels themselves")
+    parser.add_argument("checkpoint", nargs="?", help="of train_reid.py or train_mask_rcnn.py: runs/NAME/best.pth")
+    parser.add_argument("--raw-pixels", action="store_true", help="ReID without a network: the pixels themselves")
+    parser.add_argument("--output", help="folder for the results")
     options.add_reid_data_options(parser)
     # None: as in the checkpoint, or 64 x 64 for --raw-pixels.
     parser.set_defaults(height=None, width=None)
     options.add_reid_evaluation_options(parser)
     parser.set_defaults(distance=None)
-    group = parser.add_argument_group("answers")
+    group = parser.add_argument_group("answers of ReID")
     group.add_argument("--flip", action="store_true", help="average with the embedding of the mirrored picture")
     group.add_argument("--query-expansion", action="store_true", help="average each feature with its neighbours")
     group.add_argument("--expansion-k", type=options.positive_int, default=5, help="neighbours, itself included")
@@ -68,15 +81,49 @@ def get_parser():
     group.add_argument(
         "--rank-list", type=options.non_negative_int, default=8, help="queries on the sheet; 0: no sheet"
     )
-    group.add_argument("--output", help="folder for the results")
+    group = parser.add_argument_group("Mask R-CNN", "data by --data ROOT, too: the val part in the layout of COCO 2017")
+    group.add_argument("--images", metavar="FOLDER", help="pictures (default: those that its training evaluated on)")
+    group.add_argument("--annotations", metavar="FILE", help="their annotations, COCO JSON with masks")
+    group.add_argument("--predictions", type=options.non_negative_int, default=8, help="pictures drawn with instances")
+    group.add_argument("--score", type=options.fraction, default=0.5, help="of the instances drawn, at least")
     options.add_device_options(parser)
     return parser
 
 
-def load_network(args, device):
-    """The network to evaluate; options that the person left open are taken from its checkpoint."""
+def main(args):
+    device = distributed.setup(args.device, args.timeout)
+    say = print if distributed.is_main() else lambda _: None
     if args.raw_pixels == (args.checkpoint is not None):
         raise InputError("give either a checkpoint, e.g. runs/NAME/best.pth, or --raw-pixels")
+    if args.checkpoint and load_checkpoint(args.checkpoint)["kind"] == "mask_rcnn":
+        refuse(args, REID_OPTIONS, "Mask R-CNN")
+        evaluate_detection(args, device, say)
+    else:
+        refuse(args, DETECTION_OPTIONS, "ReID")
+        evaluate_reid(args, device, say)
+
+
+def refuse(args, names, kind):
+    """Raises InputError where options are given that have no effect here."""
+    parser = get_parser()
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) != parser.get_default(name)]
+    if given:
+        raise InputError(f"{', '.join(given)}: not an option for a network of {kind}; leave it out")
+
+
+def write_texts(folder, table, numbers, args):
+    """What people read and what programs read: table.txt, metrics.json."""
+    metrics = json.dumps({**numbers, "args": vars(args)}, indent=2)
+    for name, text in (("table.txt", table), ("metrics.json", metrics)):
+        with atomic_write(folder / name) as file:
+            file.write((text + "\n").encode())
+
+
+# ReID
+
+
+def load_network(args, device):
+    """The network to evaluate; options that the person left open are taken from its checkpoint."""
     if args.raw_pixels:
         args.height, args.width = args.height or 64, args.width or 64
         args.distance = args.distance or "euclidean"
@@ -124,9 +171,7 @@ def table(results):
     return "\n".join([head, *rows])
 
 
-def main(args):
-    device = distributed.setup(args.device, args.timeout)
-    say = print if distributed.is_main() else lambda _: None
+def evaluate_reid(args, device, say):
     network = load_network(args, device)
     data = reid.load_data(args, say)
     if args.rerank and args.protocol == "vehicleid":
@@ -151,25 +196,104 @@ def main(args):
         if args.rerank:
             results[f"{how} + re-ranking"] = re_ranked(query, gallery, data, args)
         print(table(results))
-        write_results(folder, results, query, gallery, data, args)
+        write_reid_results(folder, results, query, gallery, data, args)
         print(f"written to {folder}")
 
 
-def write_results(folder, results, query, gallery, data, args):
+def write_reid_results(folder, results, query, gallery, data, args):
     """The table, every number as JSON, and the rank list."""
     numbers = {
         name: {**reid.metrics(result), "cmc": result.cmc.tolist(), "num_valid_queries": result.num_valid_queries}
         for name, result in results.items()
     }
-    for name, text in (
-        ("table.txt", table(results)),
-        ("metrics.json", json.dumps({"results": numbers, "args": vars(args)}, indent=2)),
-    ):
-        with atomic_write(folder / name) as file:
-            file.write((text + "\n").encode())
+    write_texts(folder, table(results), {"results": numbers}, args)
     if args.rank_list:
         path = folder / "rank_list.png"
         reid_pictures.draw_rank_list(path, query, gallery, data, args.protocol, args.distance, args.rank_list)
+
+
+# Mask R-CNN
+
+
+def evaluate_detection(args, device, say):
+    network, state = detection.network_from_checkpoint(args.checkpoint, device)
+    data = load_detection_data(args, state["args"], say)
+    categories = match_categories(state["categories"], data, say)
+    output = args.output or Path(args.checkpoint).with_suffix("")
+    folder, _ = open_run(output, Path(data.annotations_path).stem)
+    instances = sum(len(picture.annotations) for picture in data.pictures)
+    say(f"{args.checkpoint} on {data.annotations_path}: {len(data.pictures)} pictures with {instances} instances")
+
+    loader = detection.build_eval_loader(data, device, workers=args.workers)
+    box_results, mask_results, image_ids = detection.predict(network, loader, categories, device, amp=args.amp)
+    truth = coco_ground_truth(data)
+    # What the network was never told of is not measured.
+    known = {category.id for category in categories if category}
+    truth.dataset["categories"] = [one for one in truth.dataset["categories"] if one["id"] in known]
+    result = coco_evaluation.evaluate_detections(truth, box_results, mask_results, image_ids)
+    coco_evaluation.write_results(folder, box_results, mask_results)
+    if distributed.is_main():
+        text = f"{coco_evaluation.summary_table(result)}\n\n{coco_evaluation.per_class_table(result)}"
+        print(text)
+        numbers = {"results": no_nan(result.metrics), "classes": [no_nan(row._asdict()) for row in result.per_class]}
+        write_texts(folder, text, numbers, args)
+        precision_recall_curves(
+            folder / "precision_recall.png", result.precision, [row.name for row in result.per_class]
+        )
+        if args.predictions:
+            how = {"amp": args.amp, "score": args.score, "pictures": args.predictions}
+            detection_pictures.draw_predictions(
+                folder / "predictions", network, loader.dataset, categories, device, **how
+            )
+        print(f"written to {folder}")
+
+
+def load_detection_data(args, trained_with, say):
+    """`CocoData` that the options name, or else what the training evaluated on."""
+    if bool(args.images) != bool(args.annotations):
+        raise InputError("--images and --annotations belong together: give both or neither")
+    if args.images and args.data:
+        raise InputError("give either --images and --annotations or --data, not all of them")
+    images, annotations = args.images, args.annotations
+    if args.data:
+        images, annotations = coco_paths(args.data, "val")
+    elif not images:
+        images, annotations = trained_with["val_images"], trained_with["val_annotations"]
+    if images:
+        data = read_coco(annotations, images)
+        for note in data.notes:
+            say(note)
+    elif trained_with["val_fraction"]:
+        data = detection.load_data(argparse.Namespace(**trained_with), say=lambda _: None).val
+    else:
+        raise InputError(f"{args.checkpoint} was trained without evaluation: give --images and --annotations")
+    args.annotations = data.annotations_path  # metrics.json keeps it
+    return data
+
+
+def match_categories(categories, data, say):
+    """The data's category for each label 1, 2, ... of the network, None where the data lacks it: matched by name.
+
+    Where two of the data's have one name, the one of the same id is taken.
+    """
+    by_name = {category.name: category for category in reversed(data.categories)}
+    by_both = {tuple(category): category for category in data.categories}
+    matched = [by_both.get((number, name), by_name.get(name)) for number, name in categories]
+    if not any(matched):
+        listed = [", ".join(category[1] for category in some[:8]) for some in (categories, data.categories)]
+        raise InputError(
+            f"{data.annotations_path}: the network knows {listed[0]}, the annotations are of {listed[1]}; "
+            "no class has the same name: give annotations of its classes"
+        )
+    unknown = [category.name for category in data.categories if category not in matched]
+    if unknown:
+        say(f"left out, since the network does not know them: {', '.join(unknown)}")
+    return matched
+
+
+def no_nan(numbers):
+    """JSON knows no nan: null is a number that could not be measured."""
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in numbers.items()}
 
 
 if __name__ == "__main__":

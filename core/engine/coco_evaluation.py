@@ -224,23 +224,6 @@ def _per_class(ground_truth, image_ids, precision):
     return rows
 
 
-def precision_recall(result, kind):
-    """Curves for boxes or for masks: name -> (recall (101,), precision (101,)), empty where no class has an instance.
-
-    The mean over classes at IoU 0.50, at 0.75 and over all IoUs, then each class at 0.50. Precision is interpolated:
-    the best at this recall or any higher one.
-    """
-    precision = result.precision[kind]  # (10, 101, K)
-    there = ~np.isnan(precision[0, 0])  # (K,)
-    if not there.any():
-        return {}
-    mean = precision[:, :, there].mean(axis=2)  # (10, 101)
-    curves = {"all, IoU 0.50": mean[0], "all, IoU 0.75": mean[5], "all, IoU 0.50:0.95": mean.mean(axis=0)}
-    for number in np.flatnonzero(there):
-        curves[result.per_class[number].name] = precision[0, :, number]
-    return {name: (np.linspace(0, 1, 101), curve) for name, curve in curves.items()}
-
-
 def summary_table(result):
     """The 12 numbers of boxes and of masks in per cent, for people."""
     head = " " * 5 + "".join(f"{name:>7}" for name in COCO_NUMBERS)

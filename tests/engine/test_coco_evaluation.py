@@ -20,7 +20,6 @@ from core.engine.coco_evaluation import (
     encode_masks,
     evaluate_detections,
     per_class_table,
-    precision_recall,
     summary_table,
     write_results,
 )
@@ -244,8 +243,8 @@ def test_one_of_two_found_and_a_false_alarm():
             assert result.metrics[f"{kind}_{name}"] == 0.5
         for name in ("APs", "APl", "ARs", "ARl"):
             assert math.isnan(result.metrics[f"{kind}_{name}"])
-        recall, precision = precision_recall(result, kind)["square"]
-        np.testing.assert_allclose(precision, recall <= 0.5, rtol=1e-12)
+        curve = np.linspace(0, 1, 101) <= 0.5
+        np.testing.assert_allclose(result.precision[kind], np.tile(curve[None, :, None], (10, 1, 1)), rtol=1e-12)
     assert list(result.metrics) == [f"{kind}_{name}" for kind in ("box", "mask") for name in COCO_NUMBERS]
     assert result.per_class == [("square", 2, *[pytest.approx(51 / 101)] * 4)]
 
@@ -288,7 +287,7 @@ def test_no_instance_at_all_has_no_numbers(nuts):
     for results in ((boxes, masks), ([], [])):
         result = evaluate_detections(empty, *results, list(nuts.imgs))
         assert all(map(math.isnan, result.metrics.values())) and len(result.metrics) == 24
-        assert precision_recall(result, "mask") == {}
+        assert all(np.isnan(values).all() for values in result.precision.values())
         assert per_class_table(result).splitlines()[-1].split() == ["all", "0", *"----"]
 
 
@@ -487,14 +486,13 @@ def test_tables():
     assert list(map(float, numbers)) == pytest.approx([100 * mean for mean in means], abs=0.051)
 
 
-def test_curves(nuts):
+def test_precision_over_recall(nuts):
     result = evaluate_detections(nuts, *noisy_results(nuts, 0), list(nuts.imgs))
     for kind in ("box", "mask"):
-        curves = precision_recall(result, kind)
-        assert list(curves) == ["all, IoU 0.50", "all, IoU 0.75", "all, IoU 0.50:0.95", "date", "fig", "hazelnut"]
-        for curve, metric in zip(curves.values(), ("AP50", "AP75", "AP"), strict=False):
-            assert curve[0].shape == curve[1].shape == (101,)
-            assert curve[1].mean() == pytest.approx(result.metrics[f"{kind}_{metric}"], abs=1e-12)
-        for row in result.per_class:
-            assert curves[row.name][1].mean() == pytest.approx(getattr(row, f"{kind}_ap50"), abs=1e-12)
-            assert (np.diff(curves[row.name][1]) <= 0).all()
+        precision = result.precision[kind]
+        assert precision.shape == (10, 101, 3) and (np.diff(precision, axis=1) <= 0).all()
+        assert precision.mean() == pytest.approx(result.metrics[f"{kind}_AP"], abs=1e-12)
+        assert precision[0].mean() == pytest.approx(result.metrics[f"{kind}_AP50"], abs=1e-12)
+        assert precision[5].mean() == pytest.approx(result.metrics[f"{kind}_AP75"], abs=1e-12)
+        for number, row in enumerate(result.per_class):
+            assert precision[0, :, number].mean() == pytest.approx(getattr(row, f"{kind}_ap50"), abs=1e-12)
