@@ -202,7 +202,7 @@ def _read_pictures(content, annotations, images, notes):
         width, height = read_stored_image(picture.path)[0].size
         pictures[picture.id] = picture._replace(width=width, height=height)
     if unsized:
-        notes.append(f"{annotations}: {len(unsized)} images have no width and height: taken from the stored pictures")
+        notes.append(f"{annotations}: images without width and height ({len(unsized)}): those of the stored picture")
     return pictures
 
 
@@ -250,7 +250,7 @@ def for_training(data):
         pictures.append(picture._replace(annotations=kept))
     dropped = {reason: count for reason, count in dropped.items() if count}
     left, lost = sum(len(picture.annotations) for picture in pictures), sum(dropped.values())
-    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+    reasons = ", ".join(f"{reason} ({count})" for reason, count in dropped.items())
     if not left:
         raise InputError(f"{data.annotations_path}: no object to train on" + (f"; left out: {reasons}" * bool(lost)))
     notes = [f"{data.annotations_path}: {lost} of {left + lost} objects left out: {reasons}"] if lost else []

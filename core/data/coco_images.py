@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional
 
 from core.data.coco import encode_mask
 from core.data.images import SWAPS_SIDES, read_stored_image
+from core.data.loading import find_broken
 from core.data.randomness import seeded
 from core.errors import InputError
 
@@ -51,7 +52,7 @@ class CocoImages(Dataset):
         self.with_targets = with_targets
         packed = [pickle.dumps(picture, pickle.HIGHEST_PROTOCOL) for picture in data.pictures]
         self.ends = torch.from_numpy(np.cumsum([len(part) for part in packed], dtype=np.int64))
-        self.packed = torch.frombuffer(bytearray(b"".join(packed)), dtype=torch.uint8)
+        self.packed = torch.frombuffer(bytearray().join(packed), dtype=torch.uint8)
 
     def __len__(self):
         return len(self.ends)
@@ -126,6 +127,19 @@ def read_as_annotated(path, width, height):
         f"{path}: the picture has {image.size[0]}x{image.size[1]} pixels and the annotation file says "
         f"{width}x{height}; correct width and height there, or give the picture that was annotated"
     )
+
+
+def split_broken(data):
+    """Sort out the pictures that can't be read or have another size, as `core.data.reid_images.split_broken` does.
+
+    Returns:
+        (data without them, list of InputError: one for each, in the order of the pictures)
+    """
+    problems = find_broken(
+        data.pictures, lambda picture: read_as_annotated(picture.path, picture.width, picture.height)
+    )
+    readable = [picture for picture, error in zip(data.pictures, problems, strict=True) if error is None]
+    return data._replace(pictures=readable), [error for error in problems if error is not None]
 
 
 def _decode_masks(picture):

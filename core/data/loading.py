@@ -1,4 +1,8 @@
-"""What every loop over a DataLoader needs, whatever its pictures are for."""
+"""What every data set of pictures needs around its DataLoader: how a broken picture is met."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+from tqdm import tqdm
 
 from core.errors import InputError
 
@@ -13,3 +17,17 @@ def batches(loader):
         if isinstance(batch, InputError):
             raise batch
         yield batch
+
+
+def find_broken(samples, read, num_threads=8):
+    """Read everything once, before a run: for each sample the InputError that `read(sample)` raises, or None."""
+
+    def problem(sample):
+        try:
+            read(sample)
+        except InputError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(num_threads) as pool:  # decoding releases the interpreter's lock
+        return list(tqdm(pool.map(problem, samples), "checking pictures", len(samples), unit="img", disable=None))

@@ -5,17 +5,15 @@ loader = DataLoader(images, batch_sampler=KeyedBatches(sampler), collate_fn=coll
 for batch in batches(loader): ...
 """
 
-from concurrent.futures import ThreadPoolExecutor
-
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torch.utils.data import Dataset, default_collate
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
-from tqdm import tqdm
 
 from core.data.images import read_stored_image, turn_box
+from core.data.loading import find_broken
 from core.data.randomness import seeded
 from core.data.samples import clip_box
 from core.errors import InputError
@@ -148,7 +146,7 @@ def _decode_mask(sample, width, height):
     return coco_mask.decode(run_lengths)
 
 
-def split_broken(samples, with_masks=False, num_threads=8):
+def split_broken(samples, with_masks=False):
     """Sort out what can't be used, before a run, by reading everything once: what `--skip-broken` does.
 
     Before, and not while training, so that samplers, classes and metrics know nothing of the broken ones, and every
@@ -157,16 +155,6 @@ def split_broken(samples, with_masks=False, num_threads=8):
     Returns:
         (samples that can be read, list of InputError: one for each of the others, in the order of `samples`)
     """
-
-    def problem(sample):
-        try:
-            load_sample(sample, with_masks)
-        except InputError as error:
-            return error
-        return None
-
-    with ThreadPoolExecutor(num_threads) as pool:  # decoding releases the interpreter's lock
-        progress = tqdm(pool.map(problem, samples), "checking pictures", len(samples), unit="img", disable=None)
-        problems = list(progress)
+    problems = find_broken(samples, lambda sample: load_sample(sample, with_masks))
     readable = [sample for sample, error in zip(samples, problems, strict=True) if error is None]
     return readable, [error for error in problems if error is not None]

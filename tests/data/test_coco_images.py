@@ -11,7 +11,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from core.data.coco import CocoAnnotation, CocoCategory, CocoData, CocoPicture, for_training, read_coco
-from core.data.coco_images import CocoImages, collate_detection, load_picture, read_as_annotated
+from core.data.coco_images import CocoImages, collate_detection, load_picture, read_as_annotated, split_broken
 from core.data.images import TO_UPRIGHT
 from core.data.loading import batches
 from core.data.samplers import AspectRatioBatches, KeyedBatches
@@ -62,9 +62,10 @@ def test_what_an_item_holds(data):
     assert len(images) == 6 and images.picture(3) == data.pictures[3]
     assert item.keys() == {"image", "target", "image_id", "path", "dropped"}
     assert (item["image_id"], item["path"], item["dropped"]) == (101, data.pictures[1].path, 0)
-    stored = np.asarray(Image.open(item["path"]))
+    stored = torch.from_numpy(np.array(Image.open(item["path"]))).permute(2, 0, 1)
     assert item["image"].dtype == torch.float32 and item["image"].is_contiguous()
-    assert np.array_equal(item["image"].permute(1, 2, 0).numpy(), stored.astype(np.float32) / 255)
+    assert torch.equal((item["image"] * 255).round(), stored.float())
+    torch.testing.assert_close(item["image"], stored / 255)
     target = item["target"]
     assert all(type(value) is torch.Tensor for value in [item["image"], *target.values()])
     assert target["boxes"].dtype == torch.float32 and target["labels"].dtype == torch.int64
@@ -169,6 +170,14 @@ def test_a_broken_picture_stops_the_run_in_one_line_that_names_it(data, num_work
     assert path in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(InputError):
         CocoImages(data)[3]
+
+
+def test_split_broken_sorts_them_out(data):
+    open(data.pictures[3].path, "w").close()
+    pictures = [*data.pictures[:4], data.pictures[4]._replace(width=7), data.pictures[5]]
+    readable, errors = split_broken(data._replace(pictures=pictures))
+    assert readable == data._replace(pictures=[*data.pictures[:3], data.pictures[5]])
+    assert [pictures[number].path in str(error) for number, error in zip((3, 4), errors, strict=True)] == [True] * 2
 
 
 # --- Turned pictures
