@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from pycocotools import mask
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -59,6 +61,55 @@ def baggage(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "baggage"
     sizes = {"train_identities": 6, "test_identities": 3, "gallery_views": 2, "probe_views": 2}
     return make_synthetic_baggage(root, train_scenes=1, val_scenes=1, progress=False, **sizes)
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """Folder in the layout of COCO 2017: red squares and blue discs on grey noise; 8 and 4 pictures of 96 x 64 pixels,
+    every third upright, the last of each without objects. The category ids are 3 and 7."""
+    return make_shapes(tmp_path_factory.mktemp("shapes"))
+
+
+def make_shapes(root):
+    random = np.random.default_rng(0)
+    (root / "annotations").mkdir()
+    for split, count in (("train", 8), ("val", 4)):
+        (root / f"{split}2017").mkdir()
+        images, annotations = [], []
+        for number in range(1, count + 1):
+            height, width = (96, 64) if number % 3 == 0 else (64, 96)
+            picture = random.integers(90, 150, (height, width, 3), dtype=np.uint8)
+            for place in range(0 if number == count else 2):
+                annotation = paint_shape(picture, place, random)
+                annotations.append({"id": len(annotations) + 1, "image_id": number, **annotation})
+            images.append({"id": number, "file_name": f"{number}.png", "height": height, "width": width})
+            Image.fromarray(picture).save(root / f"{split}2017" / f"{number}.png")
+        categories = [{"id": 3, "name": "square"}, {"id": 7, "name": "disc"}]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
+    return root
+
+
+def paint_shape(picture, place, random):
+    """One shape in half `place` (0, 1) of the longer side; its annotation."""
+    height, width = picture.shape[:2]
+    side = int(random.integers(20, 30))
+    x, y = int(random.integers(0, 48 - side)), int(random.integers(0, 64 - side))
+    x, y = (x + 48 * place, y) if width > height else (y, x + 48 * place)
+    disc = bool(random.integers(2))
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    inside = (columns >= x) & (columns < x + side) & (rows >= y) & (rows < y + side)
+    if disc:
+        inside &= np.hypot(columns - x - side / 2, rows - y - side / 2) < side / 2
+    picture[inside] = (40, 60, 220) if disc else (220, 50, 40)
+    rle = mask.encode(np.asfortranarray(inside.astype(np.uint8)))
+    return {
+        "category_id": 7 if disc else 3,
+        "iscrowd": 0,
+        "area": int(inside.sum()),
+        "bbox": mask.toBbox(rle).tolist(),
+        "segmentation": {"size": [height, width], "counts": rle["counts"].decode()},
+    }
 
 
 @pytest.fixture

@@ -132,6 +132,7 @@ class Updater:
             self.scaler.unscale_(optimizer)
         if self.clip:
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
+        scale = self.scaler.get_scale()
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
@@ -139,7 +140,7 @@ class Updater:
             optimizer.zero_grad(set_to_none=True)
         if self.ema:
             self.ema.update_parameters(self.network)
-        if self.rate_per_update:
+        if self.rate_per_update and self.scaler.get_scale() >= scale:  # lower: the gradient overflowed, no step was taken
             self.scheduler.step()
 
     def end_epoch(self):

@@ -159,7 +159,7 @@ class _RoIAlign(torch.autograd.Function):
         dtype = torch.promote_types(maps[0].dtype, torch.float32)
         out = torch.zeros(len(rois), bins * channels, dtype=dtype, device=maps[0].device)
         for level, (map, scale) in enumerate(zip(maps, scales, strict=True)):
-            rows = map.to(dtype).permute(0, 2, 3, 1).reshape(-1, channels)  # (B * H * W, C)
+            rows = map.to(dtype).permute(0, 2, 3, 1).reshape(-1, channels).contiguous()  # (B * H * W, C)
             for chosen in _chunks(rois, levels == level, scale, map.shape, output_size, sampling_ratio):
                 index, weight, offsets = _matrix(
                     rois[chosen], scale, map.shape, output_size, sampling_ratio, aligned, dtype
@@ -174,7 +174,7 @@ class _RoIAlign(torch.autograd.Function):
         scales, output_size, sampling_ratio, aligned = ctx.settings
         dtype = torch.promote_types(grad.dtype, torch.float32)
         bins = output_size[0] * output_size[1]
-        rows = grad.to(dtype).permute(0, 2, 3, 1).reshape(len(rois) * bins, -1)  # (R * h * w, C)
+        rows = grad.to(dtype).permute(0, 2, 3, 1).reshape(len(rois) * bins, grad.shape[1])  # (R * h * w, C)
         grads = []
         for level, (shape, scale) in enumerate(zip(ctx.shapes, scales, strict=True)):
             positions = shape[0] * shape[2] * shape[3]

@@ -1,0 +1,140 @@
+"""The shared home of Mask R-CNN: data, one epoch and evaluation, on one process and on two."""
+
+import hashlib
+import io
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from core.engine import detection, distributed
+from core.engine.updater import Updater
+from core.errors import InputError
+from core.models.mask_rcnn import MaskRCNN
+
+NETWORK = {
+    "backbone_name": "resnet18", "num_classes": 3, "norm": "batch", "min_size": 64, "max_size": 96,
+    "anchor_sizes": [8, 16, 24, 32, 48], "box_batch_size_per_image": 16, "rpn_batch_size_per_image": 32,
+    "rpn_pre_nms_top_n_train": 50, "rpn_post_nms_top_n_train": 30, "rpn_pre_nms_top_n_test": 50,
+    "rpn_post_nms_top_n_test": 20,
+}  # fmt: skip
+OPTIONS = {
+    "data": None, "train_images": None, "train_annotations": None, "val_images": None, "val_annotations": None,
+    "val_fraction": 0.0, "seed": 0, "batch_size": 2, "iterations_per_epoch": 2, "augmentation": 1, "flip": 0.5,
+    "vertical_flip": 0.0, "crop_size": [64, 64], "workers": 0, "accumulate": 1, "clip_gradient": 5.0,
+    "channels_last": False, "optimizer": "adamw", "lr": 1e-3, "weight_decay": 1e-4, "momentum": 0.9,
+    "schedule": "one_cycle", "epochs": 1, "warmup_iterations": 0, "warmup_factor": 0.1, "milestones": [],
+    "step_size": 1, "gamma": 0.1, "min_lr": 0.0, "amp": "off", "ema": 0.9,
+}  # fmt: skip
+CPU = torch.device("cpu")
+
+
+def options(root, **changes):
+    return SimpleNamespace(**{**OPTIONS, "data": str(root), **changes})
+
+
+def digest(network):
+    """A text that tells states apart by any bit: tensors don't travel well from a process that ends."""
+    content = io.BytesIO()
+    for key, value in network.state_dict().items():
+        content.write(key.encode() + value.numpy().tobytes())
+    return hashlib.sha256(content.getvalue()).hexdigest()
+
+
+def train_and_evaluate(rank, root, evaluated):
+    """An epoch of two steps; then on this rank: losses, the weights, the averaged ones, metrics of those in a file."""
+    device = distributed.setup("cpu", 1.0)
+    args = options(root)
+    data = detection.load_data(args, lambda _: None)
+    torch.manual_seed(distributed.rank())  # each rank starts elsewhere: DDP gives all the weights of rank 0
+    network = MaskRCNN(**NETWORK)
+    loader = detection.build_train_loader(args, data.train, device)
+    updater = Updater(network, torch.nn.Identity(), args, device, len(loader))
+    model = distributed.wrap(network, device)
+    row = detection.train_one_epoch(model, loader, updater, epoch=1, seed=0, device=device)
+    row.pop("images_per_second")
+    digests = digest(network), digest(updater.averaged)
+    if not evaluated.exists():
+        torch.save(network.state_dict(), evaluated)
+    network.load_state_dict(torch.load(evaluated, weights_only=True))
+    result = detection.evaluate(network, detection.build_eval_loader(data.val, device), data.val, device)
+    return row, digests, result.metrics
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_same_weights_and_the_ap_of_one(shapes, tmp_path, launch):
+    """The evaluated weights are those that one process ends with."""
+    _, _, expected = train_and_evaluate(0, shapes, tmp_path / "weights.pth")
+    results, codes, errors = launch(train_and_evaluate, shapes, tmp_path / "weights.pth")
+    assert codes == [0, 0], errors
+    (row, digests, metrics), (other_row, other_digests, other_metrics) = results
+    assert row == other_row and digests == other_digests and digests[0] != digests[1]
+    assert repr(metrics) == repr(other_metrics) == repr(expected)  # as text, since nan is not nan
+
+
+def test_an_epoch_of_pictures_without_any_object(shapes):
+    """Every loss is there and finite, and every weight has a gradient, which DDP insists on."""
+    args = options(shapes, ema=0.0)
+    data = detection.load_data(args, lambda _: None).train
+    data = data._replace(pictures=[picture._replace(annotations=[]) for picture in data.pictures[:2]])
+    network = MaskRCNN(**NETWORK)
+    loader = detection.build_train_loader(args, data, CPU)
+    updater = Updater(network, torch.nn.Identity(), args, CPU, len(loader))
+    gradients = {}
+    for name, parameter in network.named_parameters():
+        parameter.register_hook(lambda gradient, name=name: gradients.setdefault(name, gradient))
+    row = detection.train_one_epoch(network, loader, updater, epoch=1, seed=0, device=CPU)
+    assert row["loss_mask"] == 0 and row["loss_box_reg"] == 0 and row["loss_classifier"] > 0
+    assert set(gradients) == {name for name, _ in network.named_parameters()}
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+needs_cuda = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs CUDA: half precision takes minutes on a CPU"
+)
+
+
+@pytest.mark.parametrize("amp", ["bf16", pytest.param("fp16", marks=needs_cuda)])
+def test_mixed_precision_stays_finite(shapes, amp):
+    device = torch.device("cuda" if amp == "fp16" else "cpu")
+    args = options(shapes, amp=amp)
+    data = detection.load_data(args, lambda _: None)
+    torch.manual_seed(0)
+    network = MaskRCNN(**NETWORK).to(device)
+    loader = detection.build_train_loader(args, data.train, device)
+    updater = Updater(network, torch.nn.Identity(), args, device, len(loader))
+    row = detection.train_one_epoch(network, loader, updater, epoch=1, seed=0, device=device, amp=amp)
+    assert all(torch.isfinite(torch.tensor(value)) for value in row.values())
+    assert all(parameter.isfinite().all() for parameter in network.parameters())
+    detection.evaluate(network, detection.build_eval_loader(data.val, device), data.val, device, amp=amp)
+
+
+def test_without_paths_the_belt_scenes_are_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(detection, "SYNTHETIC", tmp_path / "synthetic")
+    made = []
+
+    def make(root):
+        made.append(root)
+        (root / "scenes").mkdir(parents=True)
+
+    monkeypatch.setattr(detection, "make_synthetic_baggage", make)
+    args = options(None, data=None)
+    said = []
+    with pytest.raises(InputError, match="instances_train2017.json"):  # the stand-in made none
+        detection.load_data(args, said.append)
+    assert made == [tmp_path / "synthetic"] and args.data == str(tmp_path / "synthetic" / "scenes")
+    assert "rendering" in said[0]
+
+
+def test_the_checkpoint_gives_the_averaged_network_back(shapes, tmp_path):
+    args = options(shapes)
+    data = detection.load_data(args, lambda _: None)
+    network = MaskRCNN(**NETWORK)
+    loader = detection.build_train_loader(args, data.train, CPU)
+    updater = Updater(network, torch.nn.Identity(), args, CPU, len(loader))
+    detection.train_one_epoch(network, loader, updater, epoch=1, seed=0, device=CPU)
+    torch.save(detection.checkpoint_state(1, 0.5, network, updater, args, data), tmp_path / "best.pth")
+    loaded, state = detection.network_from_checkpoint(tmp_path / "best.pth", CPU)
+    expected = updater.averaged.state_dict()
+    assert not [key for key, value in loaded.state_dict().items() if not torch.equal(value, expected[key])]
+    assert not loaded.training and state["categories"] == [[3, "square"], [7, "disc"]]
