@@ -27,8 +27,8 @@ def build_detection_transform(level, *, flip=0.5, vertical_flip=0.0, crop_size=N
     """The pipeline for a sample -> the same keys, the image still uint8.
 
     Level 0 is nothing. 1: flips. 2: also colour jitter and greyscale. 3: also motion blur, small rotation, perspective,
-    and either large-scale jitter or a crop that keeps every instance. Up to level 2 there come out as many instances as
-    went in. At level 3 boxes are the tight boxes of the masks, and who has lost its last pixel is gone.
+    and either large-scale jitter or a crop that keeps every instance. Up to level 2 every instance stays. At level 3
+    boxes are the tight boxes of the masks, and an instance without a pixel left is removed.
 
     Args:
         level: 0..3.
@@ -36,29 +36,39 @@ def build_detection_transform(level, *, flip=0.5, vertical_flip=0.0, crop_size=N
         crop_size: (height, width) in pixels of what large-scale jitter makes; None: the picture's own.
 
     Raises:
-        InputError: no such level, a probability outside [0, 1], a crop without pixels.
-
-    Sources: strengths of the colours and their probability from Liu et al. 2021, "Unbiased Teacher" (as SimCLR), with
-    half of their greyscale, for colour tells classes apart; large-scale jitter from Ghiasi et al. 2021.
+        InputError: no such level, a probability outside [0, 1], a crop of less than 2 pixels.
     """
     _check(level, flip, vertical_flip, crop_size)
     steps = []
     if level >= 2:
-        jitter = v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
-        steps += [v2.RandomApply([jitter], p=0.8), v2.RandomGrayscale(p=0.1)]
+        steps += colour_steps()
     if level >= 3:
-        outside = {tv_tensors.Image: MEAN_COLOUR, tv_tensors.Mask: None}  # None is 0, sooner
-        rotation = v2.RandomRotation(10, interpolation=v2.InterpolationMode.BILINEAR, fill=outside)
-        steps += [
-            v2.RandomApply([OnImage(MotionBlur())], p=0.2),
-            v2.RandomApply([rotation], p=0.3),
-            v2.RandomPerspective(distortion_scale=0.2, p=0.3, fill=outside),
-            v2.RandomChoice([LargeScaleJitter(crop_size), SafeCrop()], p=[0.5, 0.5]),
-            TightBoxes(),
-        ]
+        steps += [v2.RandomApply([OnImage(MotionBlur())], p=0.2), *geometric_steps(crop_size)]
     if level >= 1:
         steps += [v2.RandomHorizontalFlip(flip), v2.RandomVerticalFlip(vertical_flip)]
     return v2.Compose(steps) if steps else v2.Identity()
+
+
+def colour_steps():
+    """What level 2 adds.
+
+    Sources: the hue of Liu et al. 2016 (SSD), 18 degrees either way, since twice that makes brown things green; how
+    often, from Chen et al. 2020 (SimCLR), with half of its greyscale, since colour tells classes apart.
+    """
+    jitter = v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.05)
+    return [v2.RandomApply([jitter], p=0.8), v2.RandomGrayscale(p=0.1)]
+
+
+def geometric_steps(crop_size=None):
+    """What level 3 adds, besides the blur. After the colours, so that what lies outside keeps the mean colour."""
+    outside = {tv_tensors.Image: MEAN_COLOUR, tv_tensors.Mask: None}  # None is 0 too, and quicker
+    rotation = v2.RandomRotation(10, interpolation=v2.InterpolationMode.BILINEAR, fill=outside)
+    steps = [
+        v2.RandomApply([rotation], p=0.3),
+        v2.RandomPerspective(distortion_scale=0.2, p=0.3, fill=outside),
+        v2.RandomChoice([LargeScaleJitter(crop_size), SafeCrop()], p=[0.5, 0.5]),
+    ]
+    return [UnlessThin(v2.Compose(steps)), TightBoxes()]
 
 
 def _check(level, flip, vertical_flip, crop_size):
@@ -67,8 +77,8 @@ def _check(level, flip, vertical_flip, crop_size):
     for name, probability in (("flip", flip), ("vertical flip", vertical_flip)):
         if not 0 <= probability <= 1:
             raise InputError(f"{name}: a probability of {probability} can't be; choose one from 0 to 1")
-    if crop_size is not None and min(crop_size) < 1:
-        raise InputError(f"crop size {crop_size[0]}x{crop_size[1]}: give height and width of at least 1 pixel")
+    if crop_size is not None and min(crop_size) < 2:
+        raise InputError(f"crop size {crop_size[0]}x{crop_size[1]}: give height and width of at least 2 pixels")
 
 
 def training_sizes(level, min_size):
@@ -146,7 +156,7 @@ class LargeScaleJitter(nn.Module):
 
 def _place(side, new_side, factor):
     """One side of a picture, scaled by `factor` -> start and length of what stays, and those it has in the result."""
-    scaled = max(1, round(side * factor))
+    scaled = max(2, round(side * factor))  # 2, for torch's resize fails where a single pixel of 8 bits is to come out
     if scaled <= new_side:
         return 0, side, _integer(0, new_side - scaled), scaled
     length = min(side, max(1, round(new_side / factor)))
@@ -181,10 +191,24 @@ class SafeCrop(nn.Module):
         return _integer(max(0, end - length), min(first, side - length)), length
 
 
+class UnlessThin(nn.Module):
+    """Apply a transform to samples whose picture has at least 2 pixels on each side; the others stay as they are.
+
+    A picture one pixel wide has two corners instead of four: torchvision finds no perspective for it and fails.
+    """
+
+    def __init__(self, transform):
+        super().__init__()
+        self.transform = transform
+
+    def forward(self, sample):
+        return self.transform(sample) if min(sample["image"].shape[-2:]) >= 2 else sample
+
+
 class TightBoxes(nn.Module):
     """Boxes become the tight ones around the masks; instances without a pixel are removed.
 
-    A turned box encloses its object loosely, and a cropped one may end where nothing of the object is left.
+    After a rotation a box encloses its object loosely; after a crop it may have none of its object in it.
     """
 
     def forward(self, sample):
