@@ -155,7 +155,7 @@ def _labels_by_name(listed, wanted, path):
     """The categories `wanted` with this file's ids (one that it lacks gets a free id), and category id -> label."""
     wanted = [CocoCategory(*category) for category in wanted]
     exact = {category: label for label, category in enumerate(wanted, 1)}
-    by_name = {category.name: label for category, label in reversed(exact.items())}
+    by_name = {category.name: label for category, label in exact.items()}
     found = {category.id: exact.get(category) or by_name.get(category.name) for category in sorted(listed)}
     labels = {number: label for number, label in found.items() if label is not None}
     if not labels:

@@ -195,6 +195,7 @@ FAULTS = [
     (rle(counts=compressed()["counts"][:-2]), "annotation 7: its run lengths are damaged"),
     (rle(counts="\u00e9\u00e9"), "annotation 7: its run lengths are damaged"),
     (rle(counts="\ud800"), "annotation 7: its run lengths are damaged"),
+    (rle(counts="o" * 20 + "0"), "annotation 7: its run lengths are damaged"),
     (rle(counts="o" * 500), "annotation 7: its run lengths are damaged"),
     (change("images", 0, width=-40), "image 5: width and height"),
     (change("images", 0, height=0), "image 5: width and height"),
@@ -317,6 +318,7 @@ def test_for_training_leaves_out_what_can_not_be_learnt_and_counts_it(write):
         annotation(22, bbox=[WIDTH, 5, 10, 10]),
         annotation(23, bbox=[-10, 5, 10, 10]),
         annotation(24, bbox=[10, -20, 10, 10]),
+        annotation(28, bbox=[WIDTH - 0.001, 5, 10, 10]),
         annotation(25, segmentation=[[60, 5, 70, 5, 60, 15]]),
         annotation(26, segmentation={"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}),
         annotation(27, bbox=[-5, 20, 10, 30], segmentation=[[-5, 20, 5, 20, 5, 50, -5, 50]]),
@@ -326,14 +328,14 @@ def test_for_training_leaves_out_what_can_not_be_learnt_and_counts_it(write):
     kept = for_training(read)
     assert [entry.id for entry in annotations_of(kept)] == [0, 7, 27] and len(kept.pictures) == 2
     assert kept.dropped == {
-        "crowd regions": 1, "boxes without area": 2, "boxes outside the picture": 3, "empty masks": 2
+        "crowd regions": 1, "boxes without area": 2, "boxes outside the picture": 4, "empty masks": 2
     }  # fmt: skip
     assert kept.notes == [
-        f"{path}: 8 of 11 objects left out: crowd regions (1), boxes without area (2), boxes outside the picture (3), "
+        f"{path}: 9 of 12 objects left out: crowd regions (1), boxes without area (2), boxes outside the picture (4), "
         "empty masks (2)"
     ]
     assert annotations_of(kept)[-1].box == (0, 20, 5, 30)
-    assert len(annotations_of(read)) == 11 and read.notes == []  # what was read is as it was
+    assert len(annotations_of(read)) == 12 and read.notes == []  # what was read is as it was
     assert annotations_of(for_training(kept)) == annotations_of(kept)
     masks = [
         coco_mask.decode(encode_mask(entry.segmentation, WIDTH, HEIGHT))
