@@ -140,7 +140,8 @@ class Updater:
             optimizer.zero_grad(set_to_none=True)
         if self.ema:
             self.ema.update_parameters(self.network)
-        if self.rate_per_update and self.scaler.get_scale() >= scale:  # lower: the gradient overflowed, no step was taken
+        overflowed = self.scaler.get_scale() < scale  # then no step was taken
+        if self.rate_per_update and not overflowed:
             self.scheduler.step()
 
     def end_epoch(self):
