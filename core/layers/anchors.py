@@ -10,8 +10,8 @@ class AnchorGenerator(nn.Module):
     """Anchors of every size and aspect ratio at every position of every feature map.
 
     Source: Ren et al. 2015, "Faster R-CNN", section 3.1.1; one size a level as in Lin et al. 2017, "Feature Pyramid
-    Networks for Object Detection", section 4.1. Their corners are rounded to whole pixels around the position (0, 0), as
-    those of the published weights are.
+    Networks for Object Detection", section 4.1. Around the position (0, 0) their corners are rounded to whole pixels,
+    as for the published weights.
 
     Args:
         sizes: for each level a tuple of sizes, pixels: the square root of an anchor's area. A plain number stands for
@@ -40,10 +40,8 @@ class AnchorGenerator(nn.Module):
         if len(feature_maps) != len(self.sizes):
             raise ValueError(f"anchors are for {len(self.sizes)} feature maps, {len(feature_maps)} were given")
         grids = tuple(tuple(feature_map.shape[-2:]) for feature_map in feature_maps)
-        dtype = torch.promote_types(feature_maps[0].dtype, torch.float32)
-        return _all_anchors(
-            self.sizes, self.aspect_ratios, tuple(image_size), grids, dtype, feature_maps[0].device
-        )  # (A, 4)
+        dtype, device = torch.promote_types(feature_maps[0].dtype, torch.float32), feature_maps[0].device
+        return _all_anchors(self.sizes, self.aspect_ratios, tuple(image_size), grids, dtype, device)
 
     def extra_repr(self) -> str:
         return f"sizes={self.sizes}, aspect_ratios={self.aspect_ratios}"
@@ -54,7 +52,7 @@ class AnchorGenerator(nn.Module):
 def _all_anchors(sizes, aspect_ratios, image_size, grids, dtype, device) -> Tensor:
     anchors = []
     for level_sizes, ratios, (rows, columns) in zip(sizes, aspect_ratios, grids, strict=True):
-        stride_y, stride_x = image_size[0] // rows, image_size[1] // columns
+        stride_y, stride_x = image_size[0] // max(rows, 1), image_size[1] // max(columns, 1)
         y = torch.arange(rows, dtype=dtype, device=device) * stride_y
         x = torch.arange(columns, dtype=dtype, device=device) * stride_x
         y, x = torch.meshgrid(y, x, indexing="ij")

@@ -11,8 +11,8 @@ from torch import Tensor
 
 MAX_LOG_SCALE = math.log(1000 / 16)  # decoding enlarges a box at most this much: exp of a wild delta would be infinite
 
-# Boxes that `_greedy_keep` settles at a time. On CPU temporaries that stay in the cache matter, elsewhere few launches.
-BLOCK_CPU, BLOCK = 128, 2048
+# Boxes that `_greedy_keep` settles at a time: small temporaries that stay in a CPU's cache, few launches elsewhere.
+BLOCK_CPU, BLOCK = 64, 1024
 
 
 def _widen(tensor: Tensor) -> Tensor:
@@ -40,12 +40,14 @@ def _area(edges: Tensor) -> Tensor:
 
 
 def _iou(a: Tensor, area_a: Tensor, b: Tensor, area_b: Tensor) -> Tensor:
-    """IoU of edges (4, ...) that broadcast, with their areas. Single rows are broadcast, not pairs of coordinates:
-    long runs of one coordinate are what a CPU is fast at."""
-    width = (torch.minimum(a[2], b[2]) - torch.maximum(a[0], b[0])).clamp_(min=0)
-    height = (torch.minimum(a[3], b[3]) - torch.maximum(a[1], b[1])).clamp_(min=0)
-    intersection = width * height
-    return intersection / (area_a + area_b - intersection)
+    """IoU of edges (4, ...) that broadcast, with their areas.
+
+    Each coordinate is a row of its own, since long runs of one coordinate are what a CPU is fast at, and everything
+    happens in two matrices: most of the time would go into new memory.
+    """
+    intersection = torch.minimum(a[2], b[2]).sub_(torch.maximum(a[0], b[0])).clamp_(min=0)  # so far the width
+    intersection.mul_(torch.minimum(a[3], b[3]).sub_(torch.maximum(a[1], b[1])).clamp_(min=0))
+    return intersection.div_((area_a + area_b).sub_(intersection))
 
 
 def clip_boxes(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
@@ -108,8 +110,8 @@ def match(iou: Tensor, high: float, low: float, allow_low_quality: bool = False)
     """The true box that each proposal belongs to: IoU (G, N) -> (N,) index into the G, -1 or -2.
 
     -1 is background, a best IoU below `low`; -2 is neither, in [low, high). With `allow_low_quality` the proposals that
-    are the best of some true box, all of them where several are equally good, keep *their own* best true box however low
-    its IoU is. Without true boxes everything is background.
+    are the best of some true box, all of them where several are equally good, keep *their own* best true box, however
+    low its IoU is. Without true boxes everything is background.
 
     Source: Ren et al. 2015, "Faster R-CNN", section 3.1.2.
     """
@@ -123,6 +125,7 @@ def match(iou: Tensor, high: float, low: float, allow_low_quality: bool = False)
     return matched
 
 
+@torch.no_grad()
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """Greedy non-maximum suppression: (N, 4), (N,) -> (kept,) indices, best score first.
 
@@ -131,67 +134,66 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     0 / 0.
     """
     order = scores.argsort(descending=True, stable=True)
-    edges = _widen(boxes).detach()[order].T.contiguous()  # (4, N)
+    edges = _widen(boxes)[order].T.contiguous()  # (4, N)
     return order[_greedy_keep(edges, torch.zeros_like(order), iou_threshold)]
 
 
+@torch.no_grad()
 def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
-    """`nms` within each group (a class, an FPN level): (N, 4), (N,), (N,) integers -> (kept,) indices, best score first.
+    """`nms` within each group (a class, an FPN level): (N, 4), (N,), (N,) integers -> (kept,) indices, best first.
 
-    Up to 1,000 boxes the groups are moved apart by multiples of the largest coordinate, as torchvision does: that rounds
-    the coordinates (to 1/128 pixel from 65,536 on), and a box at the threshold may fall on either side of it, so only
-    the same rounding gives the same boxes. It also expects coordinates that are not negative, as after `clip_boxes`.
+    Up to 1,000 boxes the groups are moved apart by multiples of the largest coordinate, as torchvision does. Nothing
+    here needs that, but it rounds coordinates (to 1/128 pixel from 65,536 on) and a box at the threshold may fall on
+    either side of it: only the same rounding gives the same boxes.
     """
-    if len(boxes) == 0:
-        return torch.zeros(0, dtype=torch.int64, device=boxes.device)
-    if len(boxes) <= 1000:
-        boxes = _widen(boxes)
-        offsets = groups.to(boxes) * (boxes.max() + 1)
-        return nms(boxes + offsets[:, None], scores, iou_threshold)
     order = scores.argsort(descending=True, stable=True)
     order = order[groups[order].argsort(stable=True)]  # by group, then by score
-    edges = _widen(boxes).detach()[order].T.contiguous()  # (4, N)
-    keep = order[_greedy_keep(edges, groups[order], iou_threshold)].sort().values
+    boxes, groups = _widen(boxes)[order], groups[order]
+    if 0 < len(boxes) <= 1000:
+        boxes = boxes + (groups.to(boxes) * (boxes.max() + 1))[:, None]
+    keep = order[_greedy_keep(boxes.T.contiguous(), groups, iou_threshold)].sort().values
     return keep[scores[keep].argsort(descending=True, stable=True)]
 
 
 def _greedy_keep(edges: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
     """Positions (kept,) that survive: edges (4, N) sorted by group (N,), in it best first; no box crosses groups.
 
-    A block of boxes is settled at a time: first the boxes inside it, then those that survived there strike out the rest
-    of the group. Struck out boxes are left out of everything that follows, so the work is kept boxes times those left.
+    A block of boxes is settled at a time: first the boxes inside it, then those that stay there strike out the rest of
+    the group. Struck out boxes take no part in what follows, so the work is boxes kept times boxes left. `edges` is
+    written to.
     """
     threshold = _round_down(iou_threshold, edges.dtype)
     block = BLOCK_CPU if edges.device.type == "cpu" else BLOCK
-    areas = _area(edges)
-    left, kept = torch.arange(len(groups), device=edges.device), []
-    while len(left) > 0:
-        head, area, group = edges[:, :block, None], areas[:block, None], groups[:block]
+    areas, positions = _area(edges), torch.arange(len(groups), device=edges.device)
+    ends = torch.searchsorted(groups, groups, right=True)  # (N,), where the group of each box ends
+    kept, start = [], 0
+    while start < len(groups):
+        stop = min(start + block, len(groups))
+        head, area, group = edges[:, start:stop, None], areas[start:stop, None], groups[start:stop]
         overlaps = _iou(head, area, head.mT, area.mT) > threshold  # (n, n)
         keep = _resolve((overlaps & (group[:, None] == group)).triu(1))
-        kept.append(left[:block][keep])
-        left, edges, areas, groups = left[block:], edges[:, block:], areas[block:], groups[block:]
-        same = int((groups == group[-1]).sum())  # only the last group of a block can go on after it
-        if same > 0:
-            keep = keep & (group == group[-1])
-            struck = _iou(head[:, keep], area[keep], edges[:, None, :same], areas[:same]) > threshold  # (kept, same)
-            stay = torch.ones_like(left, dtype=torch.bool)
-            stay[:same] = ~struck.any(dim=0)
-            left, edges, areas, groups = left[stay], edges[:, stay], areas[stay], groups[stay]
-    return torch.cat(kept) if kept else left
+        kept.append(positions[start:stop][keep])
+        start, end = stop, int(ends[stop - 1])
+        if stop < end:  # the last group of the block goes on behind it
+            keep &= group == group[-1]
+            struck = _iou(head[:, keep], area[keep], edges[:, None, stop:end], areas[stop:end]) > threshold
+            stay = stop + (~struck.any(dim=0)).nonzero()[:, 0]
+            start = end - len(stay)  # they move up to the end of their group
+            for row in (*edges, areas, positions):
+                row[start:end] = row[stay]
+    return torch.cat(kept) if kept else positions
 
 
 def _resolve(overlaps: Tensor) -> Tensor:
-    """Greedy choice as a fixed point: overlaps (n, n), True where row i, before column j, would suppress it -> (n,) kept.
+    """Greedy choice as a fixed point: overlaps (n, n), True where row i, before column j, would suppress it -> (n,).
 
     A box stays if no box that stays suppresses it. Applied to everything at once, that rule is right for the first box
     at once, and for each further link of a chain of overlaps after one more turn; when nothing changes all are right.
     """
-    overlaps = overlaps.float()
-    keep, before = torch.ones(len(overlaps), device=overlaps.device), None
+    keep, before = ~overlaps.any(dim=0), None
     while before is None or not torch.equal(keep, before):
-        before, keep = keep, (keep @ overlaps == 0).float()
-    return keep > 0
+        before, keep = keep, ~(overlaps & keep[:, None]).any(dim=0)
+    return keep
 
 
 def _round_down(value: float, dtype: torch.dtype) -> float:
