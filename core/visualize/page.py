@@ -25,8 +25,8 @@ ul { padding: 0; list-style: none; }
   grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); }
 .cards li { display: flex; flex-direction: column; background: var(--card); border: 1px solid var(--line);
   border-radius: 8px; overflow: hidden; }
-.frame { display: block; aspect-ratio: 4 / 3; background: #8883; }
-.frame img { display: block; width: 100%; height: 100%; object-fit: contain; }
+.frame { display: block; position: relative; aspect-ratio: 4 / 3; background: #8883; }
+.frame img { position: absolute; width: 100%; height: 100%; object-fit: contain; }
 .words { flex: 1; padding: .75rem 1rem .9rem; }
 h2 { margin: 0; font-size: 1rem; overflow-wrap: anywhere; }
 .words p { margin: .1rem 0 .45rem; color: var(--faint); font-size: .875rem; overflow-wrap: anywhere; }

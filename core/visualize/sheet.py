@@ -1,6 +1,7 @@
 """A page of pictures, frames and text, and what every sheet shares: its colours, its measures, its way to the disk."""
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,8 @@ class Sheet:
         )
 
     def text(self, left: float, top: float, text: str, size=8.5, color=INK, align="center", weight="normal") -> None:
-        # Names come from folders and files: a dollar sign in one is no formula.
+        # Names come from folders and files: a dollar sign in one is no formula, and some of its bytes may be no text.
+        text = os.fsencode(text).decode("utf-8", "replace")
         self.axes.text(left, top, text, fontsize=size, color=color, ha=align, va="top", weight=weight, parse_math=False)
 
     def save(self, path: str | Path) -> None:
