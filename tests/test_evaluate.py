@@ -1,4 +1,4 @@
-"""evaluate.py as a person runs it: a checkpoint and a data set give metrics, features and pictures; what it refuses."""
+"""evaluate.py as a person runs it, on ReID: a checkpoint and data give metrics, features, pictures; what it refuses."""
 
 import csv
 import json
@@ -295,6 +295,8 @@ def refused(run, *arguments):
         (["LAST", "--k1", "0"], "--k1"),
         (["LAST", "--lambda", "2"], "--lambda"),
         (["LAST", "--device", "tpu"], "unknown device 'tpu'"),
+        (["LAST", "--images", "somewhere", "--score", "0.4"], "--images, --score: not an option for a network of ReID"),
+        (["--raw-pixels", "--predictions", "3"], "--predictions: not an option for a network of ReID"),
     ],
 )
 def test_bad_options_are_one_line(run, trained, arguments, said):
@@ -309,8 +311,8 @@ class Code:
 
 def test_files_that_are_no_checkpoint_to_evaluate(run, trained, tmp_path):
     bad = tmp_path / "bad.pth"
-    torch.save({**load_checkpoint(trained / "last.pth"), "kind": "mask_rcnn"}, bad)
-    assert "kind mask_rcnn, reid is needed" in refused(run, bad)
+    torch.save({**load_checkpoint(trained / "last.pth"), "kind": "gan"}, bad)
+    assert "kind gan, reid is needed" in refused(run, bad)
     torch.save({"conv1.weight": torch.zeros(1)}, bad)
     assert "not a checkpoint of Carousel" in refused(run, bad)
     bad.write_bytes(pickle.dumps({"kind": "reid", "model": Code()}, protocol=2))
