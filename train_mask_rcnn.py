@@ -58,6 +58,7 @@ def get_parser():
         "--val-fraction", type=options.fraction_below_one, default=0.0, help="part of the training pictures held out"
     )
     group.add_argument("--workers", type=options.non_negative_int, default=2, help="processes that read, per rank")
+    group.add_argument("--skip-broken", action="store_true", help="leave unreadable pictures out instead of stopping")
 
     group = parser.add_argument_group("batches and augmentation")
     group.add_argument(
@@ -243,7 +244,7 @@ def main(args):
         state = load_checkpoint(resumed, "mask_rcnn")
         detection.restore(state, resumed, network, updater, data)
         first_epoch, best = state["epoch"] + 1, state["best"]
-        changed = training.changed_options(state["args"], args, without_effect=PATHS)
+        changed = training.changed_options(state["args"], args, without_effect=WITHOUT_EFFECT)
         say(f"continuing from {resumed} after epoch {state['epoch']}{changed}")
     elif args.resume:
         say(f"--resume: no checkpoint of {args.name} under {args.output}, starting afresh")
@@ -253,12 +254,13 @@ def main(args):
     if args.compile:
         network.backbone.compile()  # the rest has shapes of its own in every picture
     model = distributed.wrap(network, device)
-    result = None
+    result, dropped = None, 0
     for epoch in range(first_epoch, args.epochs + 1):
         row = {"epoch": epoch, "lr": updater.learning_rate}
         row |= detection.train_one_epoch(
             model, train_loader, updater, epoch=epoch, seed=args.seed, device=device, amp=args.amp
         )
+        dropped += row.pop("dropped")
         updater.end_epoch()
         if epoch % args.eval_every == 0 or epoch == args.epochs:
             result = detection.evaluate(updater.averaged, eval_loader, data.val, device, amp=args.amp)
@@ -272,6 +274,8 @@ def main(args):
 
     if result is None:  # a finished run that was resumed, or --epochs 0
         result = detection.evaluate(updater.averaged, eval_loader, data.val, device, amp=args.amp)
+    if dropped:
+        log.say(f"augmentation: {dropped} instances had left their pictures and were not trained on")
     show_results(log, folder, result, updater.averaged, eval_loader, data, args, device)
     log.say(f"done in {(time.perf_counter() - start) / 60:.1f} minutes, see {folder}")
     if (folder / "best.pth").exists():
@@ -279,7 +283,7 @@ def main(args):
     log.close()
 
 
-PATHS = {"train_images", "train_annotations", "val_images", "val_annotations"}
+WITHOUT_EFFECT = {"skip_broken", "train_images", "train_annotations", "val_images", "val_annotations"}
 
 
 def preview_augmentation(args, data):

@@ -199,6 +199,11 @@ def test_a_broken_picture_is_named(shapes, tmp_path, run):
     (root / "train2017" / "2.png").write_bytes(b"no picture")
     code, _, error = run(train_mask_rcnn, *SMALL, "--data", root, "--output", tmp_path, "--iterations-per-epoch", 0)
     assert code == 2 and "2.png" in error and error.count("\n") == 1
+    code, said, _ = run(
+        train_mask_rcnn, *SMALL, "--data", root, "--output", tmp_path, "--skip-broken", "--name", "rest"
+    )
+    assert code == 0 and "train 7 pictures" in said
+    assert "1 of 8 pictures" in said and "2.png" in (tmp_path / "rest" / "train.log").read_text()
 
 
 def test_resume_refuses_another_network_and_other_classes(shapes, tmp_path, run):

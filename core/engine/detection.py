@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from core.data.coco import CocoData, coco_ground_truth, coco_paths, for_training, read_coco, split_coco
-from core.data.coco_images import CocoImages, collate_detection
+from core.data.coco_images import CocoImages, collate_detection, split_broken
 from core.data.detection_transforms import build_detection_transform
 from core.data.loading import batches
 from core.data.samplers import AspectRatioBatches, KeyedBatches
@@ -42,8 +42,11 @@ def load_data(args, say=print):
     """
     _settle_paths(args, say)
     train = read_coco(args.train_annotations, args.train_images)
+    if args.skip_broken:
+        train = _without_broken(train, say)
     if args.val_annotations:
         val = read_coco(args.val_annotations, args.val_images, categories=train.categories)
+        val = _without_broken(val, say) if args.skip_broken else val
     elif args.val_fraction:
         train, val = split_coco(train, args.val_fraction, args.seed)
     else:
@@ -54,6 +57,23 @@ def load_data(args, say=print):
         for note in part.notes if part else ():
             say(note)
     return DetectionData(train, val)
+
+
+def _without_broken(data, say):
+    """Rank 0 reads every picture once; what it can't read is named, counted and left out on all ranks."""
+
+    def broken():
+        readable, errors = split_broken(data)
+        return {picture.id for picture in readable.pictures}, [str(error) for error in errors]
+
+    readable, errors = distributed.on_main(broken)
+    for error in errors:
+        say(f"left out: {error}")
+    if errors:
+        say(f"--skip-broken: {len(errors)} of {len(data.pictures)} pictures of {data.annotations_path} left out")
+    if not readable:
+        raise InputError(f"{data.annotations_path}: none of its pictures can be read")
+    return data._replace(pictures=[picture for picture in data.pictures if picture.id in readable])
 
 
 def _settle_paths(args, say):
@@ -120,7 +140,7 @@ def build_train_loader(args, data, device):
 def build_eval_loader(data, device, *, workers=0, batch_size=1):
     """This rank's share of the pictures, every world_size-th, as they are."""
     return DataLoader(
-        CocoImages(data),
+        CocoImages(data, with_targets=False),
         batch_size=batch_size,
         sampler=range(distributed.rank(), len(data.pictures), distributed.world_size()),
         num_workers=workers,
@@ -132,17 +152,24 @@ def build_eval_loader(data, device, *, workers=0, batch_size=1):
 
 
 def train_one_epoch(model, loader, updater, *, epoch, seed, device, amp="off", frozen=()):
-    """`core.engine.training.train_one_epoch` with the five losses of Mask R-CNN, which the network computes itself."""
+    """`core.engine.training.train_one_epoch` with the five losses of Mask R-CNN, which the network computes itself.
+
+    Also returns "dropped", how many instances the augmentation moved out of the pictures, over all ranks.
+    """
+    dropped = torch.zeros(1)
 
     def compute_losses(batch):
         images = [image.to(device, non_blocking=True) for image in batch["image"]]  # B of (3, H, W)
         targets = [
             {name: value.to(device, non_blocking=True) for name, value in target.items()} for target in batch["target"]
         ]
+        dropped.add_(sum(batch["dropped"]))
         with autocast(device, amp), distributed.collective("forward"):
             return model(images, targets)
 
-    return training.train_one_epoch(model, compute_losses, loader, updater, epoch=epoch, seed=seed, frozen=frozen)
+    row = training.train_one_epoch(model, compute_losses, loader, updater, epoch=epoch, seed=seed, frozen=frozen)
+    everywhere = distributed.all_reduce_mean(dropped.to(device)) * distributed.world_size()
+    return {**row, "dropped": round(everywhere.item())}
 
 
 @torch.inference_mode()

@@ -55,7 +55,7 @@ def test_the_last_group_of_an_epoch_may_be_smaller_and_counts_with_its_own_mean(
 
 
 def test_the_rate_may_change_with_every_update():
-    """Two batches an update and three batches an epoch are two updates: warm-up over one epoch, in both of its steps."""
+    """Two batches an update and three batches an epoch are two updates; the warm-up lasts both of them."""
     options = {**OPTIONS, "accumulate": 2, "warmup_iterations": 2, "warmup_factor": 0.5, "milestones": []}
     torch.manual_seed(0)
     network = nn.Linear(3, 2)
