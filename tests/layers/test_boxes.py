@@ -280,6 +280,19 @@ def test_batched_nms_does_not_let_groups_touch():
     assert batched_nms(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 1]), 0.5).tolist() == [0, 1]
 
 
+def test_batched_nms_rounds_as_torchvision_does():
+    """An IoU of 0.7002 becomes 0.7 where group 900 begins, at 1.8 million pixels; above 1,000 boxes nothing is moved."""
+    boxes = torch.tensor([[0.0, 0.0, 100.0, 1.0], [0.0, 0.0, 70.02, 1.0], [2000.0, 2000.0, 2001.0, 2001.0]])
+    scores, groups = torch.tensor([0.9, 0.8, 0.7]), torch.tensor([900, 900, 0])
+    assert nms(boxes, scores, 0.7).tolist() == [0, 2]
+    assert torchvision.ops.batched_nms(boxes, scores, groups, 0.7).tolist() == [0, 1, 2]
+    assert batched_nms(boxes, scores, groups, 0.7).tolist() == [0, 1, 2]
+    boxes = torch.cat((boxes, boxes[2:].repeat(1000, 1)))
+    scores, groups = torch.cat((scores, torch.zeros(1000))), torch.cat((groups, torch.zeros(1000, dtype=torch.int64)))
+    assert torchvision.ops.batched_nms(boxes, scores, groups, 0.7).tolist() == [0, 2]
+    assert batched_nms(boxes, scores, groups, 0.7).tolist() == [0, 2]
+
+
 def test_nms_by_hand():
     boxes = torch.tensor([
         [0.0, 0.0, 10.0, 10.0],
