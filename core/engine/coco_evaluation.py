@@ -127,15 +127,14 @@ def _match(ground_truth, results, image_ids, iou_type):
     strange = {result["image_id"] for result in results} - set(image_ids)
     if strange:
         raise ValueError(f"detections of pictures that are not among those to evaluate: {sorted(strange)[:5]}")
+    evaluation = COCOeval(*_own_part(ground_truth, results, image_ids, iou_type), iou_type)
+    evaluation.evaluate()
+    num_areas, num_images = len(evaluation.params.areaRng), len(image_ids)
     entries = []
-    if image_ids:  # pycocotools takes an empty list of pictures for all of them
-        evaluation = COCOeval(*_own_part(ground_truth, results, image_ids, iou_type), iou_type)
-        evaluation.evaluate()
-        num_areas, num_images = len(evaluation.params.areaRng), len(image_ids)
-        for number, entry in enumerate(evaluation.evalImgs):
-            if entry is not None:
-                rest, image = divmod(number, num_images)
-                entries.append(((*divmod(rest, num_areas), image_ids[image]), entry))
+    for number, entry in enumerate(evaluation.evalImgs):
+        if entry is not None:
+            rest, image = divmod(number, num_images)
+            entries.append(((*divmod(rest, num_areas), image_ids[image]), entry))
     return _Matches(
         image_ids,
         np.array([where for where, _ in entries], dtype=np.int64).reshape(-1, 3),

@@ -259,6 +259,21 @@ def test_the_false_alarm_first():
     assert metrics["box_AR1"] == 0 and metrics["mask_AR10"] == 1
 
 
+def test_hundreds_of_detections_of_two_thirds_of_the_instances():
+    """pycocotools' area of a list of masks overflows from 256 on, where numpy is 2: its own loadRes does one by one."""
+    rows = [[{**one, "image_id": image_id} for one in square(image_id, 0)] for image_id in range(1, 301)]
+    truth = as_coco(
+        [{"id": image_id, "width": 200, "height": 100} for image_id in range(1, 301)],
+        [annotation for annotation, _, _ in rows],
+        [{"id": 5, "name": "square"}],
+    )
+    boxes, masks = ([{**row[kind], "score": 0.5} for row in rows if row[0]["id"] % 3] for kind in (1, 2))
+    assert len(masks * 2) == 400
+    result = evaluate_detections(truth, boxes * 2, masks * 2, list(truth.imgs))
+    check_equal(result, truth, boxes * 2, masks * 2)
+    assert result.metrics["mask_AR1"] == pytest.approx(2 / 3)
+
+
 def test_an_instance_of_id_0_is_found_too():
     """To pycocotools alone it is never found: a match with 0 is none."""
     annotation, box, mask = square(0, 0)
