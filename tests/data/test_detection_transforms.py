@@ -233,6 +233,14 @@ def test_places_of_small_pictures_reach_every_corner():
     assert len(corners.unique(dim=0)) == 25  # 0..4 in both directions
 
 
+def test_crops_of_large_pictures_reach_every_corner():
+    y, x = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
+    sample = make_sample(torch.zeros(0, 8, 8), image=torch.stack([y, x, x]).to(torch.uint8))
+    jitter = LargeScaleJitter((4, 4), scale=(2.0, 2.0))  # the scale of the pixels stays, and a quarter of them
+    corners = torch.stack([jitter(sample)["image"][:2, 0, 0] for _ in seeds(200)])
+    assert len(corners.unique(dim=0)) == 25
+
+
 def test_safe_crop_keeps_every_pixel_of_every_instance():
     sample = three_objects()
     areas = sample["masks"].flatten(1).sum(1)
@@ -282,7 +290,7 @@ def test_tight_boxes_worked_out_by_hand():
 
 
 def test_motion_blur_spreads_a_dot_along_a_line():
-    lengths = []
+    lengths, angles = [], []
     for _ in seeds(50):
         dot = torch.zeros(3, 101, 101, dtype=torch.uint8)
         dot[:, 50, 50] = 255
@@ -296,7 +304,9 @@ def test_motion_blur_spreads_a_dot_along_a_line():
         reach = places.norm(dim=1).max()
         assert 0.9 <= reach <= 10.8  # up to half of 0.2 x 101
         lengths.append(float(reach))
+        angles.append(float(torch.atan2(places[-1, 0], places[-1, 1])))  # the last lies below, or to the right
     assert max(lengths) > 8 and min(lengths) < 3
+    assert torch.histc(torch.tensor(angles), bins=4, min=0, max=torch.pi).min() >= 4  # every direction
 
 
 def test_motion_blur_leaves_a_plain_picture_as_it_is():
