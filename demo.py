@@ -70,7 +70,7 @@ def list_pictures(patterns):
 
     Raises InputError for one that names none. A file that is named itself needs no suffix of a picture.
     """
-    found = []
+    found = {}
     for pattern in patterns:
         if os.path.isdir(pattern):
             paths = list_images(pattern)
@@ -83,8 +83,9 @@ def list_pictures(patterns):
             paths = [path for path in matches if path.lower().endswith(IMAGE_SUFFIXES) and os.path.isfile(path)]
             if not paths:
                 raise InputError(f"{pattern}: no such picture; check the path")
-        found += paths
-    return list({os.path.realpath(path): path for path in reversed(found)}.values())[::-1]
+        for path in paths:
+            found.setdefault(os.path.realpath(path), path)
+    return list(found.values())
 
 
 def load_network(path, device):
@@ -187,7 +188,7 @@ def folder_names(paths):
     """A folder name for each picture: its own without the suffix, numbered where two have the same."""
     names, taken = [], {"index.html"}
     for path in paths:
-        stem, number = Path(path).stem, 2
+        stem, number = Path(path).stem.strip(".") or "picture", 2  # "..jpg" must not lead out of the folder
         name = stem
         while name.casefold() in taken:  # as some file systems compare names
             name, number = f"{stem}-{number}", number + 1

@@ -1,0 +1,256 @@
+"""demo.py as a user runs it: pictures in; sheets, panels, JSON and a page out."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as rle_codec
+
+import demo
+from core.models import weights
+from core.models.mask_rcnn import MaskRCNN
+from core.visualize import PANELS
+
+FILES = {"sheet.jpg", "instances.json", "thumbnail.jpg", *(f"{panel}.jpg" for panel in PANELS)}
+OPTIONS = {"backbone_name": "resnet18", "num_classes": 4, "min_size": 64, "max_size": 96, "box_detections_per_img": 9}
+
+
+def save_checkpoint(path, options, kind="mask_rcnn", epoch=3):
+    """A checkpoint of a network that was never trained, but sees something everywhere."""
+    torch.manual_seed(0)
+    network = MaskRCNN(**options)
+    with torch.no_grad():
+        predictor = network.roi_heads.box_predictor.cls_score
+        predictor.weight.mul_(30)
+        predictor.bias.copy_(torch.tensor([-2.0, 1.0, 1.0, 1.0]))
+    categories = [[1, "date"], [2, "fig"], [7, "hazel nut"]]
+    state = {"kind": kind, "model": network.state_dict(), "ema": None, "network": network.options, "args": {}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({**state, "categories": categories, "epoch": epoch, "best": 0.1}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp("weights") / "best.pth", OPTIONS)
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """A folder with two pictures, one of them lying on its side; also the current folder's only content."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    values = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    picture = Image.fromarray(values).resize((180, 120))
+    picture.save(folder / "one.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(folder / "turned.jpg", exif=exif)
+    return folder
+
+
+class Links(HTMLParser):
+    def __init__(self, page):
+        super().__init__()
+        self.found = []
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [unquote(value, errors="surrogateescape") for name, value in attrs if name in ("href", "src")]
+
+
+def read(folder):
+    return json.loads((folder / "instances.json").read_text())
+
+
+def test_one_picture_gives_a_sheet_six_panels_and_json(run, checkpoint, photos):
+    code, out, err = run(demo, photos / "one.png", "--weights", checkpoint, "--score", 0.2, "--device", "cpu")
+    assert (code, err) == (0, "")
+    assert f"weights: {checkpoint}, epoch 3" in out and "one.png: 9 instances: " in out
+    folder = Path("runs/demo/one")
+    assert {path.name for path in folder.iterdir()} == FILES
+    content = read(folder)
+    assert (content["picture"], content["width"], content["height"]) == ("one.png", 180, 120)
+    assert len(content["instances"]) == 9
+    for found in content["instances"]:
+        assert found["class"] == {1: "date", 2: "fig", 7: "hazel nut"}[found["category_id"]]
+        assert 0.2 <= found["score"] <= 1
+        x1, y1, x2, y2 = found["box"]
+        assert 0 <= x1 <= x2 <= 180 and 0 <= y1 <= y2 <= 120
+        assert rle_codec.decode(found["mask"]).shape == (120, 180)
+    original = Image.open(folder / "original.jpg")
+    assert original.width == 4 * 180 and original.height == 4 * 120  # enlarged, so that labels can be read
+    page = Links(Path("runs/demo/index.html"))
+    assert {Path(link).name for link in page.found} == FILES
+    assert all((Path("runs/demo") / link).is_file() for link in page.found)
+
+
+def test_json_holds_what_the_network_says(run, checkpoint, photos):
+    run(demo, photos / "one.png", "--weights", checkpoint, "--score", 0, "--device", "cpu")
+    network, _, _ = demo.load_network(str(checkpoint), torch.device("cpu"))
+    image = torch.from_numpy(np.array(Image.open(photos / "one.png"))).permute(2, 0, 1) / 255
+    with torch.inference_mode():
+        (expected,) = network([image])
+    found = read(Path("runs/demo/one"))["instances"]
+    assert torch.tensor([one["score"] for one in found]).equal(expected["scores"])
+    assert (torch.tensor([one["box"] for one in found]) - expected["boxes"]).abs().max() < 1e-3
+    assert [one["category_id"] for one in found] == [[1, 2, 7][label - 1] for label in expected["labels"].tolist()]
+
+
+def test_score_and_classes_choose_what_is_shown(run, checkpoint, photos):
+    def shown(*options):
+        code, out, _ = run(demo, photos / "one.png", "--weights", checkpoint, *options)
+        assert code == 0
+        folder = Path(out.splitlines()[-1].split(";")[0].removeprefix("written to "))
+        return folder, read(folder / "one")["instances"]
+
+    first, everything = shown("--score", 0)
+    classes = sorted({one["class"] for one in everything})
+    middle = sorted(one["score"] for one in everything)[4]
+    second, surer = shown("--score", middle + 1e-7)
+    third, some = shown("--score", 0, "--classes", classes[0].upper())
+    assert [str(folder) for folder in (first, second, third)] == ["runs/demo", "runs/demo-2", "runs/demo-3"]
+    assert surer == [one for one in everything if one["score"] >= middle + 1e-7] and len(surer) < len(everything)
+    assert some == [one for one in everything if one["class"] == classes[0]]
+    _, none = shown("--score", 1)
+    assert none == []
+
+
+def test_a_broken_picture_is_named_and_the_others_are_there(run, checkpoint, photos):
+    (photos / "bad.jpg").write_bytes((photos / "turned.jpg").read_bytes()[:2000])
+    (photos / "notes.txt").write_text("no picture")
+    code, out, err = run(demo, photos, "--weights", checkpoint, "--output", "out")
+    assert code == 2
+    assert err.splitlines()[0].startswith(f"skipped: {photos}/bad.jpg: can't be read")
+    assert err.splitlines()[-1].startswith(f"error: 1 of 3 pictures were skipped, the first is {photos}/bad.jpg")
+    assert "one.png: " in out and "turned.jpg: " in out
+    assert {path.name for path in Path("out").iterdir()} == {"one", "turned", "index.html"}
+    assert "bad.jpg: can&#x27;t be read" in Path("out/index.html").read_text()
+    content = read(Path("out/turned"))
+    assert (content["width"], content["height"]) == (120, 180)  # upright
+
+
+def test_pictures_of_one_name_and_of_odd_names_have_their_own_folders(run, checkpoint, photos):
+    content = (photos / "one.png").read_bytes()
+    names = ["one.bmp", "ONE.jpg", "...png", "index.html.png", "a <b>&\"'#%?.png", os.fsdecode(b"\xff.png")]
+    for name in names:
+        (photos / name).write_bytes(content)
+    everything = [photos / name for name in names] + [photos, photos / "*.png", photos / "one.png"]
+    code, out, err = run(demo, *everything, "--weights", checkpoint)
+    assert (code, err) == (0, "")
+    folders = {path.name for path in Path("runs/demo").iterdir()} - {"index.html"}
+    assert len({name.casefold() for name in folders}) == len(names) + 2  # each picture once, though named three times
+    assert {"one", "ONE-2", "one-3", "picture", "index.html-2", "turned"} <= folders
+    page = Links(Path("runs/demo/index.html"))
+    assert len(page.found) == 10 * len(folders)
+    assert all((Path("runs/demo") / link).is_file() for link in page.found)
+    assert {path.name for path in Path("runs").iterdir()} == {"demo"}
+
+
+def test_pictures_are_found_by_pattern(photos):
+    (photos / "deep" / "er").mkdir(parents=True)
+    (photos / "one.png").rename(photos / "deep" / "er" / "one.png")
+    (photos / "deep" / "notes.txt").write_text("")
+    assert demo.list_pictures([f"{photos}/**"]) == [f"{photos}/deep/er/one.png", f"{photos}/turned.jpg"]
+    assert demo.list_pictures([f"{photos}/*.jpg", photos / "deep/er", photos]) == [
+        f"{photos}/turned.jpg",
+        f"{photos}/deep/er/one.png",
+    ]
+    (photos / "[x].jpg").write_bytes(b"")  # a name that is a pattern as well
+    assert demo.list_pictures([f"{photos}/[x].jpg"]) == [f"{photos}/[x].jpg"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["nowhere.jpg"], "nowhere.jpg: no such picture"),
+        (["photos/*.gif"], "photos/*.gif: no such picture"),
+        (["empty"], "empty: no pictures in this folder"),
+        (["photos", "--classes", "fig", "dog"], "--classes dog: the network doesn't know this; it knows date, fig"),
+        (["photos", "--weights", "reid.pth"], "reid.pth is a checkpoint of kind reid, mask_rcnn is needed here"),
+        (["photos", "--weights", "plain.pth"], "plain.pth is neither a checkpoint of train_mask_rcnn.py nor"),
+        (["photos", "--weights", "none.pth"], "no such file: none.pth"),
+        (["photos", "--weights", "photos/one.png"], "photos/one.png is damaged"),
+        (["photos", "--score", "2"], "--score"),
+        ([], "pictures"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_no_folder(run, checkpoint, photos, arguments, message):
+    Path("empty").mkdir()
+    torch.save({"kind": "reid"}, "reid.pth")
+    torch.save({"fc.weight": torch.zeros(2, 2)}, "plain.pth")
+    given = [] if "--weights" in arguments else ["--weights", checkpoint]
+    code, out, err = run(demo, *arguments, *given)
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err
+    assert not Path("runs").exists()
+
+
+def test_without_weights_the_newest_mask_rcnn_under_runs_is_taken(run, photos):
+    for number, (name, kind) in enumerate([("old", "mask_rcnn"), ("new", "mask_rcnn"), ("reid", "reid")]):
+        path = save_checkpoint(Path("runs") / name / "best.pth", OPTIONS, kind, epoch=number)
+        os.utime(path, (1000 + number, 1000 + number))
+    code, out, _ = run(demo, "photos/one.png")
+    assert code == 0 and out.startswith("weights: runs/new/best.pth, epoch 1\n")
+
+
+def test_without_any_weights_one_line_says_how_to_get_some(run, photos, monkeypatch):
+    def fetch(url):
+        raise weights.DownloadError("no connection")
+
+    monkeypatch.setattr(weights, "fetch", fetch)
+    code, _, err = run(demo, photos)
+    assert code == 2 and err.count("\n") == 1
+    for part in (
+        "runs/",
+        "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
+        "no connection",
+        "train_mask_rcnn.py",
+        "--weights",
+    ):
+        assert part in err
+
+
+@pytest.mark.slow
+def test_published_weights_under_their_old_names(run, photos, monkeypatch):
+    """torchvision's file: 91 classes, whose eleven without a category are never shown."""
+    torch.manual_seed(0)
+    network = MaskRCNN("resnet50", 91, norm="frozen")
+    with torch.no_grad():  # labels 12, which is nothing, and 13, a stop sign, are seen everywhere
+        predictor = network.roi_heads.box_predictor.cls_score
+        predictor.weight.zero_()
+        predictor.bias.fill_(-9)[[12, 13]] = 5.0
+    old = {"rpn.head.conv.0.0.": "rpn.head.conv.", "_blocks.0.0.": "_blocks.0.", "_blocks.1.0.": "_blocks.1."}
+    state = network.state_dict()
+    for new, name in old.items():
+        state = {key.replace(new, name): value for key, value in state.items()}
+    torch.save(state, "published.pth")
+    monkeypatch.setattr(weights, "fetch", lambda url: Path("published.pth"))
+    code, out, _ = run(demo, "photos/one.png", "--score", 0.1, "--classes", "stop sign", "dog")
+    assert code == 0 and "published.pth" in out
+    found = read(Path("runs/demo/one"))["instances"]
+    assert found and {(one["category_id"], one["class"]) for one in found} == {(13, "stop sign")}
+
+
+@pytest.mark.slow
+def test_a_picture_of_24_megapixels_takes_less_than_4_gib(tmp_path):
+    """In a process of its own, whose peak is what the system counted."""
+    save_checkpoint(tmp_path / "best.pth", {**OPTIONS, "box_detections_per_img": 12})
+    Image.linear_gradient("L").resize((6000, 4000)).convert("RGB").save(tmp_path / "large.jpg")
+    root = Path(demo.__file__).parent
+    command = [sys.executable, root / "demo.py", "large.jpg", "--weights", "best.pth", "--score", "0.1"]
+    subprocess.run([*command, "--device", "cpu"], cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": str(root)})
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # the largest of all children; KiB, on macOS bytes
+    assert peak / (1024 if sys.platform == "darwin" else 1) < 4 << 20
+    content = read(tmp_path / "runs" / "demo" / "large")
+    assert len(content["instances"]) == 12
+    assert Image.open(tmp_path / "runs" / "demo" / "large" / "all.jpg").size == (6000, 4000)
