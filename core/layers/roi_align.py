@@ -147,6 +147,12 @@ def weighted_sums(rows: Tensor, index: Tensor, weight: Tensor, offsets: Tensor) 
     return out
 
 
+def compressed(index: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The CSR form, as `weighted_sums` takes it, of N rows with up to T entries: (N, T) columns and values (0: none)."""
+    used = weight != 0
+    return index[used], weight[used], F.pad(used.sum(1).cumsum(0), (1, 0)).int()
+
+
 class _RoIAlign(torch.autograd.Function):
     """RoIAlign of boxes (R, 5), each on its own of several maps; only the boxes are kept for the backward pass."""
 
@@ -157,14 +163,17 @@ class _RoIAlign(torch.autograd.Function):
         ctx.shapes = [map.shape for map in maps]
         channels, bins = maps[0].shape[1], output_size[0] * output_size[1]
         dtype = torch.promote_types(maps[0].dtype, torch.float32)
-        out = torch.zeros(len(rois), bins * channels, dtype=dtype, device=maps[0].device)
+        out = maps[0].new_empty(len(rois), bins * channels, dtype=dtype)
         for level, (map, scale) in enumerate(zip(maps, scales, strict=True)):
-            rows = map.to(dtype).permute(0, 2, 3, 1).reshape(-1, channels).contiguous()  # (B * H * W, C)
+            rows = None
             for chosen in _chunks(rois, levels == level, scale, map.shape, output_size, sampling_ratio):
-                index, weight, offsets = _matrix(
-                    rois[chosen], scale, map.shape, output_size, sampling_ratio, aligned, dtype
-                )
-                out[chosen] = weighted_sums(rows, index, weight, offsets).view(len(chosen), -1)
+                rows = _rows(map, dtype) if rows is None else rows  # (B * H * W, C)
+                matrix = _matrix(rois[chosen], scale, map.shape, output_size, sampling_ratio, aligned, dtype)
+                part = weighted_sums(rows, *matrix).view(len(chosen), -1)
+                if len(chosen) == len(rois):
+                    out = part
+                else:
+                    out[chosen] = part
         return out.to(maps[0].dtype).view(len(rois), *output_size, channels).permute(0, 3, 1, 2)
 
     @staticmethod
@@ -173,29 +182,30 @@ class _RoIAlign(torch.autograd.Function):
         rois, levels = ctx.saved_tensors
         scales, output_size, sampling_ratio, aligned = ctx.settings
         dtype = torch.promote_types(grad.dtype, torch.float32)
-        bins = output_size[0] * output_size[1]
-        rows = grad.to(dtype).permute(0, 2, 3, 1).reshape(len(rois) * bins, grad.shape[1])  # (R * h * w, C)
+        rows = _rows(grad, dtype)  # (R * h * w, C)
+        bins = torch.arange(output_size[0] * output_size[1], device=grad.device)
         grads = []
         for level, (shape, scale) in enumerate(zip(ctx.shapes, scales, strict=True)):
-            positions = shape[0] * shape[2] * shape[3]
-            total = None
+            positions, total = shape[0] * shape[2] * shape[3], None
             for chosen in _chunks(rois, levels == level, scale, shape, output_size, sampling_ratio):
-                index, weight, offsets = _matrix(
-                    rois[chosen], scale, shape, output_size, sampling_ratio, aligned, dtype
-                )
-                row = (chosen[:, None] * bins + torch.arange(bins, device=chosen.device)).flatten()
-                index, weight, offsets = _transposed(index, weight, offsets, row, positions)
-                part = weighted_sums(rows, index, weight, offsets)  # (B * H * W, C)
+                matrix = _matrix(rois[chosen], scale, shape, output_size, sampling_ratio, aligned, dtype)
+                numbers = (chosen[:, None] * len(bins) + bins).flatten()  # of the matrix's rows among those of `rows`
+                part = weighted_sums(rows, *_transposed(*matrix, numbers, positions))  # (B * H * W, C)
                 total = part if total is None else total.add_(part)
             if total is None:
                 total = rows.new_zeros(positions, shape[1])
-            total = total.to(grad.dtype).view(shape[0], shape[2], shape[3], shape[1])
+            total = total.to(grad.dtype).view(shape[0], *shape[2:], shape[1])
             grads.append(total.permute(0, 3, 1, 2))
         return None, None, None, None, None, None, *grads
 
 
+def _rows(map, dtype):
+    """(B, C, H, W) -> contiguous (B * H * W, C); a view where the map is channels_last."""
+    return map.to(dtype).permute(0, 2, 3, 1).reshape(-1, map.shape[1]).contiguous()
+
+
 def _matrix(rois, scale, shape, output_size, sampling_ratio, aligned, dtype):
-    """The CSR matrix (R * h * w, B * H * W) of boxes (R, 5): (nnz,) positions and weights, (R * h * w + 1,) offsets."""
+    """The CSR matrix (R * h * w, B * H * W) of boxes (R, 5), in the form that `weighted_sums` takes."""
     (height, width), (h, w) = shape[2:], output_size
     x1, y1, x2, y2 = (rois[:, 1:].to(dtype) * scale - (0.5 if aligned else 0.0)).unbind(1)
     y, y_weight = axis_taps(y1, y2, h, height, sampling_ratio, aligned)  # (R, h, Ty)
@@ -204,18 +214,16 @@ def _matrix(rois, scale, shape, output_size, sampling_ratio, aligned, dtype):
     index = (y * width)[:, :, None, :, None] + x[:, None, :, None, :]  # (R, h, w, Ty, Tx)
     weight = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
     index, weight = index.flatten(0, 2).flatten(1), weight.flatten(0, 2).flatten(1)  # (R * h * w, Ty * Tx)
-    if sampling_ratio > 0:
-        offsets = torch.arange(len(index) + 1, dtype=torch.int32, device=index.device) * index.shape[1]
-        return index.flatten(), weight.flatten(), offsets
-    used = weight != 0  # boxes of a chunk differ in samples: those of few are padded with weights of 0
-    offsets = F.pad(used.sum(1).cumsum(0), (1, 0)).int()
-    return index[used], weight[used], offsets
+    if sampling_ratio <= 0:
+        return compressed(index, weight)
+    offsets = torch.arange(0, index.numel() + 1, index.shape[1], dtype=torch.int32, device=index.device)
+    return index.flatten(), weight.flatten(), offsets
 
 
-def _transposed(index, weight, offsets, row, columns):
-    """The transpose of a CSR matrix, its rows numbered by `row` and its columns up to `columns`."""
+def _transposed(index, weight, offsets, numbers, columns):
+    """The transpose of a CSR matrix that has the given number of columns, and whose rows bear these numbers."""
     index, order = index.sort(stable=True)
-    entries = torch.repeat_interleave(row.int(), offsets.diff(), output_size=len(order))
+    entries = torch.repeat_interleave(numbers.int(), offsets.diff(), output_size=len(order))
     wanted = torch.arange(columns + 1, dtype=torch.int32, device=index.device)
     return entries[order], weight[order], torch.searchsorted(index, wanted, out_int32=True)
 
