@@ -66,12 +66,13 @@ class MultiScaleRoIAlign(nn.Module):
     def forward(self, features: dict[str, Tensor], boxes: list[Tensor], image_sizes: list[tuple[int, int]]) -> Tensor:
         """Maps (B, C, H, W) by name, B tensors of boxes (Ni, 4) in pixels, heights and widths -> (R, C, h, w).
 
-        `image_sizes` only tell the strides, taken to be powers of two: the largest height over the map's. Where small
-        pictures are padded to a multiple of 32, give the padded size: 16 pixels on a padded map of 8 are not stride 2.
+        `image_sizes` only tell the strides, taken to be powers of two: the pictures' largest height or width over the
+        map's, whichever says more, since maps are of padded pictures. Pictures smaller than half of what they are
+        padded to need their padded size here.
         """
         maps = [features[name] for name in self.featmap_names]
-        height = max(size[0] for size in image_sizes)
-        strides = [round(math.log2(height / map.shape[2])) for map in maps]
+        height, width = (max(side) for side in zip(*image_sizes, strict=True))
+        strides = [round(math.log2(max(height / map.shape[2], width / map.shape[3]))) for map in maps]
         rois = _rois(boxes)
         levels = assign_levels(rois[:, 1:], strides[0], strides[-1])
         scales = tuple(2.0**-k for k in strides)
@@ -148,7 +149,7 @@ def weighted_sums(rows: Tensor, index: Tensor, weight: Tensor, offsets: Tensor) 
 
 
 def compressed(index: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The CSR form, as `weighted_sums` takes it, of N rows with up to T entries: (N, T) columns and values (0: none)."""
+    """The CSR form, as `weighted_sums` takes it, of (N, T) columns and values, without the values that are 0."""
     used = weight != 0
     return index[used], weight[used], F.pad(used.sum(1).cumsum(0), (1, 0)).int()
 
