@@ -281,7 +281,7 @@ def test_batched_nms_does_not_let_groups_touch():
 
 
 def test_batched_nms_rounds_as_torchvision_does():
-    """An IoU of 0.7002 becomes 0.7 where group 900 begins, at 1.8 million pixels; above 1,000 boxes nothing is moved."""
+    """An IoU of 0.7002 becomes 0.7 where group 900 begins, at 1.8 million pixels; above 1,000 boxes nothing moves."""
     boxes = torch.tensor([[0.0, 0.0, 100.0, 1.0], [0.0, 0.0, 70.02, 1.0], [2000.0, 2000.0, 2001.0, 2001.0]])
     scores, groups = torch.tensor([0.9, 0.8, 0.7]), torch.tensor([900, 900, 0])
     assert nms(boxes, scores, 0.7).tolist() == [0, 2]
