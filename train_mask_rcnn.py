@@ -80,7 +80,11 @@ def get_parser():
     group.add_argument("--flip", type=options.fraction, default=0.5, help="probability of mirroring left and right")
     group.add_argument("--vertical-flip", type=options.fraction, default=0.0, help="and top and bottom")
     group.add_argument(
-        "--crop-size", type=options.positive_int, nargs=2, metavar=("H", "W"), help="of level 3 (default: --min-size)"
+        "--crop-size",
+        type=options.positive_int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="of level 3, pixels (default: as the picture)",
     )
     group.add_argument("--augmentation-preview", action="store_true", help="draw pictures under each level, and stop")
 
@@ -134,7 +138,7 @@ def add_network_options(parser):
     group.add_argument("--rois-per-image", type=options.positive_int, default=512, help="proposals in the loss")
     group.add_argument("--roi-positives", type=options.fraction, default=0.25, help="part of them that are objects")
     group.add_argument("--roi-fg-iou", type=options.fraction, default=0.5, help="a proposal is an object from here on")
-    group.add_argument("--score", type=options.fraction, default=0.05, help="detections below it are dropped")
+    group.add_argument("--min-score", type=options.fraction, default=0.05, help="detections below it are dropped")
     group.add_argument("--nms", type=options.fraction, default=0.5, help="IoU above which a detection is dropped")
     group.add_argument("--detections", type=options.positive_int, default=100, help="most detections per picture")
 
@@ -167,7 +171,7 @@ def network_options(args, num_classes, pretrained):
         "box_positive_fraction": args.roi_positives,
         "box_fg_iou_thresh": args.roi_fg_iou,
         "box_bg_iou_thresh": args.roi_fg_iou,
-        "box_score_thresh": args.score,
+        "box_score_thresh": args.min_score,
         "box_nms_thresh": args.nms,
         "box_detections_per_img": args.detections,
     }
@@ -211,8 +215,6 @@ def main(args):
     seed_everything(args.seed, args.deterministic)
     if args.norm == "sync" and device.type != "cuda":
         raise InputError(f"--norm sync works on CUDA alone, this run is on {device.type}")
-
-    args.crop_size = args.crop_size or [args.min_size, args.min_size]
 
     said = []  # also for the log of the run folder, which is made once everything that can be wrong was right
 
