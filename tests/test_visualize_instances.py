@@ -1,6 +1,7 @@
 """Instances over their pictures: what colour stands where, what is legible, what nasty input does."""
 
 import os
+import warnings
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
@@ -161,7 +162,9 @@ def test_one_mask_is_unpacked_at_a_time(picture, monkeypatch):
 def test_sheet_is_of_the_kind_that_its_name_says(picture, tmp_path):
     panels = visualize.instance_panels(picture, [instance(picture.size, (200, 200, 400, 400))])
     for name, kind in (("a.png", "PNG"), ("b.jpg", "JPEG"), ("c.JPEG", "JPEG")):
-        visualize.instance_sheet(tmp_path / name, panels, "$title_ " + os.fsdecode(b"\xff"), "caption " * 99)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            visualize.instance_sheet(tmp_path / name, panels, "$title_ 猫 " + os.fsdecode(b"\xff"), "caption " * 99)
         with Image.open(tmp_path / name) as sheet:
             assert sheet.format == kind and 1700 < sheet.width < 2100 and sheet.height > 900
     sheet = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))

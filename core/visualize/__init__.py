@@ -1,7 +1,7 @@
-"""Picture sheets and curves: whom the network finds, where it looks, what it is shown, how training goes.
+"""Pictures, sheets and curves: what the network finds, where it looks, what it is shown, how training goes.
 
-Every function writes one PNG, whole or not at all (InputError where the disk is full), and keeps no state: figures are
-matplotlib's objects, without pyplot, without a display.
+A function that is given a path writes one file, whole or not at all (InputError where the disk is full). Nothing keeps
+a state: figures are matplotlib's objects, without pyplot, without a display.
 Colours are those of Okabe and Ito (2008), which colour-blind people tell apart; where green and red mean right and
 wrong, the line and a sign say it as well. A sheet of nothing is a small sheet that says so.
 """

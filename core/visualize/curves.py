@@ -88,6 +88,7 @@ def _lines(axes, epochs: np.ndarray, lines: dict[str, np.ndarray], title: str) -
                 label=name.removeprefix("loss_").replace("_", " "),
                 color=color,
                 linestyle="--" if boxes else "-",
+                markerfacecolor="white" if boxes else color,
                 marker=marker,
                 markersize=3.5,
                 linewidth=2.2 if total else 1.6,

@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,8 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     FigureCanvasAgg(figure)
     jpeg = Path(path).suffix.lower() in (".jpg", ".jpeg")
     form = {"format": "jpeg", "pil_kwargs": JPEG} if jpeg else {"format": "png"}
-    with atomic_write(path) as file:
+    with atomic_write(path) as file, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a letter the font lacks is drawn as a box
         figure.savefig(file, dpi=DPI, **form)
 
 
