@@ -8,6 +8,7 @@ from torch import Tensor
 from core.layers.roi_align import axis_taps, compressed, weighted_sums
 
 IN_CACHE = 2**23  # bytes: chunks of about this size are pasted fastest, and tightest around their boxes
+MAX_FLOATS = 2**24  # of an intermediate result while masks are projected, 64 MiB
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
@@ -60,11 +61,11 @@ def project_masks(masks: Tensor, boxes: Tensor, matched: Tensor, size: int) -> T
     dtype = torch.promote_types(boxes.dtype, torch.float32)
     x1, y1, x2, y2 = boxes.to(dtype).unbind(1)
     out = boxes.new_empty(len(boxes), size, size)
-    most = max(1, 2**26 // (height * width))  # objects whose masks are float32 at a time: 256 MiB of them
+    most = max(1, MAX_FLOATS // (height * width))  # objects whose masks are made float at a time
     for start in range(0, objects, most):
         chosen = ((matched >= start) & (matched < start + most)).nonzero().flatten()
         rows = masks[start : start + most].reshape(-1, width).to(dtype)  # (g * H, W)
-        for part in chosen.split(max(1, 2**24 // (size * width))):
+        for part in chosen.split(max(1, MAX_FLOATS // (size * width))):
             n = len(part)
             index, weight = axis_taps(y1[part], y2[part], size, height, -1, False)  # (n, size, T)
             index = index + ((matched[part] - start).int() * height)[:, None, None]
@@ -118,8 +119,8 @@ def _product(rows, masks, columns):
 
 def _resize(low, high, start, end, size):
     """How much of each of a mask's `size` pixels goes to the picture's start..end: (n, end - start, size), float32."""
-    extent = (high - low + 1).clamp(min=1)[:, None]  # (n, 1)
+    extent = (high - low + 1)[:, None]  # (n, 1); negative for a reversed box, which holds no pixel
     local = torch.arange(start, end, device=low.device) - low[:, None]  # (n, end - start)
-    source = ((local + 0.5) * ((size + 2) / extent.float()) - 0.5).clamp(0, size + 1)
+    source = ((local + 0.5) * ((size + 2) / extent.clamp(min=1).float()) - 0.5).clamp(0, size + 1)
     weight = (1 - (source[:, :, None] - torch.arange(1, size + 1, device=low.device)).abs()).clamp(min=0)
     return weight * ((local >= 0) & (local < extent))[:, :, None]

@@ -67,7 +67,7 @@ class MultiScaleRoIAlign(nn.Module):
         """Maps (B, C, H, W) by name, B tensors of boxes (Ni, 4) in pixels, heights and widths -> (R, C, h, w).
 
         `image_sizes` only tell the strides, taken to be powers of two: the pictures' largest height or width over the
-        map's, whichever says more, since maps are of padded pictures. Pictures smaller than half of what they are
+        map's, whichever says more, since maps are of padded pictures. Pictures smaller than 0.7 of what they are
         padded to need their padded size here.
         """
         maps = [features[name] for name in self.featmap_names]
