@@ -59,7 +59,7 @@ class FrozenBatchNorm2d(nn.Module):
         """(B, C, H, W) -> (B, C, H, W)."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         bias = self.bias - self.running_mean * scale
-        return x * scale.to(x.dtype)[:, None, None] + bias.to(x.dtype)[:, None, None]
+        return torch.addcmul(bias.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
 
     def extra_repr(self) -> str:
         return f"{len(self.weight)}, eps={self.eps}"

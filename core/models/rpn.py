@@ -48,6 +48,7 @@ class RPNHead(nn.Module):
         self.conv = nn.Sequential(nn.Sequential(conv, nn.ReLU(inplace=True)))
         self.cls_logits = nn.Conv2d(in_channels, num_anchors, 1)
         self.bbox_pred = nn.Conv2d(in_channels, 4 * num_anchors, 1)
+        self.num_outputs = (num_anchors, 4 * num_anchors)
         for layer in (conv, self.cls_logits, self.bbox_pred):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
@@ -57,16 +58,55 @@ class RPNHead(nn.Module):
 
         Both run over rows, columns and anchors in that order, as the anchors do.
         """
-        # One convolution for both outputs reads the map once.
-        weight = torch.cat((self.cls_logits.weight, self.bbox_pred.weight))
-        bias = torch.cat((self.cls_logits.bias, self.bbox_pred.bias))
-        num_anchors = len(self.cls_logits.bias)
+        weight, bias = self._prediction()
         logits, deltas = [], []
         for level in levels:
-            out = F.conv2d(self.conv(level), weight, bias).float().permute(0, 2, 3, 1)  # (B, H, W, 5 * A)
-            logits.append(out[..., :num_anchors].flatten(1))
-            deltas.append(out[..., num_anchors:].reshape(len(out), -1, 4))
+            out = F.conv2d(self.conv(level), weight[..., None, None], bias).float().permute(0, 2, 3, 1)
+            out = out.flatten(1, 2).split(self.num_outputs, dim=2)  # (B, H * W, A), (B, H * W, 4 * A)
+            logits.append(out[0].flatten(1))
+            deltas.append(out[1].reshape(len(level), -1, 4))
         return logits, deltas
+
+    def at_anchors(self, levels: Sequence[Tensor], picture: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for the anchors `anchor` (S,), counted over all levels, of the pictures `picture` (S,) in the batch.
+
+        Training samples a few hundred of a hundred thousand anchors. Their gradient reaches no more than the 3x3 pixels
+        around each, and taken only there it spares the backward pass of the costliest convolution of the network.
+
+        Returns:
+            Logits (S,) and deltas (S, 4), float32.
+        """
+        num_anchors = self.num_outputs[0]
+        patches, order = [], []
+        first = 0
+        for level in levels:
+            height, width = level.shape[2:]
+            chosen = torch.where((anchor >= first) & (anchor < first + height * width * num_anchors))[0]
+            position = (anchor[chosen] - first) // num_anchors
+            patches.append(_patches(level, picture[chosen], position // width, position % width))
+            order.append(chosen)
+            first += height * width * num_anchors
+        conv = self.conv[0][0]
+        hidden = F.linear(torch.cat(patches), conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias).relu()  # (S, C)
+        out = F.linear(hidden, *self._prediction()).float()[torch.cat(order).argsort()]
+        logits, deltas = out.split(self.num_outputs, dim=1)  # (S, A), (S, 4 * A)
+        own = (torch.arange(len(anchor), device=anchor.device), anchor % num_anchors)
+        return logits[own], deltas.unflatten(1, (num_anchors, 4))[own]
+
+    def _prediction(self) -> tuple[Tensor, Tensor]:
+        """Weight (5 * A, C) and bias (5 * A,) of both outputs together: one layer reads the map once."""
+        weight = torch.cat((self.cls_logits.weight, self.bbox_pred.weight)).flatten(1)
+        return weight, torch.cat((self.cls_logits.bias, self.bbox_pred.bias))
+
+
+def _patches(level: Tensor, picture: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """The 3x3 pixels around positions (S,) of a map (B, C, H, W), zero outside -> (S, 9 * C)."""
+    height, width = level.shape[2:]
+    step = torch.arange(-1, 2, device=level.device)
+    rows, columns = row[:, None, None] + step[:, None], column[:, None, None] + step  # (S, 3, 1), (S, 1, 3)
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)  # (S, 3, 3)
+    place = picture[:, None, None], rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+    return (level.permute(0, 2, 3, 1)[place] * inside[..., None]).flatten(1)
 
 
 class RegionProposalNetwork(nn.Module):
@@ -129,27 +169,26 @@ class RegionProposalNetwork(nn.Module):
             Proposals (P, 4) of each picture, best first, without gradient; in training the losses `loss_objectness`
             and `loss_rpn_box_reg`, in evaluation an empty dict.
         """
-        logits, deltas = self.head(levels)
-        anchors = self.anchor_generator(padded_size, levels)  # (A, 4)
-        sizes = [level.shape[1] for level in logits]
-        logits, deltas = torch.cat(logits, dim=1), torch.cat(deltas, dim=1)  # (B, A), (B, A, 4)
-        proposals = self.propose(logits, deltas, anchors, sizes, image_sizes)
-        losses = self.losses(logits, deltas, anchors, targets) if self.training else {}
-        return proposals, losses
+        with torch.no_grad():  # the losses look at a sample of the anchors, for which the head is asked again
+            logits, deltas = self.head(levels)
+            anchors = self.anchor_generator(padded_size, levels)  # (A, 4)
+            proposals = self.propose(logits, deltas, anchors, image_sizes)
+        return proposals, self.losses(levels, anchors, targets) if self.training else {}
 
-    @torch.no_grad()
-    def propose(self, logits, deltas, anchors, sizes, image_sizes) -> list[Tensor]:
+    def propose(self, logits, deltas, anchors, image_sizes) -> list[Tensor]:
         """The best of each level, decoded, clipped to the picture and thinned by NMS within the level."""
         top_n = self.pre_nms_top_n[0 if self.training else 1]
         best, level_of = [], []
-        for i, level in enumerate(logits.split(sizes, dim=1)):
+        first = 0
+        for i, level in enumerate(logits):
             index = level.topk(min(top_n, level.shape[1]), dim=1)[1]
-            best.append(index + sum(sizes[:i]))
+            best.append(index + first)
             level_of.append(index.new_full((index.shape[1],), i))
+            first += level.shape[1]
         best, level_of = torch.cat(best, dim=1), torch.cat(level_of)  # (B, T), (T,)
 
-        scores = logits.gather(1, best).sigmoid()
-        deltas = deltas.gather(1, best[..., None].expand(-1, -1, 4))  # (B, T, 4)
+        scores = torch.cat(logits, dim=1).gather(1, best).sigmoid()
+        deltas = torch.cat(deltas, dim=1).gather(1, best[..., None].expand(-1, -1, 4))  # (B, T, 4)
         boxes = decode_boxes(deltas.flatten(0, 1), anchors[best].flatten(0, 1), BOX_WEIGHTS).view_as(deltas)
         return [
             self._filter(*picture, level_of, size) for *picture, size in zip(boxes, scores, image_sizes, strict=True)
@@ -162,23 +201,21 @@ class RegionProposalNetwork(nn.Module):
         keep = batched_nms(boxes, scores, level_of, self.nms_thresh)
         return boxes[keep[: self.post_nms_top_n[0 if self.training else 1]]]
 
-    def losses(self, logits, deltas, anchors, targets) -> dict[str, Tensor]:
+    def losses(self, levels, anchors, targets) -> dict[str, Tensor]:
         """Equation 1 of the paper on a sample of the anchors, with both parts divided by the size of the sample."""
-        positives, samples, labels, encoded = [], [], [], []
-        for i, target in enumerate(targets):
+        samples, labels, encoded = [], [], []
+        for target in targets:
             iou = box_iou(target["boxes"], anchors)  # (G, A)
             matched = match(iou, self.fg_iou_thresh, self.bg_iou_thresh, allow_low_quality=True)  # (A,)
             label = (matched >= 0).long() - (matched == -2).long()  # 1 positive, 0 negative, -1 neither
             positive, negative = sample_balanced(label, self.batch_size_per_image, self.positive_fraction)
-            offset = i * len(anchors)
-            positives.append(positive + offset)
-            samples.append(torch.cat((positive, negative)) + offset)
-            labels.append(label[samples[-1] - offset])
+            samples.append(torch.cat((positive, negative)))
+            labels.append(label[samples[-1]])
             encoded.append(encode_boxes(target["boxes"][matched[positive]], anchors[positive], BOX_WEIGHTS))
-        positives, samples = torch.cat(positives), torch.cat(samples)
-        count = max(len(samples), 1)
-        objectness = F.binary_cross_entropy_with_logits(
-            logits.flatten()[samples], torch.cat(labels).to(logits.dtype), reduction="sum"
-        )
-        box_reg = F.smooth_l1_loss(deltas.flatten(0, 1)[positives], torch.cat(encoded), beta=BETA, reduction="sum")
+        picture = torch.cat([torch.full_like(index, i) for i, index in enumerate(samples)])
+        logits, deltas = self.head.at_anchors(levels, picture, torch.cat(samples))  # (S,), (S, 4)
+        labels = torch.cat(labels)
+        count = max(len(labels), 1)
+        objectness = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum")
+        box_reg = F.smooth_l1_loss(deltas[labels == 1], torch.cat(encoded), beta=BETA, reduction="sum")
         return {"loss_objectness": objectness / count, "loss_rpn_box_reg": box_reg / count}

@@ -75,13 +75,15 @@ def test_losses_and_gradients_equal_torchvisions(pair, seed):
 
 def test_proposals_below_the_score_are_dropped(pair):
     network = pair[0].eval()
-    logits, deltas = (torch.cat(parts, dim=1) for parts in network.head(levels()))
-    limit = logits.detach().sigmoid().median().item() + 1e-4
+    with torch.no_grad():
+        logits, deltas = network.head(levels())
+    scores = torch.cat(logits, dim=1).sigmoid()
+    limit = scores.median().item() + 1e-4
     network.score_thresh, network.pre_nms_top_n, network.post_nms_top_n = limit, (9999, 9999), (9999, 9999)
     network.nms_thresh = 1.0
     anchors = network.anchor_generator((64, 96), levels())
-    proposals = network.propose(logits, deltas, anchors, [1152, 288, 72], [(1000, 1000)] * 2)  # no box is clipped away
-    assert [len(boxes) for boxes in proposals] == (logits.sigmoid() >= limit).sum(dim=1).tolist()
+    proposals = network.propose(logits, deltas, anchors, [(1000, 1000)] * 2)  # no box is clipped away
+    assert [len(boxes) for boxes in proposals] == (scores >= limit).sum(dim=1).tolist()
     network.score_thresh = 1.1
     assert [tuple(b.shape) for b in network(levels(), (64, 96), IMAGE_SIZES)[0]] == [(0, 4), (0, 4)]
 
@@ -119,3 +121,20 @@ def test_head_worked_by_hand():
     logits, deltas = head([torch.tensor([[[[1.0, -5.0], [2.0, 3.0]]]])])
     assert logits[0].tolist() == [[1, 10, 0, 0, 2, 20, 3, 30]]
     assert deltas[0][0, :2].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]] and deltas[0][0, 7].tolist() == [12, 15, 18, 21]
+
+
+@pytest.mark.parametrize("count", [0, 1, 300])
+def test_head_at_some_anchors_is_the_head_at_all(pair, count):
+    """Values and gradients, also at the borders, of levels of a single row, and for an anchor taken twice."""
+    head = pair[0].head
+    maps = [torch.randn(2, 8, *size, requires_grad=True) for size in ((5, 7), (3, 4), (1, 3))]
+    picture, anchor = torch.randint(2, (count,)), torch.randint(3 * (35 + 12 + 3), (count,))
+    logits, deltas = (torch.cat(parts, dim=1)[picture, anchor] for parts in head(maps))
+    some = head.at_anchors(maps, picture, anchor)
+    torch.testing.assert_close(some, (logits, deltas))
+    inputs, weight = [*maps, *head.parameters()], torch.randn(count, 5)
+    gradients = [
+        torch.autograd.grad((a * weight[:, 0]).sum() + (b * weight[:, 1:]).sum(), inputs)
+        for a, b in (some, (logits, deltas))
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
