@@ -75,7 +75,7 @@ class MaskPredictor(nn.Module):
         the 1x1 convolution `mask_fcn_logits` only that class's row is computed.
         """
         x = F.relu(self.conv5_mask(x))  # (R, hidden, 2h, 2w)
-        rows = self.mask_fcn_logits.weight.flatten(1)[labels]  # (R, hidden)
+        rows = F.embedding(labels, self.mask_fcn_logits.weight.flatten(1))  # (R, hidden)
         logits = torch.bmm(rows[:, None].to(x.dtype), x.flatten(2)).view(len(x), *x.shape[2:])
         return logits.float() + self.mask_fcn_logits.bias[labels][:, None, None]
 

@@ -155,3 +155,19 @@ def test_degenerate_true_boxes_do_not_crash():
     target = {"boxes": boxes, "labels": torch.tensor([1, 2]), "masks": torch.zeros(2, 64, 96, dtype=torch.uint8)}
     losses = network(features(), [random_boxes(5)] * 2, IMAGE_SIZES, [target] * 2)[1]
     assert losses["loss_classifier"].isfinite()
+
+
+def test_gradients_of_the_mask_rows_have_the_same_bits_every_time():
+    """Regions of a class share its row, whose gradient must not add up in the order in which threads come."""
+    predictor = MaskPredictor(16, 256, 3)
+    x, labels = torch.randn(300, 16, 2, 2), torch.randint(3, (300,))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        gradients = [
+            torch.autograd.grad(predictor(x, labels).sin().sum(), predictor.mask_fcn_logits.weight)[0]
+            for _ in range(10)
+        ]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)

@@ -138,3 +138,19 @@ def test_head_at_some_anchors_is_the_head_at_all(pair, count):
         for a, b in (some, (logits, deltas))
     ]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_at_anchors_have_the_same_bits_every_time():
+    """Neighbouring anchors share pixels, whose gradients must not add up in the order in which threads come."""
+    head, maps = RPNHead(64, 3), [torch.randn(2, 64, 16, 24, requires_grad=True)]
+    picture, anchor = torch.randint(2, (400,)), torch.randint(3 * 16 * 24, (400,))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        gradients = [
+            torch.autograd.grad(sum(part.sin().sum() for part in head.at_anchors(maps, picture, anchor)), maps)[0]
+            for _ in range(10)
+        ]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
