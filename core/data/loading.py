@@ -2,16 +2,28 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from core.errors import InputError
+
+
+class PictureDataset(Dataset):
+    """A data set whose `self[key]` raises InputError where a picture is broken; see `batches`."""
+
+    def __getitems__(self, keys):
+        """A batch, as DataLoader asks for it: a list of items, or the InputError of the first that can't be had."""
+        try:
+            return [self[key] for key in keys]
+        except InputError as error:
+            return error
 
 
 def batches(loader):
     """The batches of a DataLoader; a broken picture's InputError is raised here, in one line.
 
     Raised in the worker, torch would put the worker's whole traceback into the message. So it travels as the batch:
-    the data set's `__getitems__` returns it, and the collate function passes it on.
+    `PictureDataset` returns it, and the collate function passes it on.
     """
     for batch in loader:
         if isinstance(batch, InputError):

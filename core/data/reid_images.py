@@ -8,12 +8,12 @@ for batch in batches(loader): ...
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
 from core.data.images import read_stored_image, turn_box
-from core.data.loading import find_broken
+from core.data.loading import PictureDataset, find_broken
 from core.data.randomness import seeded
 from core.data.samples import clip_box
 from core.errors import InputError
@@ -23,7 +23,7 @@ from core.errors import InputError
 CENTRE_BOX = (0.25, 0.25, 0.75, 0.75)
 
 
-class ReIDImages(Dataset):
+class ReIDImages(PictureDataset):
     """Pictures with identity, camera and the object's box (and mask), augmented as a function of the key alone.
 
     An item is asked for by a key (epoch, slot, index) from `KeyedBatches`, or by an index. What `transform` draws at
@@ -82,13 +82,6 @@ class ReIDImages(Dataset):
         if self.with_masks:
             item["mask"] = transformed["mask"].as_subclass(torch.Tensor)
         return item
-
-    def __getitems__(self, keys):
-        """A batch, as DataLoader asks for it: a list of items, or the InputError of the first that can't be had."""
-        try:
-            return [self[key] for key in keys]
-        except InputError as error:
-            return error
 
 
 def collate(items):

@@ -10,10 +10,42 @@ from core.data.randomness import derive_seed
 from core.errors import InputError
 
 
-class PKSampler(Sampler):
+class PassSampler(Sampler):
+    """Batches from passes over the data, a function of (seed, epoch, pass); each rank has its share of every batch.
+
+    An epoch is one pass, or `batches_per_epoch` batches out of as many passes as that takes. A subclass says how many
+    batches a pass has, and has `draw_pass`.
+    """
+
+    def __init__(self, batches_per_pass, batches_per_epoch, *, seed, rank, world_size):
+        self.batches_per_pass = batches_per_pass
+        self.num_batches = batches_per_pass if batches_per_epoch is None else batches_per_epoch
+        self.seed, self.epoch = seed, 0
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self):
+        return self.num_batches
+
+    def set_epoch(self, epoch):
+        """The next iteration draws the batches of this epoch."""
+        self.epoch = epoch
+
+    def __iter__(self):
+        for start in range(0, self.num_batches, self.batches_per_pass):
+            number = start // self.batches_per_pass
+            generator = np.random.default_rng(derive_seed("sampler", self.seed, self.epoch, number))
+            shares = np.split(self.draw_pass(generator), self.world_size, axis=1)
+            yield from shares[self.rank][: self.num_batches - start].tolist()
+
+    def draw_pass(self, generator):
+        """A pass: (batches_per_pass, global batch) indices of pictures, the ranks' shares side by side."""
+        raise NotImplementedError
+
+
+class PKSampler(PassSampler):
     """Batches of P identities x K images. A global batch has P * world_size identities, of which each rank takes P.
 
-    An epoch is one pass over the data (or `batches_per_epoch` batches out of as many passes as that takes). In a pass
+    In a pass over the data (`PassSampler`)
 
     - the n images of an identity are shuffled and cut into round(n / K) chunks of K, at least one. What is left over
       sits out this time; where images lack, the identity's own first ones fill up, so that a chunk holds an image
@@ -28,8 +60,8 @@ class PKSampler(Sampler):
     every batch, but not seen whole. Its other images have their turn in other epochs. More batches would have to
     repeat the other identities, once for each batch.
 
-    Everything is a function of (seed, epoch, pass); rank only chooses the share. So two processes with P identities
-    each see together the very batches that one process with 2P sees.
+    Rank only chooses the share, so two processes with P identities each see together the very batches that one process
+    with 2P sees.
 
     Args:
         ids: N integers, the identity of each image of the data set; any values.
@@ -42,10 +74,7 @@ class PKSampler(Sampler):
     """
 
     def __init__(self, ids, ids_per_batch, images_per_id, *, seed=0, rank=0, world_size=1, batches_per_epoch=None):
-        self.ids_per_batch = ids_per_batch
         self.images_per_id = images_per_id
-        self.seed, self.epoch = seed, 0
-        self.rank, self.world_size = rank, world_size
         _, self.identity, self.counts = np.unique(
             np.asarray(ids, dtype=np.int64), return_inverse=True, return_counts=True
         )
@@ -59,25 +88,13 @@ class PKSampler(Sampler):
                 + (f"set --ids-per-batch to {largest} or less" if largest else "use fewer processes")
             )
         chunks = np.maximum((2 * self.counts + images_per_id) // (2 * images_per_id), 1)  # round(n / K), halves up
-        self.batches_per_pass = int(-(-chunks.sum() // self.global_ids))  # rounded up
-        self.chunks = np.minimum(chunks, self.batches_per_pass)
-        self.num_batches = self.batches_per_pass if batches_per_epoch is None else batches_per_epoch
+        batches_per_pass = int(-(-chunks.sum() // self.global_ids))  # rounded up
+        self.chunks = np.minimum(chunks, batches_per_pass)
+        super().__init__(batches_per_pass, batches_per_epoch, seed=seed, rank=rank, world_size=world_size)
 
-    def __len__(self):
-        return self.num_batches
-
-    def set_epoch(self, epoch):
-        """The next iteration draws the batches of this epoch."""
-        self.epoch = epoch
-
-    def __iter__(self):
-        share = slice(self.rank * self.ids_per_batch, (self.rank + 1) * self.ids_per_batch)
-        for start in range(0, self.num_batches, self.batches_per_pass):
-            number = start // self.batches_per_pass
-            generator = np.random.default_rng(derive_seed("sampler", self.seed, self.epoch, number))
-            identities, chunks = self._deal(generator)
-            images = self._images(identities[:, share], chunks[:, share], generator)
-            yield from images[: self.num_batches - start].tolist()
+    def draw_pass(self, generator):
+        identities, chunks = self._deal(generator)
+        return self._images(identities, chunks, generator)
 
     def _deal(self, generator):
         """Which identities meet in which batch, with which of their chunks: two arrays (B, global P).
@@ -123,16 +140,14 @@ class PKSampler(Sampler):
         return shuffled[places].reshape(len(identities), -1)  # (B, P * K)
 
 
-class AspectRatioBatches(Sampler):
+class AspectRatioBatches(PassSampler):
     """Batches of pictures that are all upright (narrower than high) or all not, so that little of a batch is padding.
 
-    An epoch is one pass over the data (or `batches_per_epoch` batches out of as many passes as that takes). In a pass
-    each of the two groups is shuffled and cut into global batches of batch_size * world_size, of which each rank takes
-    its share; the last one is filled with the group's first pictures of the pass. The batches of both groups come in
-    random order. So every picture is seen, and less than one global batch of each group twice. A group smaller than
-    one global batch joins the other one: alone it would show the same few pictures again and again.
-
-    Everything is a function of (seed, epoch, pass); rank only chooses the share.
+    In a pass over the data (`PassSampler`) each of the two groups is shuffled and cut into global batches of batch_size
+    * world_size, of which each rank takes its share; the last one is filled with the group's first pictures of the
+    pass. The batches of both groups come in random order. So every picture is seen, and less than one global batch of
+    each group twice. A group smaller than one global batch joins the other one: alone it would show the same few
+    pictures again and again.
 
     Args:
         sizes: N pairs (width, height), in any unit.
@@ -141,31 +156,17 @@ class AspectRatioBatches(Sampler):
     """
 
     def __init__(self, sizes, batch_size, *, seed=0, rank=0, world_size=1, batches_per_epoch=None):
-        self.batch_size = batch_size
         self.global_size = batch_size * world_size
-        self.seed, self.epoch = seed, 0
-        self.rank, self.world_size = rank, world_size
         width, height = np.asarray(sizes).reshape(-1, 2).T
         self.groups = [np.flatnonzero(width < height), np.flatnonzero(width >= height)]
         if min(map(len, self.groups)) < self.global_size:
             self.groups = [np.arange(len(width))]
-        self.batches_per_pass = sum(-(-len(group) // self.global_size) for group in self.groups)  # rounded up
-        self.num_batches = self.batches_per_pass if batches_per_epoch is None else batches_per_epoch
+        batches_per_pass = sum(-(-len(group) // self.global_size) for group in self.groups)  # rounded up
+        super().__init__(batches_per_pass, batches_per_epoch, seed=seed, rank=rank, world_size=world_size)
 
-    def __len__(self):
-        return self.num_batches
-
-    def set_epoch(self, epoch):
-        """The next iteration draws the batches of this epoch."""
-        self.epoch = epoch
-
-    def __iter__(self):
-        share = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
-        for start in range(0, self.num_batches, self.batches_per_pass):
-            number = start // self.batches_per_pass
-            generator = np.random.default_rng(derive_seed("sampler", self.seed, self.epoch, number))
-            batches = np.concatenate([self._cut(generator.permutation(group)) for group in self.groups])
-            yield from generator.permutation(batches)[: self.num_batches - start, share].tolist()
+    def draw_pass(self, generator):
+        batches = np.concatenate([self._cut(generator.permutation(group)) for group in self.groups])
+        return generator.permutation(batches)
 
     def _cut(self, shuffled):
         """Indices in random order -> (batches, global batch); what the last one lacks is taken from the start."""
