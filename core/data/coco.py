@@ -10,7 +10,6 @@ whole numbers; boxes and outlines are those of a picture of `width` x `height` p
 
 import contextlib
 import io
-import json
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -19,10 +18,19 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from core.data.coco_checks import check_box, check_outline, check_size, entries_by_id
+from core.data.coco_checks import (
+    check_box,
+    check_name,
+    check_outline,
+    check_reference,
+    check_size,
+    check_stored_sizes,
+    entries_by_id,
+    read_json,
+)
 from core.data.images import read_stored_image
 from core.data.randomness import derive_seed
-from core.data.samples import check_on_disk, clip_box, read_text
+from core.data.samples import check_on_disk, clip_box
 from core.errors import InputError
 
 # Pixels. The box coding takes logarithms of a width, and thinner ones vanish in float32 (spacing 0.0005 at 4,096).
@@ -76,19 +84,23 @@ def coco_paths(root, split):
     return root / f"{split}2017", root / "annotations" / f"instances_{split}2017.json"
 
 
-def read_coco(annotations, images, *, categories=None):
+def read_coco(annotations, images, *, categories=None, check_sizes=True):
     """Read and check an annotation file.
 
     Pictures keep the order of the file, annotations the order within their picture. A file that gives a picture no
     width and height gets those of the picture as it is stored, whatever its EXIF orientation; an annotation without
     `iscrowd` is a single object, and one without `area` gets that of its mask.
 
+    Where the file lists 2,000 pictures or fewer, their width and height are compared with the headers of the pictures;
+    where there are more, or a header can't be read, a wrong size is found when the picture is read.
+
     Args:
         annotations: path of the JSON file.
         images: folder that its file names start from.
         categories: list of (id, name) by which to label, of a training file or a checkpoint: categories are then
-            matched by name (where two have one name, by id too), and `categories` of the result are these in their
-            order, with the ids of this file. None: the file's own, by id.
+            matched by name (where two have one name, by id too, else the first), and `categories` of the result are
+            these in their order, with the ids of this file. None: the file's own, by id.
+        check_sizes: False leaves the comparison with the headers out, for those who sort out what `split_broken` finds.
 
     Returns:
         CocoData.
@@ -96,53 +108,27 @@ def read_coco(annotations, images, *, categories=None):
     Raises:
         InputError: the file or a picture is missing, or the file is not as the format wants it.
     """
-    content = _read_json(annotations)
+    content = read_json(annotations)
     listed = [
-        CocoCategory(number, _check_name(category, "name", f"{annotations}, category {number}"))
+        CocoCategory(number, check_name(category, "name", f"{annotations}, category {number}"))
         for number, category in entries_by_id(content, "categories", annotations).items()
     ]
     ordered, labels = _own_labels(listed) if categories is None else _labels_by_name(listed, categories, annotations)
     notes = []
     pictures = _read_pictures(content, annotations, images, notes)
+    if check_sizes:
+        check_stored_sizes(pictures.values())
     names = dict(listed)
     for number, entry in entries_by_id(content, "annotations", annotations).items():
         where = f"{annotations}, annotation {number}"
-        picture = pictures.get(_check_reference(entry, "image_id", where))
+        picture = pictures.get(check_reference(entry, "image_id", where))
         if picture is None:
             raise InputError(f"{where}: image {entry['image_id']} is not listed under images; list it or remove this")
-        category = _check_reference(entry, "category_id", where)
+        category = check_reference(entry, "category_id", where)
         if category not in labels:
             raise InputError(f"{where}: {_unknown_category(category, names, ordered)}")
         picture.annotations.append(_read_annotation(entry, number, labels[category], picture, where))
     return CocoData(list(pictures.values()), ordered, str(annotations), notes, {})
-
-
-def _read_json(path):
-    text = read_text(path)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: JSON errors, and integers of more than 4,300 digits
-        raise InputError(f"{path}: not JSON ({error}); give a COCO annotation file") from error
-    if not isinstance(content, dict):
-        raise InputError(
-            f"{path}: expected an object with images, annotations and categories, found {type(content).__name__}; "
-            "give a COCO annotation file"
-        )
-    return content
-
-
-def _check_name(entry, field, where):
-    name = entry.get(field)
-    if not isinstance(name, str) or not name:
-        raise InputError(f"{where}: needs {field}, a text, found {name!r:.80}")
-    return name
-
-
-def _check_reference(entry, field, where):
-    reference = entry.get(field)
-    if type(reference) is not int:
-        raise InputError(f"{where}: needs {field}, a whole number, found {reference!r:.80}")
-    return reference
 
 
 def _own_labels(listed):
@@ -154,8 +140,9 @@ def _own_labels(listed):
 def _labels_by_name(listed, wanted, path):
     """The categories `wanted` with this file's ids (one that it lacks gets a free id), and category id -> label."""
     wanted = [CocoCategory(*category) for category in wanted]
-    exact = {category: label for label, category in enumerate(wanted, 1)}
-    by_name = {category.name: label for category, label in exact.items()}
+    backwards = list(enumerate(wanted, 1))[::-1]  # so that of two alike the first one counts
+    exact = {category: label for label, category in backwards}
+    by_name = {category.name: label for label, category in backwards}
     found = {category.id: exact.get(category) or by_name.get(category.name) for category in sorted(listed)}
     labels = {number: label for number, label in found.items() if label is not None}
     if not labels:
@@ -194,7 +181,7 @@ def _read_pictures(content, annotations, images, notes):
     pictures = {}
     for number, entry in entries_by_id(content, "images", annotations).items():
         where = f"{annotations}, image {number}"
-        path = os.path.join(images, _check_name(entry, "file_name", where))
+        path = os.path.join(images, check_name(entry, "file_name", where))
         pictures[number] = CocoPicture(number, path, *check_size(entry, where), [])
     check_on_disk(pictures.values(), annotations)
     unsized = [picture for picture in pictures.values() if picture.width is None]

@@ -1,13 +1,50 @@
-"""Whether the entries of a COCO annotation file are what the format says: each fault is one line that names it."""
+"""Whether a COCO annotation file and its entries are what the format says: each fault is one line that names it."""
 
+import json
 from array import array
 
 import numpy as np
+from PIL import Image
 
+from core.data.images import BROKEN_FILE_ERRORS, EXIF_ORIENTATION, SWAPS_SIDES, TO_UPRIGHT
+from core.data.samples import read_text
 from core.errors import InputError
 
 # Pixels. What lies farther out is a mistake of units, and rasterising walks along every pixel of an outline.
 FARTHEST = 1e5
+# Pictures whose headers are read before a run: that takes a second on a disk, and many times that over a network.
+MOST_HEADERS = 2000
+
+
+def read_json(path):
+    """The object that an annotation file holds."""
+    text = read_text(path)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: JSON errors, and integers of more than 4,300 digits
+        raise InputError(f"{path}: not JSON ({error}); give a COCO annotation file") from error
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path}: expected an object with images, annotations and categories, found {type(content).__name__}; "
+            "give a COCO annotation file"
+        )
+    return content
+
+
+def check_name(entry, field, where):
+    """A field that has to be a text, and not an empty one."""
+    name = entry.get(field)
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{where}: needs {field}, a text, found {name!r:.80}")
+    return name
+
+
+def check_reference(entry, field, where):
+    """A field that has to be the id of something else in the file."""
+    reference = entry.get(field)
+    if type(reference) is not int:
+        raise InputError(f"{where}: needs {field}, a whole number, found {reference!r:.80}")
+    return reference
 
 
 def entries_by_id(content, key, path):
@@ -39,6 +76,33 @@ def check_size(entry, where):
             f"{height!r:.40}; correct them"
         )
     return width, height
+
+
+def check_stored_sizes(pictures):
+    """Compare width and height of each picture with the header of its file; more than `MOST_HEADERS` are not compared.
+
+    A file whose header can't be read passes: reading the picture will tell.
+    """
+    for picture in pictures if len(pictures) <= MOST_HEADERS else ():
+        size = (picture.width, picture.height)
+        try:
+            with Image.open(picture.path) as image:
+                # The orientation is asked for only where it matters: of a PNG it costs the decoding.
+                turn = TO_UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION)) if image.size == size[::-1] else None
+                fits = image.size == size or turn in SWAPS_SIDES
+                found = image.size
+        except BROKEN_FILE_ERRORS:
+            continue
+        if not fits:
+            raise wrong_size(picture.path, found, size)
+
+
+def wrong_size(path, found, said):
+    """The InputError about a picture of another (width, height) than the annotation file says."""
+    return InputError(
+        f"{path}: the picture has {found[0]}x{found[1]} pixels and the annotation file says {said[0]}x{said[1]}; "
+        "correct width and height there, or give the picture that was annotated"
+    )
 
 
 def check_box(bbox, where):

@@ -9,19 +9,20 @@ import pickle
 
 import numpy as np
 import torch
+from PIL import Image
 from pycocotools import mask as coco_mask
-from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
 from core.data.coco import encode_mask
+from core.data.coco_checks import wrong_size
 from core.data.images import SWAPS_SIDES, read_stored_image
-from core.data.loading import find_broken
+from core.data.loading import PictureDataset, find_broken
 from core.data.randomness import seeded
 from core.errors import InputError
 
 
-class CocoImages(Dataset):
+class CocoImages(PictureDataset):
     """Pictures with their objects, augmented as a function of the key alone.
 
     An item is asked for by a key (epoch, slot, index) from `KeyedBatches`, or by an index. What `transform` draws at
@@ -32,7 +33,7 @@ class CocoImages(Dataset):
                   0 or 1; G may be 0. Left out without `with_targets`
         image_id  int, as in the annotation file
         path      str
-        dropped   int, how many objects the augmentation has moved out of the picture
+        dropped   int, how many objects the augmentation has moved out of the picture, or shrinking left no pixel of
 
     The annotations are packed into one block of memory that all workers share, forked or spawned: hundreds of
     thousands of Python objects would be copied into each.
@@ -41,13 +42,16 @@ class CocoImages(Dataset):
         data: `core.data.coco.CocoData`; for training, what `for_training` leaves of it.
         transform: as from `build_detection_transform`; None: the picture as it is.
         with_targets: False leaves the objects out, which an evaluation has no use for.
+        max_side: for training; larger pictures are shrunk until their longer side has so many pixels, before
+            `transform`, whose time and memory grow with the pixels. None: every picture has the size it is stored in.
 
     Raises:
         InputError, by `images[key]`: the picture can't be read, or is not of the size that the file says.
     """
 
-    def __init__(self, data, transform=None, *, seed=0, with_targets=True):
+    def __init__(self, data, transform=None, *, seed=0, with_targets=True, max_side=None):
         self.transform = transform
+        self.max_side = max_side
         self.seed = seed
         self.with_targets = with_targets
         packed = [pickle.dumps(picture, pickle.HIGHEST_PROTOCOL) for picture in data.pictures]
@@ -65,7 +69,7 @@ class CocoImages(Dataset):
     def __getitem__(self, key):
         epoch, slot, index = key if isinstance(key, tuple) else (0, key, key)
         picture = self.picture(index)
-        loaded = load_picture(picture, self.with_targets)
+        loaded = load_picture(picture, self.with_targets, self.max_side)
         transformed = loaded
         if self.transform is not None:
             with seeded("augmentation", self.seed, epoch, slot):
@@ -75,15 +79,8 @@ class CocoImages(Dataset):
         if self.with_targets:
             names = ("boxes", "labels", "masks")
             item["target"] = {name: transformed[name].as_subclass(torch.Tensor).contiguous() for name in names}
-            item["dropped"] = len(loaded["labels"]) - len(transformed["labels"])
+            item["dropped"] = len(picture.annotations) - len(transformed["labels"])
         return item
-
-    def __getitems__(self, keys):
-        """A batch, as DataLoader asks for it: a list of items, or the InputError of the first that can't be had."""
-        try:
-            return [self[key] for key in keys]
-        except InputError as error:
-            return error
 
 
 def collate_detection(items):
@@ -91,18 +88,34 @@ def collate_detection(items):
     return items if isinstance(items, InputError) else {key: [item[key] for item in items] for key in items[0]}
 
 
-def load_picture(picture, with_targets=True):
+def load_picture(picture, with_targets=True, max_side=None):
     """Read a `CocoPicture`: dict with "image" uint8 (3, H, W) and, `with_targets`, "boxes" float (G, 4), "labels"
-    int64 (G,) and "masks" uint8 (G, H, W). Image, boxes and masks are tv_tensors, for torchvision.transforms.v2."""
-    image = read_as_annotated(picture.path, picture.width, picture.height)
+    int64 (G,) and "masks" uint8 (G, H, W). Image, boxes and masks are tv_tensors, for torchvision.transforms.v2.
+
+    A picture with a side of more than `max_side` pixels is shrunk to it, less the objects that this leaves no pixel of.
+    """
+    image = _at_most(read_as_annotated(picture.path, picture.width, picture.height), max_side)
+    width, height = image.size
+    shrunk = image.size != (picture.width, picture.height)
     loaded = {"image": functional.to_image(image)}
     if with_targets:
-        canvas = (picture.height, picture.width)
-        boxes = torch.tensor([annotation.box for annotation in picture.annotations], dtype=torch.float32)
-        loaded["boxes"] = tv_tensors.BoundingBoxes(boxes.reshape(-1, 4), format="XYXY", canvas_size=canvas)
-        loaded["labels"] = torch.tensor([annotation.label for annotation in picture.annotations], dtype=torch.int64)
-        loaded["masks"] = tv_tensors.Mask(_decode_masks(picture))
+        boxes = torch.tensor([annotation.box for annotation in picture.annotations], dtype=torch.float32).reshape(-1, 4)
+        boxes *= torch.tensor([width / picture.width, height / picture.height] * 2)
+        labels = torch.tensor([annotation.label for annotation in picture.annotations], dtype=torch.int64)
+        masks = _shrunk_masks(picture, width, height) if shrunk else _decode_masks(picture)
+        kept = masks.flatten(1).any(1).bool() if shrunk else slice(None)
+        loaded["boxes"] = tv_tensors.BoundingBoxes(boxes[kept], format="XYXY", canvas_size=(height, width))
+        loaded["labels"] = labels[kept]
+        loaded["masks"] = tv_tensors.Mask(masks[kept])
     return loaded
+
+
+def _at_most(image, max_side):
+    """The PIL image, shrunk where its longer side has more than `max_side` pixels."""
+    if max_side is None or max(image.size) <= max_side:
+        return image
+    size = [max(1, round(side * max_side / max(image.size))) for side in image.size]
+    return image.resize(size, Image.Resampling.BILINEAR)  # which is antialiased in Pillow
 
 
 def read_as_annotated(path, width, height):
@@ -123,10 +136,7 @@ def read_as_annotated(path, width, height):
         return image
     if turn in SWAPS_SIDES and image.size == (height, width):
         return image.transpose(turn)
-    raise InputError(
-        f"{path}: the picture has {image.size[0]}x{image.size[1]} pixels and the annotation file says "
-        f"{width}x{height}; correct width and height there, or give the picture that was annotated"
-    )
+    raise wrong_size(path, image.size, (width, height))
 
 
 def split_broken(data):
@@ -149,3 +159,17 @@ def _decode_masks(picture):
         return torch.zeros(0, height, width, dtype=torch.uint8)
     encoded = [encode_mask(annotation.segmentation, width, height) for annotation in picture.annotations]
     return torch.from_numpy(coco_mask.decode(encoded)).permute(2, 0, 1).contiguous()  # from (H, W, G)
+
+
+def _shrunk_masks(picture, width, height):
+    """uint8 (G, height, width): of each pixel's area, the value in the middle ("nearest exact").
+
+    One object at a time: all masks of a large picture together would take many times the picture's own memory.
+    """
+    masks = torch.empty(len(picture.annotations), height, width, dtype=torch.uint8)
+    rows = ((np.arange(height) + 0.5) * picture.height / height).astype(np.int64)
+    columns = ((np.arange(width) + 0.5) * picture.width / width).astype(np.int64)
+    for mask, annotation in zip(masks, picture.annotations, strict=True):
+        stored = coco_mask.decode(encode_mask(annotation.segmentation, picture.width, picture.height))  # by columns
+        mask.copy_(torch.from_numpy(stored.T[columns][:, rows].T))
+    return masks

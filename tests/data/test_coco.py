@@ -18,7 +18,7 @@ from core.data.coco import (
     read_coco,
     split_coco,
 )
-from core.data.coco_checks import _total
+from core.data.coco_checks import MOST_HEADERS, _total
 from core.errors import InputError
 
 WIDTH, HEIGHT = 40, 30
@@ -305,6 +305,60 @@ def test_categories_that_training_does_not_know(write):
     data = content()
     del data["annotations"][1]  # listed, but without an object: nothing is lost
     assert read_coco(*write(data), categories=[(1, "box")]).categories == [(18, "box")]
+
+
+def test_of_two_categories_of_one_name_that_no_id_tells_apart_the_first_counts(write):
+    read = read_coco(*write(content()), categories=[(1, "bag"), (2, "bag"), (4, "box"), (5, "box")])
+    assert [entry.label for entry in annotations_of(read)] == [3, 1, 3]
+    assert [category.id for category in read.categories] == [3, 2, 18, 5]
+
+
+# --- Width and height beside the headers of the pictures
+
+
+def sized(write, *size, **options):
+    data = content()
+    data["images"][0].update(width=size[0], height=size[1])
+    data["annotations"] = []
+    return read_coco(*write(data), **options)
+
+
+def test_a_wrong_size_is_found_before_any_picture_is_read(write):
+    for size in ((80, 60), (41, 30), (HEIGHT, WIDTH)):
+        with pytest.raises(InputError, match=rf"a.png: the picture has 40x30 .* says {size[0]}x{size[1]}") as caught:
+            sized(write, *size)
+        assert "\n" not in str(caught.value)
+        assert sized(write, *size, check_sizes=False).pictures[0][2:4] == size
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_may_be_that_of_the_stored_or_of_the_upright_picture(write, tmp_path, orientation, kind):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "images" / "a.png", format=kind, exif=exif)
+    assert sized(write, WIDTH, HEIGHT)
+    if orientation >= 5:
+        assert sized(write, HEIGHT, WIDTH)
+    else:
+        with pytest.raises(InputError, match="correct width and height there"):
+            sized(write, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("damage", [b"", b"no picture", b"\x89PNG\r\n\x1a\n"])
+def test_a_broken_header_is_left_to_the_reading(write, tmp_path, damage):
+    (tmp_path / "images" / "a.png").write_bytes(damage)
+    assert len(sized(write, WIDTH, HEIGHT).pictures) == 2
+
+
+def test_many_headers_are_not_read(write):
+    data = content()
+    entry = {"file_name": "a.png", "width": 80, "height": 60}
+    data["images"] += [entry | {"id": 10 + number} for number in range(MOST_HEADERS - 1)]
+    assert len(read_coco(*write(data)).pictures) == MOST_HEADERS + 1
+    del data["images"][1]
+    with pytest.raises(InputError, match="says 80x60"):
+        read_coco(*write(data))
 
 
 # --- What is left out for training

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -16,6 +17,7 @@ from core.data.images import TO_UPRIGHT
 from core.data.loading import batches
 from core.data.samplers import AspectRatioBatches, KeyedBatches
 from core.errors import InputError
+from core.layers.masks import mask_boxes
 
 HEAVY = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomCrop((20, 20), pad_if_needed=True), v2.ColorJitter(0.5)])
 
@@ -110,6 +112,86 @@ def test_a_batch_is_a_dict_of_lists(data):
     batch = next(batches(loader_of(CocoImages(data), data)))
     assert all(type(values) is list and len(values) == 2 for values in batch.values())
     assert [image.shape[1:] for image in batch["image"]] == [target["masks"].shape[1:] for target in batch["target"]]
+
+
+# --- Large pictures
+
+
+@pytest.fixture
+def photograph(tmp_path):
+    """Data of one black picture of 600 x 400 pixels with a red object, outlined by a polygon, and a green one, by
+    run lengths."""
+    pixels = np.zeros((400, 600, 3), np.uint8)
+    pixels[60:180, 90:240, 0] = 255
+    pixels[199:381, 301:589, 1] = 255
+    mask = np.asfortranarray(pixels[..., 1] // 255)
+    Image.fromarray(pixels).save(tmp_path / "large.png")
+    polygon = rectangle(1, 90, 60, 240, 180)
+    run_lengths = polygon._replace(label=2, box=(301, 199, 589, 381), segmentation=coco_mask.encode(mask))
+    picture = CocoPicture(7, str(tmp_path / "large.png"), 600, 400, [polygon, run_lengths])
+    return CocoData([picture], [CocoCategory(1, "bag"), CocoCategory(2, "box")], "a.json", [], {})
+
+
+@pytest.mark.parametrize("max_side", [None, 600, 1000])
+def test_what_is_not_too_large_stays_as_it_is(photograph, max_side):
+    item = CocoImages(photograph, max_side=max_side)[0]
+    stored = torch.from_numpy(np.array(Image.open(item["path"]))).permute(2, 0, 1)
+    assert torch.equal((item["image"] * 255).round(), stored.float())
+    assert item["target"]["boxes"].tolist() == [[90, 60, 240, 180], [301, 199, 589, 381]]
+    assert torch.equal(item["target"]["masks"], stored[:2] // 255)
+
+
+@pytest.mark.parametrize("max_side", [300, 217, 599, 61])
+def test_boxes_and_masks_of_a_shrunk_picture_stay_on_the_objects(photograph, max_side):
+    item = CocoImages(photograph, max_side=max_side)[0]
+    image, target = item["image"], item["target"]
+    height = round(400 * max_side / 600)
+    assert image.shape == (3, height, max_side) and target["masks"].shape == (2, height, max_side)
+    assert target["labels"].tolist() == [1, 2] and item["dropped"] == 0 and target["masks"].dtype == torch.uint8
+    expected = torch.tensor([[90, 60, 240, 180], [301, 199, 589, 381]]) * torch.tensor(
+        [max_side / 600, height / 400] * 2
+    )
+    torch.testing.assert_close(target["boxes"], expected)
+    assert (mask_boxes(target["masks"]) - expected).abs().max() <= 0.5 + 1e-4
+    for mask, colour in zip(target["masks"], image, strict=False):
+        assert mask[colour > 0.8].all() and not mask[colour < 0.2].any()  # in between, along the edge, either is right
+
+
+def test_shrinking_is_antialiased(tmp_path):
+    stripes = np.zeros((80, 80, 3), np.uint8)
+    stripes[:, ::2] = 255
+    Image.fromarray(stripes).save(tmp_path / "a.png")
+    data = CocoData([CocoPicture(1, str(tmp_path / "a.png"), 80, 80, [])], [CocoCategory(1, "bag")], "a.json", [], {})
+    item = CocoImages(data, max_side=20)[0]
+    assert item["image"].shape == (3, 20, 20) and (item["image"] - 0.5).abs().max() < 0.1
+    assert item["target"]["boxes"].shape == (0, 4) and item["target"]["masks"].shape == (0, 20, 20)
+
+
+def test_an_object_that_shrinking_leaves_no_pixel_of_is_dropped(photograph):
+    picture = photograph.pictures[0]
+    thin = rectangle(1, 0, 0, 1, 1)
+    item = CocoImages(
+        photograph._replace(pictures=[picture._replace(annotations=[thin, *picture.annotations])]), max_side=60
+    )[0]
+    assert item["dropped"] == 1 and item["target"]["labels"].tolist() == [1, 2]
+    assert len(item["target"]["boxes"]) == len(item["target"]["masks"]) == 2
+
+
+def test_the_transform_is_given_the_shrunk_picture(photograph):
+    shapes = []
+
+    def look(loaded):
+        shapes.append((loaded["image"].shape, loaded["masks"].shape, loaded["boxes"].canvas_size))
+        return loaded
+
+    CocoImages(photograph, look, max_side=300)[0]
+    assert shapes == [((3, 200, 300), (2, 200, 300), (200, 300))]
+
+
+def test_a_strip_keeps_a_pixel_of_its_shorter_side(tmp_path):
+    Image.new("RGB", (500, 1)).save(tmp_path / "a.png")
+    data = CocoData([CocoPicture(1, str(tmp_path / "a.png"), 500, 1, [])], [CocoCategory(1, "bag")], "a.json", [], {})
+    assert CocoImages(data, max_side=100)[0]["image"].shape == (3, 1, 100)
 
 
 # --- Randomness and workers
