@@ -21,12 +21,12 @@ import torch
 from core.data.detection_transforms import training_sizes
 from core.engine import detection, detection_pictures, distributed, options, training
 from core.engine.checkpoint import load_checkpoint, open_run, save_run
-from core.engine.coco_evaluation import per_class_table
+from core.engine.coco_evaluation import per_class_table, summary_table
 from core.engine.logger import RunLog, check_loggers
 from core.engine.updater import Updater, seed_everything
 from core.errors import InputError
 from core.files import make_folder
-from core.models.mask_rcnn import MaskRCNN
+from core.models.mask_rcnn import BACKBONES, NORMS, MaskRCNN
 from core.models.mask_rcnn_weights import load_detection_weights
 
 RECIPES = {
@@ -95,15 +95,21 @@ def get_parser():
     return parser
 
 
+def anchor_sizes(text):
+    """One level of --anchor-sizes: "32" -> 32, "32,40" -> [32, 40]."""
+    sizes = [options.positive_int(part) for part in text.split(",")]
+    return sizes if len(sizes) > 1 else sizes[0]
+
+
 def add_network_options(parser):
     group = parser.add_argument_group("network")
-    group.add_argument("--backbone", choices=["resnet18", "resnet34", "resnet50", "resnet101"], help="of the FPN")
+    group.add_argument("--backbone", choices=BACKBONES, help="of the FPN")
     group.add_argument(
         "--weights", default="imagenet", help="imagenet, coco (published files), none, or the path of a file"
     )
     group.add_argument(
         "--norm",
-        choices=["frozen", "batch", "sync"],
+        choices=NORMS,
         help="BatchNorm of the backbone (default: frozen with weights, else batch)",
     )
     group.add_argument(
@@ -115,7 +121,12 @@ def add_network_options(parser):
     group.add_argument("--min-size", type=options.positive_int, help="shorter side, pixels, after resizing")
     group.add_argument("--max-size", type=options.positive_int, help="limit of the longer side, pixels")
     group.add_argument(
-        "--anchor-sizes", type=options.positive_int, nargs=5, default=[32, 64, 128, 256, 512], help="of P2 to P6"
+        "--anchor-sizes",
+        type=anchor_sizes,
+        nargs=5,
+        metavar="PIXELS",
+        default=[32, 64, 128, 256, 512],
+        help="of P2 to P6; several on a level as 32,40",
     )
     group.add_argument(
         "--aspect-ratios", type=options.positive_float, nargs="+", default=[0.5, 1.0, 2.0], help="height / width"
@@ -177,6 +188,10 @@ def network_options(args, num_classes, pretrained):
     }
 
 
+# What decides about the shapes of the weights, so that a resumed run can't have it otherwise.
+SHAPES = ("backbone_name", "num_classes", "anchor_sizes", "aspect_ratios")
+
+
 def build_network(args, categories, say):
     """The network with the weights it starts from.
 
@@ -194,7 +209,23 @@ def build_network(args, categories, say):
     return build(pretrained=False) if distributed.broadcast_object(report.warning) else network
 
 
-def announce(say, args, data, network):
+def rebuild_network(args, categories, state, path):
+    """The network of a checkpoint that the run goes on from, which needs no other weights.
+
+    BatchNorm and frozen stages are as they were, unless an option names them: where a run starts they follow from
+    whether the published weights could be had, and that may be different today.
+    """
+    saved = state["network"]
+    wanted = network_options(args, len(categories) + 1, pretrained=False)
+    wanted["norm"] = args.norm or saved["norm"]
+    if args.trainable_layers is None:
+        wanted["trainable_layers"] = saved["trainable_layers"]
+    fixed = {key: wanted[key] for key in (*SHAPES, "norm")}
+    training.check_same_network(state, path, fixed)
+    return MaskRCNN(**{**saved, **wanted})
+
+
+def announce(say, args, data, network, updates):
     """What is about to happen, so that a person can stop a run that is not the one they meant."""
     say(f"data: {detection.describe(data)}")
     processes = distributed.world_size()
@@ -207,6 +238,15 @@ def announce(say, args, data, network):
         f"network: Mask R-CNN, {args.backbone} FPN, {built['norm']} BatchNorm, {built['trainable_layers']} of 5 stages "
         f"learn; shorter side {args.min_size}, longer at most {args.max_size} pixels; augmentation {args.augmentation}"
     )
+    if 3 * args.warmup_iterations > updates:
+        say(
+            f"warning: the warm-up of {args.warmup_iterations} updates takes more than a third of all {updates}: give "
+            "fewer --warmup-iterations or more --epochs"
+        )
+
+
+# Options whose change a resumed run need not mention.
+WITHOUT_EFFECT = {"skip_broken", "train_images", "train_annotations", "val_images", "val_annotations"}
 
 
 def main(args):
@@ -234,24 +274,29 @@ def main(args):
         return
     train_loader = detection.build_train_loader(args, data.train, device)
     eval_loader = data.val and detection.build_eval_loader(data.val, device, workers=args.workers)
-    network = build_network(args, data.train.categories, say).to(device)
-    announce(say, args, data, network)
-    updater = Updater(network, torch.nn.Identity(), args, device, batches_per_epoch=len(train_loader))
-
-    args.name = args.name or f"mask-rcnn-{Path(args.data).name if args.data else 'coco'}-{args.backbone}"
+    args.name = args.name or f"mask-rcnn-{Path(args.data).resolve().name if args.data else 'coco'}-{args.backbone}"
     check_loggers(args)
-    folder, resumed = open_run(args.output, args.name, args.resume)
+    folder, resumed = open_run(args.output, args.name, args.resume) if args.resume else (None, None)
+    state = load_checkpoint(resumed, "mask_rcnn") if resumed else None
+    if state:
+        network = rebuild_network(args, data.train.categories, state, resumed).to(device)
+    else:
+        network = build_network(args, data.train.categories, say).to(device)
+    updater = Updater(network, torch.nn.Identity(), args, device, batches_per_epoch=len(train_loader))
+    announce(say, args, data, network, updates=args.epochs * -(-len(train_loader) // args.accumulate))
+
     first_epoch, best = 1, -1.0
-    if resumed:
-        state = load_checkpoint(resumed, "mask_rcnn")
+    if state:
         detection.restore(state, resumed, network, updater, data)
         first_epoch, best = state["epoch"] + 1, state["best"]
         changed = training.changed_options(state["args"], args, without_effect=WITHOUT_EFFECT)
         say(f"continuing from {resumed} after epoch {state['epoch']}{changed}")
     elif args.resume:
         say(f"--resume: no checkpoint of {args.name} under {args.output}, starting afresh")
+    else:
+        folder, _ = open_run(args.output, args.name)
     say(f"run folder: {folder}")
-    log = RunLog(folder, args, said, resume_epoch=first_epoch - 1 if resumed else None)
+    log = RunLog(folder, args, said, resume_epoch=first_epoch - 1 if state else None)
 
     if args.compile:
         network.backbone.compile()  # the rest has shapes of its own in every picture
@@ -268,6 +313,8 @@ def main(args):
             result = detection.evaluate(updater.averaged, eval_loader, data.val, device, amp=args.amp)
             row |= result.metrics if result else {}
         log.epoch(row)
+        if result and "mask_AP" in row:
+            log.say(summary_table(result))
         improved = row.get("mask_AP", -1.0) > best
         best = row["mask_AP"] if improved else best
         if distributed.is_main():
@@ -277,15 +324,14 @@ def main(args):
     if result is None:  # a finished run that was resumed, or --epochs 0
         result = detection.evaluate(updater.averaged, eval_loader, data.val, device, amp=args.amp)
     if dropped:
-        log.say(f"augmentation: {dropped} instances had left their pictures and were not trained on")
+        log.say(f"augmentation: {dropped} times, over all epochs, an instance had left its picture and was dropped")
     show_results(log, folder, result, updater.averaged, eval_loader, data, args, device)
     log.say(f"done in {(time.perf_counter() - start) / 60:.1f} minutes, see {folder}")
     if (folder / "best.pth").exists():
         log.say(f"best mask AP {100 * best:.1f}; next: python evaluate.py {folder / 'best.pth'}")
+    else:
+        log.say(f"next: python demo.py PICTURE --weights {folder / 'last.pth'}")
     log.close()
-
-
-WITHOUT_EFFECT = {"skip_broken", "train_images", "train_annotations", "val_images", "val_annotations"}
 
 
 def preview_augmentation(args, data):
@@ -304,7 +350,7 @@ def show_results(log, folder, result, network, eval_loader, data, args, device):
     """The table of classes, and what the trained network finds in a few pictures."""
     if result is None or not distributed.is_main():
         return
-    log.say(per_class_table(result))
+    log.say(f"after the last epoch, by class:\n{per_class_table(result)}")
     detection_pictures.draw_predictions(
         folder / "predictions", network, eval_loader.dataset, data.val.categories, device, amp=args.amp
     )

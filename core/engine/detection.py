@@ -41,12 +41,14 @@ def load_data(args, say=print):
     Raises InputError for whatever is wrong with the files.
     """
     _settle_paths(args, say)
-    train = read_coco(args.train_annotations, args.train_images)
+    train = read_coco(args.train_annotations, args.train_images, check_sizes=not args.skip_broken)
     if args.skip_broken:
-        train = _without_broken(train, say)
+        train = without_broken(train, say)
     if args.val_annotations:
-        val = read_coco(args.val_annotations, args.val_images, categories=train.categories)
-        val = _without_broken(val, say) if args.skip_broken else val
+        val = read_coco(
+            args.val_annotations, args.val_images, categories=train.categories, check_sizes=not args.skip_broken
+        )
+        val = without_broken(val, say) if args.skip_broken else val
     elif args.val_fraction:
         train, val = split_coco(train, args.val_fraction, args.seed)
     else:
@@ -59,7 +61,7 @@ def load_data(args, say=print):
     return DetectionData(train, val)
 
 
-def _without_broken(data, say):
+def without_broken(data, say):
     """Rank 0 reads every picture once; what it can't read is named, counted and left out on all ranks."""
 
     def broken():
@@ -77,6 +79,9 @@ def _without_broken(data, say):
 
 
 def _settle_paths(args, say):
+    for split in ("train", "val"):
+        if bool(getattr(args, f"{split}_images")) != bool(getattr(args, f"{split}_annotations")):
+            raise InputError(f"--{split}-images and --{split}-annotations belong together: give both or neither")
     if args.data is None and not (args.train_annotations or args.val_annotations):
         with distributed.main_first():
             if not (SYNTHETIC / MARKER).is_file():
@@ -84,10 +89,7 @@ def _settle_paths(args, say):
                 make_synthetic_baggage(SYNTHETIC)
         args.data = str(SYNTHETIC / "scenes")
     for split in ("train", "val"):
-        images, annotations = getattr(args, f"{split}_images"), getattr(args, f"{split}_annotations")
-        if bool(images) != bool(annotations):
-            raise InputError(f"--{split}-images and --{split}-annotations belong together: give both or neither")
-        if args.data is not None and not images:
+        if args.data is not None and not getattr(args, f"{split}_images"):
             images, annotations = coco_paths(args.data, split)
             if split == "train" or Path(annotations).is_file():
                 setattr(args, f"{split}_images", str(images))
@@ -125,8 +127,10 @@ def build_train_loader(args, data, device):
     transform = build_detection_transform(
         args.augmentation, flip=args.flip, vertical_flip=args.vertical_flip, crop_size=args.crop_size
     )
+    # Large photographs are shrunk before the costly augmentations; level 3 may enlarge a part twice.
+    max_side = 2 * args.max_size if args.augmentation > 1 else None
     return DataLoader(
-        CocoImages(data, transform, seed=args.seed),
+        CocoImages(data, transform, seed=args.seed, max_side=max_side),
         batch_sampler=KeyedBatches(sampler),
         num_workers=args.workers,
         # A loader draws seeds for its workers, more of them in its first epoch: not from the stream of the network.
@@ -137,11 +141,10 @@ def build_train_loader(args, data, device):
     )
 
 
-def build_eval_loader(data, device, *, workers=0, batch_size=1):
-    """This rank's share of the pictures, every world_size-th, as they are."""
+def build_eval_loader(data, device, *, workers=0):
+    """This rank's share of the pictures, every world_size-th, one at a time: no padding, whatever their shapes."""
     return DataLoader(
         CocoImages(data, with_targets=False),
-        batch_size=batch_size,
         sampler=range(distributed.rank(), len(data.pictures), distributed.world_size()),
         num_workers=workers,
         generator=torch.Generator(),
@@ -151,7 +154,7 @@ def build_eval_loader(data, device, *, workers=0, batch_size=1):
     )
 
 
-def train_one_epoch(model, loader, updater, *, epoch, seed, device, amp="off", frozen=()):
+def train_one_epoch(model, loader, updater, *, epoch, seed, device, amp="off"):
     """`core.engine.training.train_one_epoch` with the five losses of Mask R-CNN, which the network computes itself.
 
     Also returns "dropped", how many instances the augmentation moved out of the pictures, over all ranks.
@@ -167,7 +170,7 @@ def train_one_epoch(model, loader, updater, *, epoch, seed, device, amp="off", f
         with autocast(device, amp), distributed.collective("forward"):
             return model(images, targets)
 
-    row = training.train_one_epoch(model, compute_losses, loader, updater, epoch=epoch, seed=seed, frozen=frozen)
+    row = training.train_one_epoch(model, compute_losses, loader, updater, epoch=epoch, seed=seed)
     everywhere = distributed.all_reduce_mean(dropped.to(device)) * distributed.world_size()
     return {**row, "dropped": round(everywhere.item())}
 
@@ -224,22 +227,20 @@ def checkpoint_state(epoch, best, network, updater, args, data):
 
 
 def restore(state, path, network, updater, data):
-    """Continue from a checkpoint. Raises InputError if its network or its classes are others, naming what differs."""
-    training.check_same_network(state, path, network.options)
-    categories = [list(category) for category in data.train.categories]
-    if state["categories"] != categories:
-        raise InputError(f"{path} has the classes {state['categories']} and the data has {categories}: give its data")
-    try:
-        network.load_state_dict(state["model"])
-        updater.load_state_dict(state)
-    except (KeyError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"can't continue from {path}: {reason}; give the options it was started with") from error
+    """Continue from a checkpoint. Raises InputError if its classes are others, naming what differs."""
+    saved = [tuple(category) for category in state["categories"]]
+    if saved != list(data.train.categories):
+        other = sorted(set(saved) ^ set(data.train.categories))[:4]
+        raise InputError(f"{path} was trained on other classes, such as {other}; give the data it was started with")
+    training.restore(state, path, ("model", network), (None, updater))
 
 
-def network_from_checkpoint(path, device):
-    """The trained network of a mask_rcnn checkpoint, averaged where it is averaged, ready to detect; and its state."""
-    state = load_checkpoint(path, "mask_rcnn")
+def network_from_checkpoint(path, device, state=None):
+    """The trained network of a mask_rcnn checkpoint, averaged where it is averaged, ready to detect; and its state.
+
+    state: what `load_checkpoint` made of the path, where that is known already.
+    """
+    state = state or load_checkpoint(path, "mask_rcnn")
     network = MaskRCNN(**state["network"])
     network.load_state_dict(training.best_weights(state))
     return network.to(device).eval(), state

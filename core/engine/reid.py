@@ -273,18 +273,15 @@ def checkpoint_state(epoch, best, network, network_options, loss, updater, args,
 def restore(state, path, network, network_options, loss, updater):
     """Continue from a checkpoint. Raises InputError if it was trained with another network, naming what differs."""
     training.check_same_network(state, path, network_options)
-    try:
-        network.load_state_dict(state["model"])
-        loss.load_state_dict(state["loss"])
-        updater.load_state_dict(state)
-    except (KeyError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"can't continue from {path}: {reason}; give the options it was started with") from error
+    training.restore(state, path, ("model", network), ("loss", loss), (None, updater))
 
 
-def network_from_checkpoint(path, device):
-    """The trained network of a ReID checkpoint, averaged weights where it has them, ready to embed; and its state."""
-    state = load_checkpoint(path, "reid")
+def network_from_checkpoint(path, device, state=None):
+    """The trained network of a ReID checkpoint, averaged weights where it has them, ready to embed; and its state.
+
+    state: what `load_checkpoint` made of the path, where that is known already.
+    """
+    state = state or load_checkpoint(path, "reid")
     network = build_reid_model(**state["network"])
     network.load_state_dict(training.best_weights(state))
     return network.to(device).eval(), state

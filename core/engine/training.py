@@ -98,6 +98,19 @@ def check_same_network(state, path, network_options):
         raise InputError(f"{path} holds another network: {listed}; give the options it was started with")
 
 
+def restore(state, path, *holders):
+    """Put what a checkpoint holds back where it came from. Raises InputError where it doesn't fit.
+
+    holders: pairs of a key of the checkpoint, None for all of it, and the module or `Updater` that it belongs to.
+    """
+    try:
+        for key, holder in holders:
+            holder.load_state_dict(state if key is None else state[key])
+    except (KeyError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"can't continue from {path}: {reason}; give the options it was started with") from error
+
+
 def best_weights(state):
     """The weights of a checkpoint that are used: the averaged ones where it has them."""
     if state["ema"]:

@@ -22,7 +22,7 @@ OPTIONS = {
     "data": None, "train_images": None, "train_annotations": None, "val_images": None, "val_annotations": None,
     "val_fraction": 0.0, "skip_broken": False, "seed": 0, "batch_size": 2, "iterations_per_epoch": 2,
     "augmentation": 1, "flip": 0.5,
-    "vertical_flip": 0.0, "crop_size": [64, 64], "workers": 0, "accumulate": 1, "clip_gradient": 5.0,
+    "vertical_flip": 0.0, "crop_size": [64, 64], "max_size": 96, "workers": 0, "accumulate": 1, "clip_gradient": 5.0,
     "channels_last": False, "optimizer": "adamw", "lr": 1e-3, "weight_decay": 1e-4, "momentum": 0.9,
     "schedule": "one_cycle", "epochs": 1, "warmup_iterations": 0, "warmup_factor": 0.1, "milestones": [],
     "step_size": 1, "gamma": 0.1, "min_lr": 0.0, "amp": "off", "ema": 0.9,
