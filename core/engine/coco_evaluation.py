@@ -23,8 +23,8 @@ from pycocotools.cocoeval import COCOeval
 from core.engine import distributed
 from core.files import atomic_write
 from core.layers.masks import paste_mask_chunks
+from core.visualize import COCO_NUMBERS
 
-COCO_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 IOU_TYPES = {"box": "bbox", "mask": "segm"}  # our names and those of pycocotools
 
 
@@ -71,12 +71,26 @@ def encode_detections(detections, image_size, image_id, categories):
 
 def encode_masks(masks, boxes, image_size):
     """Masks (N, 1, M, M) in [0, 1] pasted into their boxes (N, 4), as N run-length codes that fit into JSON."""
-    codes = []
-    for chunk in paste_mask_chunks(masks, boxes, image_size):  # (n, h, w) bool
-        # pycocotools reads column by column: transposed here, on the device, the array needs no copy of its own.
-        columns = chunk.transpose(1, 2).contiguous().view(torch.uint8).cpu().numpy()  # (n, w, h)
-        codes += rle.encode(columns.transpose(2, 1, 0))
+    height, width = image_size
+    counts = [
+        run_lengths(mask) for chunk in paste_mask_chunks(masks, boxes, image_size) for mask in chunk.cpu().numpy()
+    ]
+    codes = [rle.frPyObjects({"size": [height, width], "counts": one}, height, width) for one in counts]
     return [{"size": list(code["size"]), "counts": code["counts"].decode("ascii")} for code in codes]
+
+
+def run_lengths(mask):
+    """How many pixels in turn, column by column, are outside and inside of a mask (H, W) bool; outside comes first.
+
+    What pycocotools' `encode` would count, without turning the whole picture into columns: only the places where the
+    mask begins or ends are.
+    """
+    height, width = mask.shape
+    rows, columns = np.divmod(np.flatnonzero(mask[1:] != mask[:-1]), width)
+    below = columns * height + rows + 1  # places that differ from the one above them
+    before = np.concatenate([[False], mask[-1, :-1]])  # (W,) a column goes on where the one before it ended
+    top = np.flatnonzero(mask[0] != before) * height
+    return np.diff(np.sort(np.concatenate([below, top])), prepend=0, append=mask.size).tolist()
 
 
 def evaluate_detections(ground_truth, box_results, mask_results, image_ids):

@@ -6,7 +6,7 @@ Colours are those of Okabe and Ito (2008), which colour-blind people tell apart;
 wrong, the line and a sign say it as well. A sheet of nothing is a small sheet that says so.
 """
 
-from core.visualize.curves import COCO_COLUMNS, DETECTION_METRICS, METRICS, RETRIEVAL_METRICS, curves
+from core.visualize.curves import COCO_COLUMNS, COCO_NUMBERS, DETECTION_METRICS, METRICS, RETRIEVAL_METRICS, curves
 from core.visualize.instances import (
     PANELS,
     augmentation_preview,
@@ -23,6 +23,7 @@ from core.visualize.sheet import GAP, JPEG, MARGIN, PALETTE
 __all__ = [
     "Card",
     "COCO_COLUMNS",
+    "COCO_NUMBERS",
     "DETECTION_METRICS",
     "GAP",
     "JPEG",

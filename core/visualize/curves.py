@@ -21,12 +21,9 @@ DETECTION_METRICS = {
     "box_AP50": "box AP50",
 }
 METRICS = RETRIEVAL_METRICS | DETECTION_METRICS  # what a person reads: drawn and said; log.csv may hold more
-# The twelve COCO numbers of masks and of boxes: the columns of log.csv that are no part of the loss.
-COCO_COLUMNS = tuple(
-    f"{kind}_{number}"
-    for kind in ("mask", "box")
-    for number in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-)
+# The twelve numbers of COCO's evaluation, and what log.csv calls them: the columns that are no part of the loss.
+COCO_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+COCO_COLUMNS = tuple(f"{kind}_{number}" for kind in ("mask", "box") for number in COCO_NUMBERS)
 
 
 def curves(path: str | Path, log: str | Path | Sequence[dict]) -> None:

@@ -20,6 +20,7 @@ from core.engine.coco_evaluation import (
     encode_masks,
     evaluate_detections,
     per_class_table,
+    run_lengths,
     summary_table,
     write_results,
 )
@@ -434,6 +435,24 @@ def test_half_precision_gives_plain_numbers():
     boxes, masks = encode_detections(half, (60, 80), 12, CATEGORIES)
     assert boxes[0]["bbox"] == pytest.approx(encode_detections(found, (60, 80), 12, CATEGORIES)[0][0]["bbox"], abs=0.1)
     assert len(masks) == 5 and isinstance(masks[0]["score"], float)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (7, 1), (5, 4), (40, 30)])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_run_lengths_are_those_of_pycocotools(height, width, share):
+    """Also where a mask touches the corners, goes over from one column to the next, or is everywhere or nowhere."""
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        mask = generator.random((height, width)) < share
+        code = rle.frPyObjects({"size": [height, width], "counts": run_lengths(mask)}, height, width)
+        assert code == rle.encode(np.asfortranarray(mask.astype(np.uint8)))
+
+
+def test_run_lengths_by_hand():
+    mask = np.array([[0, 1, 1], [0, 1, 0], [1, 0, 0]], dtype=bool)
+    assert run_lengths(mask) == [2, 3, 1, 1, 2]
+    assert run_lengths(mask[:, 1:]) == [0, 2, 1, 1, 2]
+    assert run_lengths(~mask) == [0, 2, 3, 1, 1, 2]
 
 
 def test_masks_come_in_order_whatever_the_chunks(monkeypatch):
