@@ -35,8 +35,10 @@ class FrozenBatchNorm2d(nn.Module):
     """BatchNorm2d with fixed statistics and a fixed affine map: x * scale + bias with one number each per channel.
 
     Detection trains on a few pictures at a time, too few for batch statistics, so the backbone keeps those of its
-    pre-training (He et al. 2017, section 3.1). Everything is a buffer: nothing is trained, decayed or averaged.
-    The keys are BatchNorm2d's without `num_batches_tracked`; a file that has it is read too.
+    pre-training (He et al. 2017, section 3.1). Everything is a buffer: nothing is trained or decayed, and what averages
+    buffers, over ranks or over steps, averages the same numbers. The keys are BatchNorm2d's without
+    `num_batches_tracked`; a file that has it is read too. A scale or bias beyond the range of the input's type is cut
+    to it: infinity times a channel of zeros would be no number.
 
     Args:
         channels: number of channels.
@@ -59,7 +61,9 @@ class FrozenBatchNorm2d(nn.Module):
         """(B, C, H, W) -> (B, C, H, W)."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         bias = self.bias - self.running_mean * scale
-        return torch.addcmul(bias.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
+        limit = min(torch.finfo(x.dtype).max, torch.finfo(scale.dtype).max)
+        scale, bias = (value.clamp(-limit, limit).to(x.dtype)[:, None, None] for value in (scale, bias))
+        return torch.addcmul(bias, x, scale)
 
     def extra_repr(self) -> str:
         return f"{len(self.weight)}, eps={self.eps}"

@@ -46,6 +46,8 @@ OLD_NAMES = (
     (re.compile(r"mask_head\.mask_fcn([1-4])\.(weight|bias)$"), lambda m: f"mask_head.{int(m[1]) - 1}.0.{m[2]}"),
 )
 
+OFF = 1e-6  # weight of a BatchNorm's channel, its output's deviation, below which it is as good as 0
+
 # The layers that have rows for each class, and how many.
 HEADS = {
     "roi_heads.box_predictor.cls_score": 1,
@@ -67,7 +69,8 @@ def load_detection_weights(
         model: a MaskRCNN of `len(categories) + 1` classes, or of the file's own number of them.
         source: "coco" or "imagenet" (the published file for the backbone), "none", or the path of a file: a Mask R-CNN
             of torchvision (names of today or of 2019) or of ours, a ResNet (ImageNet's, torchvision's, a ReID
-            checkpoint of ours), or a plain state_dict of one of these.
+            checkpoint of ours), or a plain state_dict of one of these. Of a checkpoint of ours the averaged weights
+            are taken where it has them.
         backbone_name: its name as in `--backbone`.
         categories: (id, name) of the data's categories; their labels are 1, 2, ...
 
@@ -91,9 +94,9 @@ def load_detection_weights(
             return weights.not_to_be_had(PUBLISHED_COCO[backbone_name], error)
     content = load_file(path)
     state = rename_old_keys(find_state_dict(content, path))
+    name = path.name if source == "coco" else weights.described(content, path)
     if not any(key.startswith("backbone.body.") for key in state):
-        return copy_matching(model.backbone.body, state, path)
-    name = path.name if source == "coco" else path
+        return copy_matching(model.backbone.body, state, name)
     report = _load_with_heads(model, state, _categories_of(content, state), list(categories), name)
     if path.name in (url.rsplit("/", 1)[-1] for url in PUBLISHED_COCO.values()):
         _take_out_eps(model)
@@ -156,4 +159,7 @@ def _take_out_eps(model: nn.Module):
     for module in model.modules():
         if isinstance(module, FrozenBatchNorm2d):
             var = module.running_var.double()  # of some channels 1e-44, where float32 has no quotient
-            module.weight.copy_(module.weight * ((var + module.eps) / var).sqrt())
+            weight = module.weight * ((var + module.eps) / var).sqrt()
+            # Those channels are off: normalised and multiplied by a weight of 1e-8 they are as good as 0. Made up for,
+            # their scale would be 1e14, which float16 doesn't have and no gradient should be multiplied by.
+            module.weight.copy_(torch.where(module.weight.abs() < OFF, module.weight, weight))

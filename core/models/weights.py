@@ -72,7 +72,8 @@ def load_weights(model: nn.Module, source: str, backbone: str) -> WeightsReport:
     Args:
         model: a network with a `backbone`, or a ResNet itself.
         source: "imagenet" (the published file for `backbone`), "none", or the path of a file: torchvision's,
-            IBN-Net's, a checkpoint of ours, a plain state_dict.
+            IBN-Net's, a checkpoint of ours (of which the averaged weights are taken where it has them), a plain
+            state_dict.
         backbone: its name as in `--backbone`; `_with_mask` at its end doesn't matter.
 
     Returns:
@@ -84,7 +85,8 @@ def load_weights(model: nn.Module, source: str, backbone: str) -> WeightsReport:
     if source == "none":
         return WeightsReport("weights: none, training from scratch")
     if source != "imagenet":
-        return copy_matching(model, load_file(source), source)
+        content = load_file(source)
+        return copy_matching(model, content, described(content, source))
     url = PUBLISHED[backbone.removesuffix("_with_mask")]
     try:
         path = fetch(url)
@@ -233,7 +235,12 @@ def copy_matching(model: nn.Module, content: object, name: str | Path, leave: Co
 
 
 def find_state_dict(content: object, name: str | Path) -> dict[str, Tensor]:
-    """The state_dict in a loaded file, without the prefixes of DDP and torch.compile; InputError if there is none."""
+    """The state_dict in a loaded file, without the prefixes of DDP and torch.compile; InputError if there is none.
+
+    Of a checkpoint of ours it is the averaged one where there is one.
+    """
+    if _is_averaged(content):
+        content = best_weights(content)
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -242,6 +249,23 @@ def find_state_dict(content: object, name: str | Path) -> dict[str, Tensor]:
     if not state:
         raise InputError(f"{name} holds no weights (no names with tensors); give a file of a state_dict")
     return {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in state.items()}
+
+
+def best_weights(state: dict) -> dict[str, Tensor]:
+    """The weights of a checkpoint of ours that are used: the averaged ones where it has them."""
+    if state["ema"]:
+        return {key.removeprefix("module."): value for key, value in state["ema"].items() if key != "n_averaged"}
+    return state["model"]
+
+
+def described(content: object, path: str | Path) -> str:
+    """What the report calls a file: its path, and that its averaged weights are taken where they are."""
+    return f"{path} (its averaged weights)" if _is_averaged(content) else str(path)
+
+
+def _is_averaged(content: object) -> bool:
+    averaged = content.get("ema") if isinstance(content, dict) and "kind" in content else None
+    return isinstance(averaged, dict) and len(averaged) > 0
 
 
 def _align(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -90,6 +90,20 @@ def test_frozen_keeps_the_layout_and_the_type(layout):
         assert out.dtype == dtype and out.is_contiguous(memory_format=layout)
 
 
+def test_frozen_beyond_the_range_of_half_precision():
+    """The published COCO weights have channels that are always 0, with such a variance and weight: a scale of 1e14."""
+    layer = FrozenBatchNorm2d(3, eps=0.0)
+    layer.running_var.copy_(torch.tensor([5.6e-45, 5.6e-45, 1.0]))
+    layer.weight.copy_(torch.tensor([1e-8, -1e-8, 2.0]))
+    layer.bias.copy_(torch.tensor([0.5, 1e6, 3.0]))
+    x = torch.zeros(1, 3, 1, 1)
+    assert layer(x).flatten().tolist() == [0.5, 1e6, 3.0]
+    out = layer(x.half())
+    assert out.dtype == torch.float16 and out.flatten().tolist() == [0.5, 65504, 3.0]
+    layer.running_mean.fill_(1e-4)  # bias - mean * scale beyond it too
+    assert layer(x.half()).flatten().tolist() == [-65504, 65504, pytest.approx(3.0, abs=1e-2)]
+
+
 def test_frozen_gradient():
     layer = FrozenBatchNorm2d(3).double()
     layer.load_state_dict(random_batch_norm(3).state_dict())

@@ -200,6 +200,21 @@ def test_the_published_file_gives_torchvisions_detections(published, by_path):
     torch.testing.assert_close(model.backbone.body.layer1(x), expected, rtol=1e-4, atol=1e-4 * expected.std().item())
 
 
+def test_torchvisions_published_file_in_half_precision(published):
+    """Its channel that is never on needs a scale beyond float16, where infinity times 0 was no number."""
+    model = network(91).eval()
+    load_detection_weights(model, "coco", "resnet18", COCO_CATEGORIES)
+    body, x = model.backbone.body, torch.rand(1, 3, 32, 32)
+    body.conv1.weight.data[0] = 0
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.float16):
+        half = body.bn1(body.conv1(x))
+    assert half.dtype == torch.float16 and half.isfinite().all()
+    torch.testing.assert_close(half.float(), body.bn1(body.conv1(x)), rtol=0.01, atol=0.05)
+    # Nor is a gradient multiplied by 1e14 there.
+    scale = model.backbone.body.bn1.weight[0] / 1e-5**0.5
+    assert scale.abs() < 1
+
+
 def test_the_published_file_in_a_trained_batch_norm_has_torchvisions_weights(published):
     _, path = published
     model = network(91, norm="batch")
@@ -246,6 +261,34 @@ def test_a_resnet_goes_into_the_body(kind, freeze_first, tmp_path, monkeypatch):
         freeze_batch_norm(model)
     assert same(model.backbone.body, state) and "num_batches_tracked" not in report.message
     assert report.message.endswith("" if kind == "reid" else "; in the file alone: fc.weight, fc.bias")
+
+
+def averaged(model):
+    """As AveragedModel saves it: beside the weights a counter, and every name with a prefix."""
+    state = {f"module.{key}": value for key, value in model.state_dict().items()}
+    return {"n_averaged": torch.tensor(9)} | state
+
+
+def test_the_averaged_weights_of_a_checkpoint_are_taken(tmp_path):
+    last, mean = network(seed=1), network(seed=2)
+    content = checkpoint(last, "nut", "bolt") | {"ema": averaged(mean)}
+    path = saved(content, tmp_path / "best.pth")
+    report = load_detection_weights(model := network(), path, "resnet18", categories("nut", "bolt"))
+    number = len(model.state_dict())
+    assert same(model, mean.state_dict())
+    assert report.message == f"weights: {number} of {number} tensors from {path} (its averaged weights)"
+    path = saved(content | {"ema": None}, tmp_path / "best.pth")
+    report = load_detection_weights(model := network(), path, "resnet18", categories("nut", "bolt"))
+    assert same(model, last.state_dict()) and "its averaged" not in report.message
+
+
+def test_the_averaged_weights_of_a_reid_checkpoint_are_taken_for_the_body(tmp_path):
+    torch.manual_seed(1)
+    last, mean = build_reid_model("resnet18", 3), build_reid_model("resnet18", 3)
+    content = {"kind": "reid", "model": last.state_dict(), "ema": averaged(mean)}
+    path = saved(content, tmp_path / "best.pth")
+    report = load_detection_weights(model := network(norm="batch"), path, "resnet18", categories("a", "b"))
+    assert same(model.backbone.body, mean.backbone.state_dict()) and "(its averaged weights)" in report.message
 
 
 def test_none():

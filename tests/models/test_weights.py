@@ -206,6 +206,23 @@ def test_our_checkpoint_with_a_head_of_another_size(tmp_path):
     assert "in the file alone: pooling.p" in message and "\n" not in message
 
 
+def test_the_averaged_weights_of_our_checkpoint_are_taken(tmp_path):
+    """They are what a run is judged by; the file has its last weights beside them."""
+    torch.manual_seed(0)
+    last, mean = (build_reid_model("resnet18", 5) for _ in range(2))
+    averaged = {"n_averaged": torch.tensor(3)} | {f"module.{key}": value for key, value in mean.state_dict().items()}
+    content = {"kind": "reid", "model": last.state_dict(), "ema": averaged}
+    assert weights.best_weights(content).keys() == mean.state_dict().keys()
+    assert weights.best_weights(content | {"ema": None}) is content["model"]
+    model = build_reid_model("resnet18", 5)
+    path = saved(content, tmp_path / "best.pth")
+    report = load_weights(model, str(path), "resnet18")
+    assert same(model, mean.state_dict()) and "n_averaged" not in report.message
+    assert report.message.endswith(f"tensors from {path} (its averaged weights)")
+    saved(content | {"ema": 0.9}, path)  # nothing that this could be
+    assert "its averaged" not in load_weights(model, str(path), "resnet18").message and same(model, last.state_dict())
+
+
 def test_old_files_without_batch_counters_are_complete(tmp_path):
     state = {key: value for key, value in resnet18().state_dict().items() if "num_batches" not in key}
     message = load_weights(resnet18(), str(saved(state, tmp_path / "w.pth")), "resnet18").message
