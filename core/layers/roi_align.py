@@ -67,12 +67,12 @@ class MultiScaleRoIAlign(nn.Module):
         """Maps (B, C, H, W) by name, B tensors of boxes (Ni, 4) in pixels, heights and widths -> (R, C, h, w).
 
         `image_sizes` only tell the strides, taken to be powers of two: the pictures' largest height or width over the
-        map's, whichever says more, since maps are of padded pictures. Pictures smaller than 0.7 of what they are
-        padded to need their padded size here.
+        map's, whichever says more. The padded sizes make them exact; with the pictures' own, as torchvision is given,
+        those of pictures smaller than 0.7 of what they are padded to are wrong.
         """
         maps = [features[name] for name in self.featmap_names]
         height, width = (max(side) for side in zip(*image_sizes, strict=True))
-        strides = [round(math.log2(max(height / map.shape[2], width / map.shape[3]))) for map in maps]
+        strides = [round(math.log2(max(height / level.shape[2], width / level.shape[3]))) for level in maps]
         rois = _rois(boxes)
         levels = assign_levels(rois[:, 1:], strides[0], strides[-1])
         scales = tuple(2.0**-k for k in strides)
@@ -161,15 +161,15 @@ class _RoIAlign(torch.autograd.Function):
     def forward(ctx, rois, levels, scales, output_size, sampling_ratio, aligned, *maps):
         ctx.save_for_backward(rois, levels)
         ctx.settings = (scales, output_size, sampling_ratio, aligned)
-        ctx.shapes = [map.shape for map in maps]
+        ctx.shapes = [features.shape for features in maps]
         channels, bins = maps[0].shape[1], output_size[0] * output_size[1]
         dtype = torch.promote_types(maps[0].dtype, torch.float32)
         out = maps[0].new_empty(len(rois), bins * channels, dtype=dtype)
-        for level, (map, scale) in enumerate(zip(maps, scales, strict=True)):
-            rows = None
-            for chosen in _chunks(rois, levels == level, scale, map.shape, output_size, sampling_ratio):
-                rows = _rows(map, dtype) if rows is None else rows  # (B * H * W, C)
-                matrix = _matrix(rois[chosen], scale, map.shape, output_size, sampling_ratio, aligned, dtype)
+        for level, (features, scale) in enumerate(zip(maps, scales, strict=True)):
+            rows, shape = None, features.shape
+            for chosen in _chunks(rois, levels == level, scale, shape, output_size, sampling_ratio):
+                rows = _rows(features, dtype) if rows is None else rows  # (B * H * W, C)
+                matrix = _matrix(rois[chosen], scale, shape, output_size, sampling_ratio, aligned, dtype)
                 part = weighted_sums(rows, *matrix).view(len(chosen), -1)
                 if len(chosen) == len(rois):
                     out = part
@@ -200,9 +200,9 @@ class _RoIAlign(torch.autograd.Function):
         return None, None, None, None, None, None, *grads
 
 
-def _rows(map, dtype):
+def _rows(features, dtype):
     """(B, C, H, W) -> contiguous (B * H * W, C); a view where the map is channels_last."""
-    return map.to(dtype).permute(0, 2, 3, 1).reshape(-1, map.shape[1]).contiguous()
+    return features.to(dtype).permute(0, 2, 3, 1).reshape(-1, features.shape[1]).contiguous()
 
 
 def _matrix(rois, scale, shape, output_size, sampling_ratio, aligned, dtype):

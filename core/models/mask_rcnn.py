@@ -65,7 +65,7 @@ class MaskRCNN(nn.Module):
     `targets`, for each picture a dict of boxes (G, 4) (x1, y1, x2, y2) in pixels, labels (G,) int64 in
     1 ... num_classes - 1 and masks (G, H, W) of bool or uint8, where G may be 0, and returns the five losses. In
     evaluation it returns for each picture a dict of boxes (N, 4) in its pixels, labels (N,), scores (N,) and masks
-    (N, 1, 28, 28), the probability of the detected class over the box; `paste_masks` puts those into the picture.
+    (N, 1, M, M), M = 28, the probability of the detected class over the box; `paste_masks` puts those into the picture.
 
     Args, all of them plain values, which `options` keeps so that a checkpoint can build the network again:
         backbone_name: one of `BACKBONES`.
@@ -79,7 +79,7 @@ class MaskRCNN(nn.Module):
         anchor_sizes: for each of P2 ... P6 a side length in pixels, or several.
         aspect_ratios: height / width of the anchors.
         rpn_...: see `RegionProposalNetwork`, with _train and _test for training and evaluation.
-        box_...: see `RoIHeads`; box_reg_weights None is (10, 10, 5, 5).
+        box_..., mask_roi_output_size, roi_sampling_ratio: see `RoIHeads`; box_reg_weights None is (10, 10, 5, 5).
 
     Raises:
         InputError: a value that no network can be built of.
@@ -116,6 +116,9 @@ class MaskRCNN(nn.Module):
         box_batch_size_per_image: int = 512,
         box_positive_fraction: float = 0.25,
         box_reg_weights: Sequence[float] | None = None,
+        box_roi_output_size: int = 7,
+        mask_roi_output_size: int = 14,
+        roi_sampling_ratio: int = 2,
     ):
         options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         _check(options)
@@ -152,6 +155,9 @@ class MaskRCNN(nn.Module):
             score_thresh=box_score_thresh,
             nms_thresh=box_nms_thresh,
             detections_per_img=box_detections_per_img,
+            box_roi_output_size=box_roi_output_size,
+            mask_roi_output_size=mask_roi_output_size,
+            roi_sampling_ratio=roi_sampling_ratio,
         )
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
@@ -169,8 +175,9 @@ class MaskRCNN(nn.Module):
             targets = [resize_target(*pair) for pair in zip(targets, images, sizes, strict=True)]
 
         features = self.backbone(batch)
-        proposals, rpn_losses = self.rpn(list(features.values()), tuple(batch.shape[-2:]), sizes, targets)
-        detections, roi_losses = self.roi_heads(features, proposals, sizes, targets)
+        padded_size = tuple(batch.shape[-2:])
+        proposals, rpn_losses = self.rpn(list(features.values()), padded_size, sizes, targets)
+        detections, roi_losses = self.roi_heads(features, proposals, padded_size, sizes, targets)
         if self.training:
             return {**roi_losses, **rpn_losses}
         for detection, image, size in zip(detections, images, sizes, strict=True):
@@ -225,6 +232,9 @@ def _check(options: dict):
         values = _flat(options[name])
         if not values or min(values) <= 0:
             raise InputError(f"{name} is {options[name]}; give numbers above 0")
+    for name in ("box_roi_output_size", "mask_roi_output_size", "roi_sampling_ratio"):
+        if not isinstance(options[name], int) or options[name] <= 0:
+            raise InputError(f"{name} is {options[name]!r}; give a whole number above 0")
     sizes = options["anchor_sizes"]
     if len(sizes) != 5 or len({len(_flat(level)) for level in sizes}) != 1:
         raise InputError(f"anchor_sizes is {sizes}; give one size, or equally many, for each of the 5 levels P2 to P6")

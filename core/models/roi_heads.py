@@ -94,6 +94,9 @@ class RoIHeads(nn.Module):
         score_thresh: detections need a higher class score.
         nms_thresh: IoU above which the lesser of two detections of a class goes.
         detections_per_img: best detections of a picture that are kept.
+        box_roi_output_size, mask_roi_output_size: each region is read as a grid of so many bins along each side, for
+            the boxes and for the masks, which come out twice as large.
+        roi_sampling_ratio: samples in a bin along each side.
     """
 
     def __init__(
@@ -109,12 +112,15 @@ class RoIHeads(nn.Module):
         score_thresh: float = 0.05,
         nms_thresh: float = 0.5,
         detections_per_img: int = 100,
+        box_roi_output_size: int = 7,
+        mask_roi_output_size: int = 14,
+        roi_sampling_ratio: int = 2,
     ):
         super().__init__()
-        self.box_roi_pool = MultiScaleRoIAlign(LEVELS, output_size=7, sampling_ratio=2)
-        self.box_head = BoxHead(in_channels * 7 * 7, 1024)
+        self.box_roi_pool = MultiScaleRoIAlign(LEVELS, box_roi_output_size, roi_sampling_ratio)
+        self.box_head = BoxHead(in_channels * box_roi_output_size**2, 1024)
         self.box_predictor = BoxPredictor(1024, num_classes)
-        self.mask_roi_pool = MultiScaleRoIAlign(LEVELS, output_size=14, sampling_ratio=2)
+        self.mask_roi_pool = MultiScaleRoIAlign(LEVELS, mask_roi_output_size, roi_sampling_ratio)
         self.mask_head = MaskHead(in_channels)
         self.mask_predictor = MaskPredictor(256, 256, num_classes)
         self.fg_iou_thresh = fg_iou_thresh
@@ -130,6 +136,7 @@ class RoIHeads(nn.Module):
         self,
         features: dict[str, Tensor],
         proposals: Sequence[Tensor],
+        padded_size: tuple[int, int],
         image_sizes: Sequence[tuple[int, int]],
         targets: Sequence[dict[str, Tensor]] | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
@@ -137,30 +144,34 @@ class RoIHeads(nn.Module):
         Args:
             features: the pyramid, "0" ... "3": (B, C, Hi, Wi).
             proposals: (P, 4) of each picture, in pixels of the batch.
+            padded_size: (H, W) of the batch, pixels; over the size of a map it gives that map's stride.
             image_sizes: (h, w) of each picture in the batch.
             targets: boxes (G, 4), labels (G,), masks (G, H, W) of each picture, in pixels of the batch; for training.
 
         Returns:
-            Detections: a dict of boxes (N, 4), labels (N,), scores (N,), masks (N, 1, 28, 28) for each picture, best
-            first; empty in training. Losses: loss_classifier, loss_box_reg, loss_mask; empty in evaluation.
+            Detections: a dict of boxes (N, 4), labels (N,), scores (N,), masks (N, 1, M, M) for each picture, best
+            first, with M twice mask_roi_output_size; empty in training. Losses: loss_classifier, loss_box_reg,
+            loss_mask; empty in evaluation.
         """
         if self.training:
-            return [], self.losses(features, proposals, image_sizes, targets)
-        logits, deltas = self._predict_boxes(features, proposals, image_sizes)
+            return [], self.losses(features, proposals, padded_size, targets)
+        logits, deltas = self._predict_boxes(features, proposals, padded_size)
         detections = self.detect(logits, deltas, proposals, image_sizes)
         boxes, labels = [d["boxes"] for d in detections], [d["labels"] for d in detections]
-        masks = self._predict_masks(features, boxes, image_sizes, torch.cat(labels)).sigmoid()  # (N, 28, 28)
+        masks = self._predict_masks(features, boxes, padded_size, torch.cat(labels)).sigmoid()  # (N, M, M)
         for detection, mask in zip(detections, masks[:, None].split([len(b) for b in boxes]), strict=True):
             detection["masks"] = mask
         return detections, {}
 
-    def _predict_boxes(self, features, proposals, image_sizes):
-        return self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_sizes)))
+    def _predict_boxes(self, features, boxes, padded_size):
+        regions = self.box_roi_pool(features, boxes, [padded_size] * len(boxes))
+        return self.box_predictor(self.box_head(regions))
 
-    def _predict_masks(self, features, boxes, image_sizes, labels):
-        return self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_sizes)), labels)
+    def _predict_masks(self, features, boxes, padded_size, labels):
+        regions = self.mask_roi_pool(features, boxes, [padded_size] * len(boxes))
+        return self.mask_predictor(self.mask_head(regions), labels)
 
-    def losses(self, features, proposals, image_sizes, targets) -> dict[str, Tensor]:
+    def losses(self, features, proposals, padded_size, targets) -> dict[str, Tensor]:
         """Classifier and box losses on a sample of the proposals, mask loss on the objects among them."""
         samples = [self.sample(boxes, target) for boxes, target in zip(proposals, targets, strict=True)]
         boxes, labels, matched = zip(*samples, strict=True)
@@ -169,12 +180,12 @@ class RoIHeads(nn.Module):
             encode_boxes(target["boxes"][index[keep]], box[keep], self.box_reg_weights)
             for target, index, box, keep in zip(targets, matched, boxes, positive, strict=True)
         ]
-        logits, deltas = self._predict_boxes(features, boxes, image_sizes)
+        logits, deltas = self._predict_boxes(features, boxes, padded_size)
         loss_classifier, loss_box_reg = box_losses(logits, deltas, torch.cat(labels), torch.cat(encoded))
 
         boxes = [box[keep] for box, keep in zip(boxes, positive, strict=True)]
         mask_labels = torch.cat([label[keep] for label, keep in zip(labels, positive, strict=True)])
-        mask_logits = self._predict_masks(features, boxes, image_sizes, mask_labels)  # (P, 28, 28)
+        mask_logits = self._predict_masks(features, boxes, padded_size, mask_labels)  # (P, M, M)
         masks = [
             project_masks(target["masks"], box, index[keep], mask_logits.shape[-1])
             for target, box, index, keep in zip(targets, boxes, matched, positive, strict=True)

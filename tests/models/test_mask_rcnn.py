@@ -2,7 +2,9 @@ import copy
 
 import pytest
 import torch
+import torchvision
 from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
@@ -257,6 +259,75 @@ def test_pictures_of_any_size(size):
     assert all(loss.isfinite() for loss in losses.values())
 
 
+@pytest.mark.parametrize("size, padded", [((40, 40), (64, 64)), ((16, 16), (32, 32)), ((22, 300), (32, 320))])
+@pytest.mark.parametrize("training", [True, False])
+def test_strides_of_small_pictures_are_those_of_the_maps(size, padded, training):
+    """A picture of 40 pixels is padded to 64: its finest map of 16 has the stride 4, and not 40 / 16."""
+    network = MaskRCNN("resnet18", 3, **SMALL | {"min_size": min(size), "max_size": max(size)}).train(training)
+    strides = {"0": 4, "1": 8, "2": 16, "3": 32}
+    pooled = []
+
+    def compare(pool, inputs, out):
+        features, boxes, _ = inputs
+        # Boxes of such pictures are below 112 pixels, all but those of a thin one: read from the finest map.
+        small = torch.cat([(b[:, 2:] - b[:, :2]).prod(dim=1) < 110**2 for b in boxes])
+        expected = torchvision.ops.roi_align(features["0"], list(boxes), pool.output_size, 1 / strides["0"], 2)
+        torch.testing.assert_close(out[small], expected[small], rtol=1e-5, atol=1e-5)
+        every = torchvision.ops.MultiScaleRoIAlign(list(strides), pool.output_size, 2)(features, list(boxes), [padded])
+        torch.testing.assert_close(out, every, rtol=1e-5, atol=1e-5)
+        pooled.append(int(small.sum()))
+
+    for pool in (network.roi_heads.box_roi_pool, network.roi_heads.mask_roi_pool):
+        pool.register_forward_hook(compare)
+    with torch.no_grad():
+        network([torch.rand(3, *size)] * 2, [target(*size, [(2, 3, 15, 14)])] * 2 if training else None)
+    assert len(pooled) == 2 and min(pooled) > 0
+
+
+def test_several_anchor_sizes_a_level_equal_torchvisions():
+    options = {name: value for name, value in SMALL.items() if name != "box_batch_size_per_image"}
+    sizes, ratios = [(8, 12), (16, 24), (32, 48), (64, 96), (128, 192)], (0.5, 1.0)
+    torch.manual_seed(0)
+    ours = MaskRCNN("resnet18", 5, norm="frozen", anchor_sizes=sizes, aspect_ratios=ratios, **options)
+    assert ours.rpn.head.cls_logits.out_channels == 4
+    backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=5)
+    anchors = AnchorGenerator(tuple(sizes), (ratios,) * 5)
+    theirs = TorchvisionMaskRCNN(backbone, 5, rpn_anchor_generator=anchors, **options)
+    ours.state_dict()["rpn.head.cls_logits.weight"].mul_(5)
+    theirs.load_state_dict(ours.state_dict())
+    images, targets = pictures_and_targets()
+    torch.manual_seed(1)
+    losses = ours.train()(images, targets)
+    torch.manual_seed(1)
+    for name, expected in theirs.train()(images, copy.deepcopy(targets)).items():
+        torch.testing.assert_close(losses[name], expected, rtol=1e-5, atol=1e-5)
+    sum(losses.values()).backward()
+    with torch.no_grad():
+        results = ours.eval()(images), theirs.eval()(images)
+    for mine, expected in zip(*results, strict=True):
+        assert len(mine["boxes"]) == 20
+        torch.testing.assert_close(mine["boxes"], expected["boxes"], rtol=0, atol=1e-3)
+        torch.testing.assert_close(mine["scores"], expected["scores"], rtol=0, atol=1e-5)
+
+
+def test_region_grids_of_other_sizes():
+    """The masks are twice the grid of the mask branch, in the losses as in detections, and are pasted as any others."""
+    options = {"box_roi_output_size": 5, "mask_roi_output_size": 8, "roi_sampling_ratio": 1}
+    network = MaskRCNN("resnet18", 5, norm="frozen", **SMALL, **options)
+    images, targets = pictures_and_targets()
+    losses = network.train()(images, targets)
+    sum(losses.values()).backward()
+    assert losses["loss_mask"] > 0
+    with torch.no_grad():
+        detection = network.eval()(images)[0]
+    assert detection["masks"].shape == (20, 1, 16, 16)
+    assert paste_masks(detection["masks"], detection["boxes"], (60, 90)).shape == (20, 1, 60, 90)
+    with torch.device("meta"):
+        again = MaskRCNN(**network.options)
+    assert again.roi_heads.box_head.fc6.weight.shape == (1024, 256 * 5 * 5)
+    assert again.roi_heads.mask_roi_pool.output_size == (8, 8) and again.roi_heads.mask_roi_pool.sampling_ratio == 1
+
+
 @torch.no_grad()
 def test_nothing_found():
     network = MaskRCNN("resnet18", 3, **SMALL | {"box_score_thresh": 1.0}).eval()
@@ -361,6 +432,10 @@ def test_options_build_the_same_network_again(tmp_path):
         ({"max_size": -5}, "max_size is -5; give"),
         ({"image_std": (1.0, 0.0, 1.0)}, "image_std is"),
         ({"aspect_ratios": (0.5, -1)}, "aspect_ratios is"),
+        ({"box_roi_output_size": 0}, "box_roi_output_size is 0; give a whole number above 0"),
+        ({"mask_roi_output_size": -14}, "mask_roi_output_size is -14; give"),
+        ({"roi_sampling_ratio": 0}, "roi_sampling_ratio is 0; give"),
+        ({"box_roi_output_size": 7.5}, "box_roi_output_size is 7.5; give"),
         ({"anchor_sizes": (32, 64)}, "anchor_sizes is .* 5 levels P2 to P6"),
         ({"anchor_sizes": (8, 16, 32, 64, (128, 256))}, "anchor_sizes is .* equally many"),
     ],

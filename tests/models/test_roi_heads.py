@@ -8,7 +8,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 
 from core.models.roi_heads import MaskPredictor, RoIHeads, box_losses
 
-IMAGE_SIZES = [(64, 96), (50, 70)]
+PADDED, IMAGE_SIZES = (64, 96), [(64, 96), (50, 70)]
 
 
 def heads(num_classes=4, **options):
@@ -115,7 +115,7 @@ def test_mask_loss_is_on_positives_and_their_own_class_alone():
     ]
     seen = []
     network.mask_head.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
-    losses = network(features(), [random_boxes(20), boxes.repeat(4, 1)], IMAGE_SIZES, targets)[1]
+    losses = network(features(), [random_boxes(20), boxes.repeat(4, 1)], PADDED, IMAGE_SIZES, targets)[1]
     assert seen == [10]  # 4 x 2 proposals on the objects, and the objects; nothing of the picture without objects
     sum(losses.values()).backward()
     rows = network.mask_predictor.mask_fcn_logits.weight.grad.flatten(1).abs().amax(dim=1)
@@ -129,7 +129,7 @@ def test_mask_loss_by_hand():
     torch.nn.init.zeros_(network.mask_predictor.mask_fcn_logits.bias)
     masks = torch.zeros(1, 64, 96, dtype=torch.uint8)
     target = {"boxes": torch.tensor([[5.0, 5, 25, 25]]), "labels": torch.tensor([1]), "masks": masks}
-    losses = network(features(), [random_boxes(4)] * 2, IMAGE_SIZES, [target] * 2)[1]
+    losses = network(features(), [random_boxes(4)] * 2, PADDED, IMAGE_SIZES, [target] * 2)[1]
     assert losses["loss_mask"].item() == pytest.approx(math.log(2))
 
 
@@ -137,7 +137,7 @@ def test_detected_masks_are_probabilities_of_the_detected_class():
     network = heads(score_thresh=0.0, detections_per_img=5).eval()
     maps = features()
     with torch.no_grad():
-        detections, losses = network(maps, [random_boxes(6), random_boxes(3)], IMAGE_SIZES)
+        detections, losses = network(maps, [random_boxes(6), random_boxes(3)], PADDED, IMAGE_SIZES)
     assert losses == {} and [len(d["boxes"]) for d in detections] == [5, 5]
     labels = torch.cat([d["labels"] for d in detections])
     pooled = network.mask_roi_pool(maps, [d["boxes"] for d in detections], IMAGE_SIZES)
@@ -149,11 +149,24 @@ def test_detected_masks_are_probabilities_of_the_detected_class():
         assert (detection["scores"].diff() <= 0).all()
 
 
+def test_grids_of_other_sizes():
+    options = {"box_roi_output_size": 5, "mask_roi_output_size": 9, "roi_sampling_ratio": 3}
+    network = heads(score_thresh=0.0, **options).eval()
+    seen = []
+    for pool in (network.box_roi_pool, network.mask_roi_pool):
+        assert pool.sampling_ratio == 3
+        pool.register_forward_hook(lambda module, inputs, out: seen.append(tuple(out.shape[1:])))
+    with torch.no_grad():
+        detections = network(features(), [random_boxes(6), random_boxes(3)], PADDED, IMAGE_SIZES)[0]
+    assert seen == [(8, 5, 5), (8, 9, 9)] and network.box_head.fc6.in_features == 8 * 5 * 5
+    assert [tuple(d["masks"].shape[1:]) for d in detections] == [(1, 18, 18)] * 2
+
+
 def test_degenerate_true_boxes_do_not_crash():
     network = heads(batch_size_per_image=16).train()
     boxes = torch.tensor([[10.0, 10, 10, 10], [20, 20, 15, 40]])
     target = {"boxes": boxes, "labels": torch.tensor([1, 2]), "masks": torch.zeros(2, 64, 96, dtype=torch.uint8)}
-    losses = network(features(), [random_boxes(5)] * 2, IMAGE_SIZES, [target] * 2)[1]
+    losses = network(features(), [random_boxes(5)] * 2, PADDED, IMAGE_SIZES, [target] * 2)[1]
     assert losses["loss_classifier"].isfinite()
 
 
