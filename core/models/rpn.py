@@ -176,7 +176,12 @@ class RegionProposalNetwork(nn.Module):
             logits, deltas = self.head(levels)
             anchors = self.anchor_generator(padded_size, levels)  # (A, 4)
             proposals = self.propose(logits, deltas, anchors, image_sizes)
-        return proposals, self.losses(levels, anchors, targets) if self.training else {}
+        if not self.training:
+            return proposals, {}
+        # Autocast keeps the half-precision copies of weights. Those made above have no gradient; where torch uses them
+        # again (older versions do), `conv.bias` would silently get none from the losses.
+        torch.clear_autocast_cache()
+        return proposals, self.losses(levels, anchors, targets)
 
     def propose(self, logits, deltas, anchors, image_sizes) -> list[Tensor]:
         """The best of each level, decoded, clipped to the picture and thinned by NMS within the level."""

@@ -96,6 +96,22 @@ def test_not_a_number_is_no_proposal(pair):
     assert losses["loss_objectness"].isnan(), "it's the trainer's to see that the loss isn't finite"
 
 
+def test_autocast_leaves_no_parameter_without_a_gradient(pair):
+    """The proposals are made without gradient: autocast must not give their half-precision weights to the losses."""
+    network = pair[0].train()
+    gradients = []
+    for enabled in (True, False):
+        torch.manual_seed(0)
+        network.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            losses = network(levels(), (64, 96), IMAGE_SIZES, TARGETS)[1]
+        sum(losses.values()).backward()
+        gradients.append({name: p.grad for name, p in network.named_parameters()})
+    for name, expected in gradients[1].items():
+        assert gradients[0][name] is not None, name
+        assert (gradients[0][name] - expected).norm() <= 0.1 * expected.norm(), name
+
+
 @pytest.mark.parametrize("positives, negatives", [(0, 0), (0, 5), (3, 0), (100, 100), (3, 100), (100, 3)])
 def test_sampler_draws_what_torchvisions_draws(positives, negatives):
     labels = torch.cat((torch.full((positives,), 2), torch.zeros(negatives).long(), torch.full((7,), -1)))
