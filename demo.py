@@ -7,13 +7,15 @@ One picture, several, a folder, a pattern:
     python demo.py "photos/**/*.jpg" --device cuda --amp fp16
 
 The network is that of --weights: a checkpoint of train_mask_rcnn.py, or torchvision's COCO file of Mask R-CNN. Without
-it the newest best.pth of a Mask R-CNN under runs/ is taken, and where there is none, the published COCO weights.
+it the newest best.pth of a Mask R-CNN under runs/ is taken (last.pth of a run that was not evaluated), and where there
+is none, the published COCO weights.
 
 For each picture there is a folder <--output>/<its name> with
     sheet.jpg           six panels: the picture; boxes with class and score; masks; masks over the picture; masks and
                         classes; all together. Each is a file, too: original, boxes, masks, overlay, classes, all
     instances.json      of each instance the class, score, box [x1, y1, x2, y2] in pixels, and the mask as a run-length
-                        code that pycocotools.mask.decode reads
+                        code that pycocotools.mask.decode reads; both are of the upright picture: turned as its
+                        EXIF orientation says, as viewers show it
 and index.html shows them all. A folder that exists is never overwritten, the next free number is added.
 """
 
@@ -30,13 +32,13 @@ from tqdm import tqdm
 from core import visualize
 from core.data.images import IMAGE_SUFFIXES, list_images, read_image
 from core.engine import detection, distributed, options
-from core.engine.checkpoint import open_run
+from core.engine.checkpoint import REQUIRED, load_checkpoint, open_run
 from core.engine.coco_evaluation import encode_detections
 from core.engine.detection_pictures import instances
 from core.engine.logger import progress_is_shown
 from core.engine.updater import autocast
 from core.errors import InputError
-from core.files import atomic_write, make_folder
+from core.files import atomic_write, distinct_names, make_folder
 from core.models import weights
 from core.models.mask_rcnn import MaskRCNN
 from core.models.mask_rcnn_weights import (
@@ -57,11 +59,15 @@ def get_parser():
     parser.add_argument("pictures", nargs="+", help="files, folders, patterns such as 'photos/*.jpg'")
     parser.add_argument("--weights", metavar="PATH", help="a checkpoint of train_mask_rcnn.py, or torchvision's file")
     parser.add_argument(
-        "--score", type=options.fraction, default=0.5, help="least score of what is shown; below 0.05 changes nothing"
+        "--score",
+        type=options.fraction,
+        default=0.5,
+        help="least score of what is shown; below the network's own --min-score (0.05 unless trained otherwise) "
+        "changes nothing",
     )
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="show only these (default: all)")
     parser.add_argument("--output", default="runs/demo", metavar="FOLDER", help="folder for the results")
-    options.add_device_options(parser)
+    options.add_device_options(parser, timeout=False)
     return parser
 
 
@@ -90,10 +96,14 @@ def list_pictures(patterns):
 
 def load_network(path, device):
     """The network, its classes ((category id, name), or None, for label 1, 2, ...), and a line about its weights."""
-    path = path or newest_checkpoint("runs") or published_file()
-    content = weights.load_file(path)
-    if kind_of(content):
-        network, state = detection.network_from_checkpoint(path, device)
+    path, content = (path, weights.load_file(path)) if path else newest_checkpoint("runs")
+    if path is None:
+        path = published_file()
+        content = weights.load_file(path)
+    if isinstance(content, dict) and "kind" in content:
+        if not is_whole(content):
+            load_checkpoint(path, "mask_rcnn")  # raises what is wrong with it
+        network, state = detection.network_from_checkpoint(path, device, state=content)
         return network, state["categories"], f"weights: {path}, epoch {state['epoch']}"
     state = rename_old_keys(weights.find_state_dict(content, path))
     if len(state.get(HEAD_KEYS[0], ())) != len(COCO_LABELS) + 1:
@@ -104,14 +114,26 @@ def load_network(path, device):
 
 
 def newest_checkpoint(runs):
-    """The newest best.pth of a Mask R-CNN under a folder, or None."""
-    paths = sorted(Path(runs).rglob("best.pth"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    return next((path for path in paths if kind_of(weights.load_file(path)) == "mask_rcnn"), None)
+    """(path, content) of the newest Mask R-CNN under a folder, or (None, None); a file that is none is named.
+
+    In each folder best.pth is what counts, and last.pth where there is none: of a training without evaluation.
+    """
+    best = {path.parent: path for name in ("last.pth", "best.pth") for path in Path(runs).rglob(name) if path.is_file()}
+    for path in sorted(best.values(), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        try:
+            state = load_checkpoint(path)
+            if is_whole(state):
+                return path, state
+            if state["kind"] == "mask_rcnn":
+                raise InputError(f"{path} is not whole, or another version of Carousel wrote it")
+        except InputError as error:
+            print(f"skipped: {printable(error)}", file=sys.stderr)
+    return None, None
 
 
-def kind_of(content):
-    """'mask_rcnn', 'reid', ... of what a checkpoint of ours holds; None of any other file."""
-    return content.get("kind") if isinstance(content, dict) else None
+def is_whole(state):
+    """Whether a checkpoint is one of Mask R-CNN with all that belongs to it."""
+    return state["kind"] == "mask_rcnn" and all(key in state for key in REQUIRED["mask_rcnn"])
 
 
 def published_file():
@@ -122,19 +144,20 @@ def published_file():
     except weights.DownloadError as error:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise InputError(
-            f"no weights: no best.pth of a Mask R-CNN is under runs/, and {url} can't be had ({error}); train with "
+            f"no weights: no checkpoint of a Mask R-CNN is under runs/, and {url} can't be had ({error}); train with "
             f"`python train_mask_rcnn.py`, put that file into {folder}, or give --weights PATH"
         ) from error
 
 
 def choose_labels(categories, wanted):
-    """The labels 1, 2, ... to show. Raises InputError for a class that the network doesn't know."""
-    names = {category[1].casefold(): label for label, category in enumerate(categories, start=1) if category}
+    """The labels 1, 2, ... to show; all classes of a name. Raises InputError for one that the network doesn't know."""
+    names = [category[1].casefold() if category else None for category in categories]
     unknown = [name for name in wanted or () if name.casefold() not in names]
     if unknown:
         known = ", ".join(category[1] for category in categories if category)
         raise InputError(f"--classes {' '.join(unknown)}: the network doesn't know this; it knows {known}")
-    return sorted(names[name.casefold()] for name in wanted or names)
+    chosen = {name.casefold() for name in wanted} if wanted else set(names) - {None}
+    return [label for label, name in enumerate(names, start=1) if name in chosen]
 
 
 @torch.inference_mode()
@@ -184,21 +207,8 @@ def save(path, picture):
             picture.save(file, "PNG")
 
 
-def folder_names(paths):
-    """A folder name for each picture: its own without the suffix, numbered where two have the same."""
-    names, taken = [], {"index.html"}
-    for path in paths:
-        stem, number = Path(path).stem.strip(".") or "picture", 2  # "..jpg" must not lead out of the folder
-        name = stem
-        while name.casefold() in taken:  # as some file systems compare names
-            name, number = f"{stem}-{number}", number + 1
-        taken.add(name.casefold())
-        names.append(name)
-    return names
-
-
 def main(args):
-    device = distributed.setup(args.device, args.timeout)
+    device = distributed.setup(args.device)
     paths = list_pictures(args.pictures)
     network, categories, message = load_network(args.weights, device)
     labels = choose_labels(categories, args.classes)
@@ -206,7 +216,8 @@ def main(args):
     output, _ = open_run(Path(args.output).parent, Path(args.output).name)
     names = {category[0]: category[1] for category in categories if category}
     cards, skipped = [], []
-    bar = tqdm(list(zip(paths, folder_names(paths), strict=True)), disable=not progress_is_shown(), unit="picture")
+    folders = distinct_names(paths, taken={"index.html"})
+    bar = tqdm(list(zip(paths, folders, strict=True)), disable=not progress_is_shown(), unit="picture")
     for path, folder in bar:
         try:
             picture = read_image(path)

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from core.data.coco import coco_ground_truth, coco_paths, read_coco
 from core.engine import coco_evaluation, detection, detection_pictures, distributed, options, reid, reid_pictures
-from core.engine.checkpoint import load_checkpoint, open_run
+from core.engine.checkpoint import REQUIRED, load_checkpoint, open_run
 from core.errors import InputError
 from core.files import atomic_write, make_folder
 from core.models.reid import ReIDOutput
@@ -38,8 +38,8 @@ from core.retrieval.rerank import re_rank
 from core.visualize import precision_recall_curves
 
 # An option that says nothing about a network of the other kind is refused, not ignored.
-REID_OPTIONS = ("dataset", "height", "width", "skip_broken", "protocol", "distance", "flip", "query_expansion")
-REID_OPTIONS += ("rerank", "save_features", "rank_list")
+REID_OPTIONS = ("dataset", "height", "width", "protocol", "distance", "eval_batch_size", "flip", "query_expansion")
+REID_OPTIONS += ("expansion_k", "expansion_alpha", "rerank", "k1", "k2", "lambda_value", "save_features", "rank_list")
 DETECTION_OPTIONS = ("images", "annotations", "predictions", "score")
 
 
@@ -95,18 +95,29 @@ def main(args):
     say = print if distributed.is_main() else lambda _: None
     if args.raw_pixels == (args.checkpoint is not None):
         raise InputError("give either a checkpoint, e.g. runs/NAME/best.pth, or --raw-pixels")
-    if args.checkpoint and load_checkpoint(args.checkpoint)["kind"] == "mask_rcnn":
+    state = load_state(args.checkpoint) if args.checkpoint else None
+    if state and state["kind"] == "mask_rcnn":
         refuse(args, REID_OPTIONS, "Mask R-CNN")
-        evaluate_detection(args, device, say)
+        evaluate_detection(args, state, device, say)
     else:
         refuse(args, DETECTION_OPTIONS, "ReID")
-        evaluate_reid(args, device, say)
+        evaluate_reid(args, state, device, say)
+
+
+def load_state(path):
+    """The checkpoint, read once. Raises InputError if it is of neither kind, or not whole."""
+    state = load_checkpoint(path)
+    kind = "mask_rcnn" if state["kind"] == "mask_rcnn" else "reid"
+    if state["kind"] != kind or any(key not in state for key in REQUIRED[kind]):
+        load_checkpoint(path, kind)  # raises what is wrong with it
+    return state
 
 
 def refuse(args, names, kind):
     """Raises InputError where options are given that have no effect here."""
     parser = get_parser()
-    given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) != parser.get_default(name)]
+    given = [name for name in names if getattr(args, name) != parser.get_default(name)]
+    given = [f"--{name.removesuffix('_value').replace('_', '-')}" for name in given]
     if given:
         raise InputError(f"{', '.join(given)}: not an option for a network of {kind}; leave it out")
 
@@ -122,13 +133,13 @@ def write_texts(folder, table, numbers, args):
 # ReID
 
 
-def load_network(args, device):
+def load_network(args, state, device):
     """The network to evaluate; options that the person left open are taken from its checkpoint."""
     if args.raw_pixels:
         args.height, args.width = args.height or 64, args.width or 64
         args.distance = args.distance or "euclidean"
         return RawPixels(args.height, args.width).to(device)
-    network, state = reid.network_from_checkpoint(args.checkpoint, device)
+    network, _ = reid.network_from_checkpoint(args.checkpoint, device, state=state)
     args.height, args.width = args.height or state["input_size"][0], args.width or state["input_size"][1]
     args.distance = args.distance or state["distance"]
     if args.dataset is None and args.data is None:
@@ -171,8 +182,8 @@ def table(results):
     return "\n".join([head, *rows])
 
 
-def evaluate_reid(args, device, say):
-    network = load_network(args, device)
+def evaluate_reid(args, state, device, say):
+    network = load_network(args, state, device)
     data = reid.load_data(args, say)
     if args.rerank and args.protocol == "vehicleid":
         raise InputError(
@@ -215,8 +226,8 @@ def write_reid_results(folder, results, query, gallery, data, args):
 # Mask R-CNN
 
 
-def evaluate_detection(args, device, say):
-    network, state = detection.network_from_checkpoint(args.checkpoint, device)
+def evaluate_detection(args, state, device, say):
+    network, _ = detection.network_from_checkpoint(args.checkpoint, device, state=state)
     data = load_detection_data(args, state["args"], say)
     categories = match_categories(state["categories"], data, say)
     output = args.output or Path(args.checkpoint).with_suffix("")
@@ -249,7 +260,11 @@ def evaluate_detection(args, device, say):
 
 
 def load_detection_data(args, trained_with, say):
-    """`CocoData` that the options name, or else what the training evaluated on."""
+    """`CocoData` that the options name, or else what the training evaluated on.
+
+    Unreadable pictures are left out if `--skip-broken` is given or the training left them out.
+    """
+    args.skip_broken = args.skip_broken or trained_with.get("skip_broken", False)
     if bool(args.images) != bool(args.annotations):
         raise InputError("--images and --annotations belong together: give both or neither")
     if args.images and args.data:
@@ -260,7 +275,7 @@ def load_detection_data(args, trained_with, say):
     elif not images:
         images, annotations = trained_with["val_images"], trained_with["val_annotations"]
     if images:
-        data = read_coco(annotations, images)
+        data = read_coco(annotations, images, check_sizes=not args.skip_broken)
         for note in data.notes:
             say(note)
     elif trained_with["val_fraction"]:
@@ -268,17 +283,23 @@ def load_detection_data(args, trained_with, say):
     else:
         raise InputError(f"{args.checkpoint} was trained without evaluation: give --images and --annotations")
     args.annotations = data.annotations_path  # metrics.json keeps it
-    return data
+    return detection.without_broken(data, say) if args.skip_broken else data
 
 
 def match_categories(categories, data, say):
     """The data's category for each label 1, 2, ... of the network, None where the data lacks it: matched by name.
 
-    Where two of the data's have one name, the one of the same id is taken.
+    Where two have one name, the one of the same id is taken, else the first, as `read_coco` does for a training.
     """
-    by_name = {category.name: category for category in reversed(data.categories)}
-    by_both = {tuple(category): category for category in data.categories}
-    matched = [by_both.get((number, name), by_name.get(name)) for number, name in categories]
+    labels = list(enumerate(categories))[::-1]  # so that of two alike the first one counts
+    by_name = {name: label for label, (_, name) in labels}
+    by_both = {(number, name): label for label, (number, name) in labels}
+    matched = [None] * len(categories)
+    # The one of the same id stays, else the first of the same name.
+    for category in sorted(reversed(data.categories), key=by_both.__contains__):
+        label = by_both.get(category, by_name.get(category.name))
+        if label is not None:
+            matched[label] = category
     if not any(matched):
         listed = [", ".join(category[1] for category in some[:8]) for some in (categories, data.categories)]
         raise InputError(

@@ -16,6 +16,22 @@ def make_folder(path):
         raise InputError(f"can't make the folder {path}: {error.strerror}; give another --output") from error
 
 
+def distinct_names(paths, taken=()):
+    """A name for what is made of each file: its own without the suffix, numbered where two have the same.
+
+    taken: names that are in use already. Upper and lower case count as one, as some file systems have it.
+    """
+    names, taken = [], {name.casefold() for name in taken}
+    for path in paths:
+        stem, number = Path(path).stem.strip(".") or "picture", 2  # "..jpg" must not lead out of the folder
+        name = stem
+        while name.casefold() in taken:
+            name, number = f"{stem}-{number}", number + 1
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
 class atomic_write:
     """Context manager: a binary file that appears under `path` only once it is complete and on the disk.
 

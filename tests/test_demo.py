@@ -182,12 +182,15 @@ def test_pictures_are_found_by_pattern(photos):
         (["photos", "--weights", "none.pth"], "no such file: none.pth"),
         (["photos", "--weights", "photos/one.png"], "photos/one.png is damaged"),
         (["photos", "--score", "2"], "--score"),
+        (["photos", "--weights", "part.pth"], "part.pth lacks ema, network, categories"),
+        (["photos", "--timeout", "3"], "unrecognized arguments: --timeout 3"),
         ([], "pictures"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_no_folder(run, checkpoint, photos, arguments, message):
     Path("empty").mkdir()
     torch.save({"kind": "reid"}, "reid.pth")
+    torch.save({"kind": "mask_rcnn", "model": {}}, "part.pth")
     torch.save({"fc.weight": torch.zeros(2, 2)}, "plain.pth")
     given = [] if "--weights" in arguments else ["--weights", checkpoint]
     code, out, err = run(demo, *arguments, *given)
@@ -201,6 +204,47 @@ def test_without_weights_the_newest_mask_rcnn_under_runs_is_taken(run, photos):
         os.utime(path, (1000 + number, 1000 + number))
     code, out, _ = run(demo, "photos/one.png")
     assert code == 0 and out.startswith("weights: runs/new/best.pth, epoch 1\n")
+
+
+def test_what_is_no_checkpoint_under_runs_is_named_and_passed_over(run, photos):
+    """The newest run was trained without evaluation: last.pth is all that it has."""
+    save_checkpoint(Path("runs/blind/last.pth"), OPTIONS, epoch=7)
+    save_checkpoint(Path("runs/old/best.pth"), OPTIONS, epoch=1)
+    save_checkpoint(Path("runs/old/last.pth"), OPTIONS, epoch=2)
+    for name, content in (("foreign", {"weight": torch.zeros(2)}), ("part", {"kind": "mask_rcnn"}), ("reid", "reid")):
+        Path("runs", name).mkdir()
+        torch.save({"kind": "reid"} if content == "reid" else content, Path("runs", name, "best.pth"))
+    Path("runs/damaged").mkdir()
+    Path("runs/damaged/best.pth").write_bytes(b"no checkpoint")
+    Path("runs/damaged/last.pth").symlink_to("gone.pth")
+    for time, path in enumerate(["old/last", "old/best", "blind/last", "part/best", "foreign/best", "damaged/best"]):
+        os.utime(Path("runs", f"{path}.pth"), (time, time))
+
+    code, out, err = run(demo, "photos/one.png")
+    assert code == 0 and out.startswith("weights: runs/blind/last.pth, epoch 7\n")
+    assert [line.split()[:2] for line in err.splitlines()] == [
+        ["skipped:", f"runs/{name}/best.pth"] for name in ("damaged", "foreign", "part")
+    ]
+    Path("runs/blind/last.pth").unlink()
+    code, out, _ = run(demo, "photos/one.png")
+    assert code == 0 and out.startswith("weights: runs/old/best.pth, epoch 1\n")
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_the_checkpoint_is_read_once(run, checkpoint, photos, monkeypatch, given):
+    read_files = []
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda path, **how: read_files.append(str(path)) or load(path, **how))
+    path = checkpoint if given else save_checkpoint(Path("runs/one/best.pth"), OPTIONS)
+    code, _, _ = run(demo, "photos/one.png", *(["--weights", path] if given else []))
+    assert code == 0 and read_files == [str(path)]
+
+
+def test_classes_of_one_name_are_shown_together():
+    categories = [(1, "bag"), (2, "Bag"), None, (3, "cup")]
+    assert demo.choose_labels(categories, None) == [1, 2, 4]
+    assert demo.choose_labels(categories, ["bag"]) == demo.choose_labels(categories, ["BAG", "bag"]) == [1, 2]
+    assert demo.choose_labels(categories, ["cup", "bag"]) == [1, 2, 4]
 
 
 def test_without_any_weights_one_line_says_how_to_get_some(run, photos, monkeypatch):

@@ -255,6 +255,14 @@ def vehicleid(baggage, root):
     return root
 
 
+def test_the_checkpoint_is_read_once(evaluated, trained, monkeypatch):
+    read_files = []
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda path, **how: read_files.append(path) or load(path, **how))
+    evaluated(trained / "last.pth")
+    assert list(map(str, read_files)) == [str(trained / "last.pth")]
+
+
 def test_vehicleid_has_one_set_which_cannot_be_re_ranked(run, evaluated, trained, baggage, tmp_path):
     data = ["--dataset", "vehicleid", "--data", vehicleid(baggage, tmp_path / "VehicleID")]
     said, metrics, folder = evaluated(trained / "last.pth", *data, sheet=True)

@@ -11,12 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import evaluate
 import train_mask_rcnn
+from core.data.coco import CocoCategory, CocoData
 from core.engine import options
 from core.engine.checkpoint import load_checkpoint, save_checkpoint
 from core.engine.coco_evaluation import COCO_NUMBERS
@@ -196,6 +198,37 @@ def test_two_classes_of_one_name(evaluated, altered, shapes, tmp_path):
     assert [row["num_instances"] for row in metrics["classes"]] == [4, 2]
 
 
+@pytest.mark.parametrize(
+    ("known", "listed", "matched"),
+    [
+        ([(1, "bag"), (2, "bag")], [(9, "bag")], [9, None]),  # the first label, as in the evaluation of a training
+        ([(5, "bag")], [(1, "bag"), (2, "bag")], [1]),
+        ([(2, "bag")], [(1, "bag"), (2, "bag")], [2]),
+        ([(1, "bag"), (2, "bag")], [(1, "bag"), (2, "bag")], [1, 2]),
+        ([(1, "bag"), (2, "bag")], [(2, "bag"), (7, "cup")], [None, 2]),
+        ([(7, "cup"), (1, "bag")], [(1, "cup"), (7, "bag")], [1, 7]),
+    ],
+)
+def test_which_category_a_label_is(known, listed, matched):
+    data = CocoData([], [CocoCategory(*category) for category in listed], "some.json", [], {})
+    found = evaluate.match_categories([list(category) for category in known], data, print)
+    assert [category and category.id for category in found] == matched
+
+
+def test_pictures_of_one_name_have_their_own_sheets(evaluated, trained, shapes, tmp_path):
+    def into_folders(content):
+        for picture in content["images"]:
+            folder = tmp_path / "pictures" / str(picture["id"])
+            folder.mkdir(parents=True)
+            shutil.copy(val(shapes)[0] / picture["file_name"], folder / "camera.png")
+            picture["file_name"] = f"{folder.name}/camera.png"
+
+    annotations = changed_annotations(shapes, tmp_path / "folders.json", into_folders)[2:]
+    _, _, folder = evaluated(trained / "last.pth", "--images", tmp_path / "pictures", *annotations, pictures=4)
+    sheets = {path.name for path in (folder / "predictions").iterdir()}
+    assert sheets == {"camera.jpg", "camera-2.jpg", "camera-3.jpg", "camera-4.jpg"}
+
+
 def test_a_folder_in_the_layout_of_coco(evaluated, trained, shapes, tmp_path):
     root = shutil.copytree(shapes, tmp_path / "copy")
     _, before, _ = evaluated(trained / "last.pth")
@@ -262,6 +295,9 @@ def refused(run, *arguments):
     [
         (["--rerank"], "--rerank: not an option for a network of Mask R-CNN; leave it out"),
         (["--dataset", "mvb", "--flip"], "--dataset, --flip: not an option"),
+        (["--eval-batch-size", "2", "--expansion-k", "2"], "--eval-batch-size, --expansion-k: not an option"),
+        (["--expansion-alpha", "1", "--k1", "2", "--k2", "2"], "--expansion-alpha, --k1, --k2: not an option"),
+        (["--lambda", "0.5"], "--lambda: not an option"),
         (["--images", "SHAPES/val2017"], "belong together"),
         (["--annotations", "SHAPES/x.json"], "belong together"),
         (["--images", "SHAPES", "--annotations", "x", "--data", "SHAPES"], "not all of them"),
@@ -285,10 +321,26 @@ def test_data_that_has_moved_since_the_training(run, altered, tmp_path):
     assert moved in refused(run, altered(lambda state: state["args"].update(val_annotations=moved)))
 
 
-def test_a_broken_picture_is_named(run, trained, shapes, tmp_path):
+def test_a_broken_picture_is_named_and_may_be_left_out(run, evaluated, trained, altered, shapes, tmp_path):
+    """It is left out, too, if it was in the training."""
     root = shutil.copytree(shapes, tmp_path / "data")
     (root / "val2017" / "2.png").write_bytes(b"no picture")
-    assert "2.png" in refused(run, trained / "last.pth", "--data", root, "--output", tmp_path / "results")
+    data = ["--data", root]
+    assert "2.png" in refused(run, trained / "last.pth", *data, "--output", tmp_path / "results")
+    said, metrics, folder = evaluated(trained / "last.pth", *data, "--skip-broken")
+    assert "2.png" in said and "--skip-broken: 1 of 4 pictures of" in said
+    assert ": 3 pictures with 4 instances" in said and metrics["args"]["skip_broken"] is True
+    assert 2 not in {one["image_id"] for one in json.loads((folder / "detections_bbox.json").read_text())}
+    _, again, _ = evaluated(altered(lambda state: state["args"].update(skip_broken=True)), *data)
+    assert again["results"] == metrics["results"]
+
+
+def test_the_checkpoint_is_read_once(evaluated, trained, monkeypatch):
+    read_files = []
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda path, **how: read_files.append(path) or load(path, **how))
+    evaluated(trained / "last.pth")
+    assert list(map(str, read_files)) == [str(trained / "last.pth")]
 
 
 def test_a_checkpoint_that_is_not_whole(run, altered):

@@ -9,13 +9,13 @@ from core.data.coco_images import CocoImages
 from core.data.detection_transforms import build_detection_transform
 from core.engine.coco_evaluation import encode_detections
 from core.engine.updater import autocast
-from core.files import make_folder
+from core.files import distinct_names, make_folder
 from core.visualize import augmentation_preview, instance_panels, instance_sheet
 
 AUGMENTATION_TITLES = (
     "0: as it is",
     "1: flip",
-    "2: + colour, greyscale",
+    "2: + colour, greyscale; the network also varies the size",
     "3: + large-scale jitter, crop, rotation, perspective, motion blur",
 )
 
@@ -38,7 +38,7 @@ def draw_augmentations(path, data, *, seed, pictures=6, **transform_options):
 
 @torch.inference_mode()
 def draw_predictions(folder, network, images, categories, device, *, amp="off", score=0.5, pictures=8):
-    """Sheets of six panels, `<folder>/<picture>.jpg`, for a few pictures of `images` (`CocoImages`).
+    """Sheets of six panels, `<folder>/<its name>.jpg`, for a few pictures of `images` (`CocoImages`).
 
     Args:
         categories: as in `core.engine.detection.predict`.
@@ -47,13 +47,15 @@ def draw_predictions(folder, network, images, categories, device, *, amp="off", 
     network.eval()
     make_folder(folder)
     names = {category[0]: category[1] for category in categories if category}
-    for index in _spread(len(images), pictures):
+    indices = _spread(len(images), pictures)
+    stems = distinct_names(images.picture(index).path for index in indices)
+    for index, stem in zip(indices, stems, strict=True):
         item = images[index]
         with autocast(device, amp):
             (output,) = network([item["image"].to(device)])
         found = encode_detections(output, tuple(item["image"].shape[-2:]), item["image_id"], categories)
         panels = instance_panels(to_pil_image(item["image"]), instances(*found, names, score))
-        instance_sheet(Path(folder) / f"{Path(item['path']).stem}.jpg", panels)
+        instance_sheet(Path(folder) / f"{stem}.jpg", panels)
 
 
 def instances(box_results, mask_results, names, score=0.0):

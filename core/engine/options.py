@@ -191,12 +191,16 @@ def add_optimizer_options(parser, per_update=False):
     return group
 
 
-def add_device_options(parser):
-    """What every script that runs a network has, whether it trains or not."""
+def add_device_options(parser, timeout=True):
+    """What every script that runs a network has, whether it trains or not.
+
+    timeout: whether its processes ever wait for each other.
+    """
     group = parser.add_argument_group("device")
     group.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
     group.add_argument("--amp", choices=["off", "fp16", "bf16"], default="off", help="mixed precision")
-    group.add_argument("--timeout", type=positive_float, default=10.0, help="minutes until a hung run is ended")
+    if timeout:
+        group.add_argument("--timeout", type=positive_float, default=10.0, help="minutes until a hung run is ended")
     return group
 
 
