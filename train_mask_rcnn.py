@@ -148,6 +148,9 @@ def add_network_options(parser):
     group = parser.add_argument_group("regions of interest")
     group.add_argument("--rois-per-image", type=options.positive_int, default=512, help="proposals in the loss")
     group.add_argument("--roi-positives", type=options.fraction, default=0.25, help="part of them that are objects")
+    group.add_argument("--box-roi-size", type=options.positive_int, default=7, help="RoIAlign for boxes, bins a side")
+    group.add_argument("--mask-roi-size", type=options.positive_int, default=14, help="for masks, half a mask's side")
+    group.add_argument("--roi-samples", type=options.positive_int, default=2, help="RoIAlign's samples a bin and side")
     group.add_argument("--roi-fg-iou", type=options.fraction, default=0.5, help="a proposal is an object from here on")
     group.add_argument("--min-score", type=options.fraction, default=0.05, help="detections below it are dropped")
     group.add_argument("--nms", type=options.fraction, default=0.5, help="IoU above which a detection is dropped")
@@ -182,6 +185,9 @@ def network_options(args, num_classes, pretrained):
         "box_positive_fraction": args.roi_positives,
         "box_fg_iou_thresh": args.roi_fg_iou,
         "box_bg_iou_thresh": args.roi_fg_iou,
+        "box_roi_output_size": args.box_roi_size,
+        "mask_roi_output_size": args.mask_roi_size,
+        "roi_sampling_ratio": args.roi_samples,
         "box_score_thresh": args.min_score,
         "box_nms_thresh": args.nms,
         "box_detections_per_img": args.detections,
@@ -189,7 +195,7 @@ def network_options(args, num_classes, pretrained):
 
 
 # What decides about the shapes of the weights, so that a resumed run can't have it otherwise.
-SHAPES = ("backbone_name", "num_classes", "anchor_sizes", "aspect_ratios")
+SHAPES = ("backbone_name", "num_classes", "anchor_sizes", "aspect_ratios", "box_roi_output_size")
 
 
 def build_network(args, categories, say):

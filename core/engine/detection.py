@@ -23,6 +23,7 @@ from core.engine.logger import progress_is_shown
 from core.engine.updater import autocast
 from core.errors import InputError
 from core.models.mask_rcnn import MaskRCNN
+from core.models.weights import best_weights
 
 SYNTHETIC = Path("data") / "synthetic"
 
@@ -242,5 +243,5 @@ def network_from_checkpoint(path, device, state=None):
     """
     state = state or load_checkpoint(path, "mask_rcnn")
     network = MaskRCNN(**state["network"])
-    network.load_state_dict(training.best_weights(state))
+    network.load_state_dict(best_weights(state))
     return network.to(device).eval(), state

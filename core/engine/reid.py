@@ -24,6 +24,7 @@ from core.engine.updater import autocast
 from core.errors import InputError
 from core.losses.mask import box_masks, gaussian_masks
 from core.models.reid import build_reid_model
+from core.models.weights import best_weights
 from core.retrieval.ranking import rank_features, summarise
 
 
@@ -283,5 +284,5 @@ def network_from_checkpoint(path, device, state=None):
     """
     state = state or load_checkpoint(path, "reid")
     network = build_reid_model(**state["network"])
-    network.load_state_dict(training.best_weights(state))
+    network.load_state_dict(best_weights(state))
     return network.to(device).eval(), state

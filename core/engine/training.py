@@ -109,10 +109,3 @@ def restore(state, path, *holders):
     except (KeyError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"can't continue from {path}: {reason}; give the options it was started with") from error
-
-
-def best_weights(state):
-    """The weights of a checkpoint that are used: the averaged ones where it has them."""
-    if state["ema"]:
-        return {key.removeprefix("module."): value for key, value in state["ema"].items() if key != "n_averaged"}
-    return state["model"]
