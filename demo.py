@@ -32,7 +32,7 @@ from tqdm import tqdm
 from core import visualize
 from core.data.images import IMAGE_SUFFIXES, list_images, read_image
 from core.engine import detection, distributed, options
-from core.engine.checkpoint import REQUIRED, load_checkpoint, open_run
+from core.engine.checkpoint import check_checkpoint, load_checkpoint, open_run
 from core.engine.coco_evaluation import encode_detections
 from core.engine.detection_pictures import instances
 from core.engine.logger import progress_is_shown
@@ -101,8 +101,7 @@ def load_network(path, device):
         path = published_file()
         content = weights.load_file(path)
     if isinstance(content, dict) and "kind" in content:
-        if not is_whole(content):
-            load_checkpoint(path, "mask_rcnn")  # raises what is wrong with it
+        check_checkpoint(content, path, "mask_rcnn")
         network, state = detection.network_from_checkpoint(path, device, state=content)
         return network, state["categories"], f"weights: {path}, epoch {state['epoch']}"
     state = rename_old_keys(weights.find_state_dict(content, path))
@@ -122,18 +121,11 @@ def newest_checkpoint(runs):
     for path in sorted(best.values(), key=lambda path: path.stat().st_mtime_ns, reverse=True):
         try:
             state = load_checkpoint(path)
-            if is_whole(state):
-                return path, state
             if state["kind"] == "mask_rcnn":
-                raise InputError(f"{path} is not whole, or another version of Carousel wrote it")
+                return path, state
         except InputError as error:
             print(f"skipped: {printable(error)}", file=sys.stderr)
     return None, None
-
-
-def is_whole(state):
-    """Whether a checkpoint is one of Mask R-CNN with all that belongs to it."""
-    return state["kind"] == "mask_rcnn" and all(key in state for key in REQUIRED["mask_rcnn"])
 
 
 def published_file():

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from core.data.coco import coco_ground_truth, coco_paths, read_coco
 from core.engine import coco_evaluation, detection, detection_pictures, distributed, options, reid, reid_pictures
-from core.engine.checkpoint import REQUIRED, load_checkpoint, open_run
+from core.engine.checkpoint import load_checkpoint, open_run
 from core.errors import InputError
 from core.files import atomic_write, make_folder
 from core.models.reid import ReIDOutput
@@ -95,22 +95,13 @@ def main(args):
     say = print if distributed.is_main() else lambda _: None
     if args.raw_pixels == (args.checkpoint is not None):
         raise InputError("give either a checkpoint, e.g. runs/NAME/best.pth, or --raw-pixels")
-    state = load_state(args.checkpoint) if args.checkpoint else None
+    state = load_checkpoint(args.checkpoint, "reid", "mask_rcnn") if args.checkpoint else None
     if state and state["kind"] == "mask_rcnn":
         refuse(args, REID_OPTIONS, "Mask R-CNN")
         evaluate_detection(args, state, device, say)
     else:
         refuse(args, DETECTION_OPTIONS, "ReID")
         evaluate_reid(args, state, device, say)
-
-
-def load_state(path):
-    """The checkpoint, read once. Raises InputError if it is of neither kind, or not whole."""
-    state = load_checkpoint(path)
-    kind = "mask_rcnn" if state["kind"] == "mask_rcnn" else "reid"
-    if state["kind"] != kind or any(key not in state for key in REQUIRED[kind]):
-        load_checkpoint(path, kind)  # raises what is wrong with it
-    return state
 
 
 def refuse(args, names, kind):

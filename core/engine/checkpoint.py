@@ -53,18 +53,24 @@ def save_run(folder, state, improved):
         save_checkpoint(last, state)
 
 
-def load_checkpoint(path, kind=None):
+def load_checkpoint(path, *kinds):
     """Read a checkpoint of Carousel onto the CPU.
 
-    Raises InputError if the file is missing, not whole, holds code, is no checkpoint of ours or not of `kind`, or lacks
-    something that its kind must hold (`REQUIRED`).
+    Raises InputError if the file is missing, not whole, holds code, or is not what `check_checkpoint` wants.
     """
-    state = load_file(path)
+    return check_checkpoint(load_file(path), path, *kinds)
+
+
+def check_checkpoint(state, path, *kinds):
+    """The content `state` of the file at `path` if it is a checkpoint of ours, and of one of `kinds` if there are any.
+
+    Raises InputError otherwise, also where it lacks something that its kind must hold (`REQUIRED`).
+    """
     if not isinstance(state, dict) or "kind" not in state:
         raise InputError(f"{path} is not a checkpoint of Carousel (no kind in it); to start from weights use --weights")
-    if kind is not None and state["kind"] != kind:
-        raise InputError(f"{path} is a checkpoint of kind {state['kind']}, {kind} is needed here")
-    missing = [key for key in REQUIRED.get(kind, ()) if key not in state]
+    if kinds and state["kind"] not in kinds:
+        raise InputError(f"{path} is a checkpoint of kind {state['kind']}, {' or '.join(kinds)} is needed here")
+    missing = [key for key in REQUIRED.get(state["kind"], ()) if key not in state]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}: it is not whole, or another version of Carousel wrote it")
     return state
