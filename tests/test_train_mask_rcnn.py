@@ -16,6 +16,7 @@ from PIL import Image
 
 import train_mask_rcnn
 from core.engine.checkpoint import load_checkpoint, save_checkpoint
+from core.models.weights import best_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["--recipe", "quick", "--min-size", "64", "--max-size", "96", "--anchor-sizes", "8", "16", "24", "32", "48"]
@@ -74,6 +75,8 @@ def test_what_a_run_says_and_leaves_behind(shapes, tmp_path, run):
     assert float(rows[0]["loss"]) == pytest.approx(sum(float(rows[0][name]) for name in LOSSES))
     assert "train 8 pictures with 14 instances, val 4 pictures with 6 instances; classes: square, disc" in said
     assert "recipe quick" in said and said.count("epoch   ") == 2 and "mask AP" in said
+    assert said.count("\nbox  ") == 2 and said.count("\nmask ") == 2  # the twelve numbers after each epoch
+    assert "after the last epoch, by class" in said and "disc" in said
     assert (folder / "train.log").read_text() in said
     assert min(Image.open(folder / "curves.png").size) > 100
     assert len(list((folder / "predictions").iterdir())) == 4
@@ -89,7 +92,19 @@ def test_what_a_run_says_and_leaves_behind(shapes, tmp_path, run):
 def test_it_learns(shapes, tmp_path):
     """Untrained AP is 0: the shapes are found after a minute of training from scratch."""
     train(
-        *SMALL, "--data", shapes, "--output", tmp_path, "--name", "learns", "--iterations-per-epoch", 60, "--ema", 0.9
+        *SMALL,
+        "--data",
+        shapes,
+        "--output",
+        tmp_path,
+        "--name",
+        "learns",
+        "--iterations-per-epoch",
+        60,
+        "--ema",
+        0.9,
+        "--min-lr",
+        1e-5,
     )
     first, last = read_log(tmp_path / "learns")
     assert float(last["loss"]) < 0.7 * float(first["loss"])
@@ -156,8 +171,8 @@ def test_weights_of_a_run_start_another_and_keep_their_heads(shapes, tmp_path, r
     )
     assert code == 0 and "frozen BatchNorm, 3 of 5 stages learn" in said
     key = "roi_heads.mask_predictor.mask_fcn_logits.weight"
-    first, second = (load_checkpoint(tmp_path / name / "last.pth")["model"][key] for name in ("first", "second"))
-    torch.testing.assert_close(first, second, rtol=0, atol=1e-6)
+    first, second = (load_checkpoint(tmp_path / name / "last.pth") for name in ("first", "second"))
+    torch.testing.assert_close(best_weights(first)[key], second["model"][key], rtol=0, atol=1e-6)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(shapes, tmp_path, run):
@@ -204,6 +219,31 @@ def test_a_broken_picture_is_named(shapes, tmp_path, run):
     )
     assert code == 0 and "train 7 pictures" in said
     assert "1 of 8 pictures" in said and "2.png" in (tmp_path / "rest" / "train.log").read_text()
+
+
+def test_a_resumed_run_needs_no_weights_and_may_have_other_thresholds(shapes, tmp_path, run):
+    options = [*SMALL, "--data", shapes, "--output", tmp_path, "--iterations-per-epoch", 1]
+    assert run(train_mask_rcnn, *options, "--name", "first", "--epochs", 1)[0] == 0
+    start = tmp_path / "start.pth"
+    shutil.copy(tmp_path / "first" / "last.pth", start)
+    assert run(train_mask_rcnn, *options, "--name", "second", "--epochs", 1, "--weights", start)[0] == 0
+    start.unlink()
+    code, said, _ = run(
+        train_mask_rcnn, *options, "--name", "second", "--epochs", 2, "--weights", start, "--resume", "--min-score", 0.3
+    )
+    assert code == 0 and "after epoch 1; changed" in said and "min_score 0.05 -> 0.3" in said
+    assert "frozen BatchNorm, 3 of 5 stages learn" in said  # as where it started, with weights
+    state = load_checkpoint(tmp_path / "second" / "last.pth")
+    assert state["epoch"] == 2 and state["network"]["box_score_thresh"] == 0.3
+    assert [row["epoch"] for row in read_log(tmp_path / "second")] == ["1", "2"]
+
+
+def test_a_warm_up_longer_than_the_training_is_told(shapes, tmp_path, run):
+    code, said, _ = run(
+        train_mask_rcnn, *SMALL, "--data", shapes, "--output", tmp_path, "--epochs", 1, "--iterations-per-epoch", 1,
+        "--warmup-iterations", 1000,
+    )  # fmt: skip
+    assert code == 0 and "warm-up of 1000 updates takes more than a third of all 1" in said
 
 
 def test_resume_refuses_another_network_and_other_classes(shapes, tmp_path, run):
