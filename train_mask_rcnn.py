@@ -22,7 +22,7 @@ from core.data.detection_transforms import training_sizes
 from core.engine import detection, detection_pictures, distributed, options, training
 from core.engine.checkpoint import load_checkpoint, open_run, save_run
 from core.engine.coco_evaluation import per_class_table, summary_table
-from core.engine.logger import RunLog, check_loggers
+from core.engine.logger import Announcer, RunLog, check_loggers
 from core.engine.updater import Updater, seed_everything
 from core.errors import InputError
 from core.files import make_folder
@@ -264,13 +264,7 @@ def main(args):
     if args.norm == "sync" and device.type != "cuda":
         raise InputError(f"--norm sync works on CUDA alone, this run is on {device.type}")
 
-    said = []  # also for the log of the run folder, which is made once everything that can be wrong was right
-
-    def say(text):
-        said.append(text)
-        if distributed.is_main():
-            print(text, flush=True)
-
+    say = Announcer()
     if args.recipe == "quick":
         say(
             "recipe quick: small pictures and few steps, for a whole run in minutes; --data names your own pictures, "
@@ -304,7 +298,7 @@ def main(args):
     else:
         folder, _ = open_run(args.output, args.name)
     say(f"run folder: {folder}")
-    log = RunLog(folder, args, said, resume_epoch=first_epoch - 1 if state else None)
+    log = RunLog(folder, args, say.said, resume_epoch=first_epoch - 1 if state else None)
 
     if args.compile:
         network.backbone.compile()  # the rest has shapes of its own in every picture

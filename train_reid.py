@@ -19,7 +19,7 @@ import torch
 
 from core.engine import distributed, options, reid, reid_pictures, training
 from core.engine.checkpoint import load_checkpoint, open_run, save_run
-from core.engine.logger import RunLog, check_loggers
+from core.engine.logger import Announcer, RunLog, check_loggers
 from core.engine.updater import Updater, freeze, seed_everything
 from core.errors import InputError
 from core.layers.pooling import POOLINGS
@@ -226,13 +226,7 @@ def main(args):
         raise InputError(f"--sync-batch-norm works on CUDA alone, this run is on {device.type}")
     args.loss = args.loss or "+".join(LOSSES[args.recipe][: 1 + args.backbone.endswith("_with_mask")])
 
-    said = []  # also for the log of the run folder, which is made once everything that can be wrong was right
-
-    def say(text):
-        said.append(text)
-        if distributed.is_main():
-            print(text, flush=True)
-
+    say = Announcer()
     if args.recipe == "quick":
         say(
             "recipe quick: small pictures and few epochs, for a whole run in minutes; --dataset and --data name your "
@@ -261,7 +255,7 @@ def main(args):
     elif args.resume:
         say(f"--resume: no checkpoint of {args.name} under {args.output}, starting afresh")
     say(f"run folder: {folder}")
-    log = RunLog(folder, args, said, resume_epoch=first_epoch - 1 if resumed else None)
+    log = RunLog(folder, args, say.said, resume_epoch=first_epoch - 1 if resumed else None)
 
     evaluation = None
     if not resumed:

@@ -16,6 +16,7 @@ from PIL import Image
 from pycocotools import mask as rle_codec
 
 import demo
+from core.engine.checkpoint import REQUIRED
 from core.models import weights
 from core.models.mask_rcnn import MaskRCNN
 from core.visualize import PANELS
@@ -211,9 +212,10 @@ def test_what_is_no_checkpoint_under_runs_is_named_and_passed_over(run, photos):
     save_checkpoint(Path("runs/blind/last.pth"), OPTIONS, epoch=7)
     save_checkpoint(Path("runs/old/best.pth"), OPTIONS, epoch=1)
     save_checkpoint(Path("runs/old/last.pth"), OPTIONS, epoch=2)
-    for name, content in (("foreign", {"weight": torch.zeros(2)}), ("part", {"kind": "mask_rcnn"}), ("reid", "reid")):
+    reid = {**dict.fromkeys(REQUIRED["reid"]), "kind": "reid"}
+    for name, content in (("foreign", {"weight": torch.zeros(2)}), ("part", {"kind": "mask_rcnn"}), ("reid", reid)):
         Path("runs", name).mkdir()
-        torch.save({"kind": "reid"} if content == "reid" else content, Path("runs", name, "best.pth"))
+        torch.save(content, Path("runs", name, "best.pth"))
     Path("runs/damaged").mkdir()
     Path("runs/damaged/best.pth").write_bytes(b"no checkpoint")
     Path("runs/damaged/last.pth").symlink_to("gone.pth")

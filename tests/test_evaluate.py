@@ -320,7 +320,7 @@ class Code:
 def test_files_that_are_no_checkpoint_to_evaluate(run, trained, tmp_path):
     bad = tmp_path / "bad.pth"
     torch.save({**load_checkpoint(trained / "last.pth"), "kind": "gan"}, bad)
-    assert "kind gan, reid is needed" in refused(run, bad)
+    assert "kind gan, reid or mask_rcnn is needed" in refused(run, bad)
     torch.save({"conv1.weight": torch.zeros(1)}, bad)
     assert "not a checkpoint of Carousel" in refused(run, bad)
     bad.write_bytes(pickle.dumps({"kind": "reid", "model": Code()}, protocol=2))

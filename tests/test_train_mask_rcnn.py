@@ -167,7 +167,16 @@ def test_weights_of_a_run_start_another_and_keep_their_heads(shapes, tmp_path, r
     options = [*SMALL, "--data", shapes, "--output", tmp_path, "--epochs", 1, "--iterations-per-epoch", 1]
     assert run(train_mask_rcnn, *options, "--name", "first")[0] == 0
     code, said, _ = run(
-        train_mask_rcnn, *options, "--name", "second", "--weights", tmp_path / "first" / "last.pth", "--lr", 1e-9
+        train_mask_rcnn,
+        *options,
+        "--name",
+        "second",
+        "--weights",
+        tmp_path / "first" / "last.pth",
+        "--lr",
+        1e-9,
+        "--min-lr",
+        0,
     )
     assert code == 0 and "frozen BatchNorm, 3 of 5 stages learn" in said
     key = "roi_heads.mask_predictor.mask_fcn_logits.weight"

@@ -16,6 +16,21 @@ from core.files import atomic_write
 from core.visualize import COCO_COLUMNS, METRICS
 
 
+class Announcer:
+    """Called with a line it prints it, on rank 0; `said` keeps all lines for the log of a run folder.
+
+    The folder is made once everything that can be wrong was right, and much is said before.
+    """
+
+    def __init__(self):
+        self.said = []
+
+    def __call__(self, text):
+        self.said.append(text)
+        if distributed.is_main():
+            print(text, flush=True)
+
+
 class RunLog:
     """The log of one run; on ranks other than 0 every method does nothing.
 
