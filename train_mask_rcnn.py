@@ -246,6 +246,8 @@ def announce(say, args, data, network, updates):
         f"network: Mask R-CNN, {args.backbone} FPN, {built['norm']} BatchNorm, {built['trainable_layers']} of 5 stages "
         f"learn; shorter side {args.min_size}, longer at most {args.max_size} pixels; augmentation {args.augmentation}"
     )
+    if args.crop_size and args.augmentation < 3:
+        say("--crop-size belongs to --augmentation 3 and has no effect here")
     if 3 * args.warmup_iterations > updates:
         say(
             f"warning: the warm-up of {args.warmup_iterations} updates takes more than a third of all {updates}: give "

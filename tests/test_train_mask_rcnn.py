@@ -247,12 +247,13 @@ def test_a_resumed_run_needs_no_weights_and_may_have_other_thresholds(shapes, tm
     assert [row["epoch"] for row in read_log(tmp_path / "second")] == ["1", "2"]
 
 
-def test_a_warm_up_longer_than_the_training_is_told(shapes, tmp_path, run):
+def test_options_that_do_little_are_told(shapes, tmp_path, run):
     code, said, _ = run(
         train_mask_rcnn, *SMALL, "--data", shapes, "--output", tmp_path, "--epochs", 1, "--iterations-per-epoch", 1,
-        "--warmup-iterations", 1000,
+        "--warmup-iterations", 1000, "--crop-size", 64, 64,
     )  # fmt: skip
-    assert code == 0 and "warm-up of 1000 updates takes more than a third of all 1" in said
+    assert code == 0 and "--crop-size belongs to --augmentation 3" in said
+    assert "warm-up of 1000 updates takes more than a third of all 1" in said
 
 
 def test_resume_refuses_another_network_and_other_classes(shapes, tmp_path, run):
