@@ -248,7 +248,7 @@ def announce(say, args, data, network, updates):
     )
     if args.crop_size and args.augmentation < 3:
         say("--crop-size belongs to --augmentation 3 and has no effect here")
-    if 3 * args.warmup_iterations > updates:
+    if 3 * args.warmup_iterations > updates > 0:
         say(
             f"warning: the warm-up of {args.warmup_iterations} updates takes more than a third of all {updates}: give "
             "fewer --warmup-iterations or more --epochs"
@@ -333,7 +333,7 @@ def main(args):
     log.say(f"done in {(time.perf_counter() - start) / 60:.1f} minutes, see {folder}")
     if (folder / "best.pth").exists():
         log.say(f"best mask AP {100 * best:.1f}; next: python evaluate.py {folder / 'best.pth'}")
-    else:
+    elif (folder / "last.pth").exists():
         log.say(f"next: python demo.py PICTURE --weights {folder / 'last.pth'}")
     log.close()
 
