@@ -256,6 +256,14 @@ def test_options_that_do_little_are_told(shapes, tmp_path, run):
     assert "warm-up of 1000 updates takes more than a third of all 1" in said
 
 
+def test_no_epoch_evaluates_and_stops(shapes, tmp_path, run):
+    code, said, _ = run(
+        train_mask_rcnn, *SMALL, "--data", shapes, "--output", tmp_path, "--name", "none", "--epochs", 0
+    )
+    assert code == 0 and "by class" in said and "next:" not in said and "warm-up" not in said
+    assert {path.name for path in (tmp_path / "none").iterdir()} == {"args.json", "train.log", "predictions"}
+
+
 def test_resume_refuses_another_network_and_other_classes(shapes, tmp_path, run):
     options = [*SMALL, "--data", shapes, "--output", tmp_path, "--epochs", 1, "--iterations-per-epoch", 1]
     assert run(train_mask_rcnn, *options, "--name", "run")[0] == 0
