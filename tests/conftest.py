@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools import mask
 
@@ -120,6 +121,15 @@ def one_camera(shared_data, tmp_path):
         for path in (shared_data / "coil20_reid" / part).glob("*_c1s1_*"):
             shutil.copy(path, tmp_path / "data" / part)
     return tmp_path / "data"
+
+
+@pytest.fixture
+def one_thread():
+    """Sums in the order of a process with one thread, as the processes of torchrun have: equal to the last bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -266,7 +266,7 @@ def test_data_without_an_instance(evaluated, trained, shapes, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_get_the_numbers_of_one(evaluated, trained, tmp_path):
+def test_two_processes_get_the_numbers_of_one(evaluated, trained, tmp_path, one_thread):
     _, metrics, folder = evaluated(trained / "last.pth")
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "evaluate.py", trained / "last.pth"]
     command += [*CPU, "--output", tmp_path / "two", "--predictions", 1]

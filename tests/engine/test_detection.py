@@ -63,7 +63,7 @@ def train_and_evaluate(rank, root, evaluated):
 
 
 @pytest.mark.slow
-def test_two_processes_end_with_the_same_weights_and_the_ap_of_one(shapes, tmp_path, launch):
+def test_two_processes_end_with_the_same_weights_and_the_ap_of_one(shapes, tmp_path, launch, one_thread):
     """The evaluated weights are those that one process ends with."""
     _, _, expected = train_and_evaluate(0, shapes, tmp_path / "weights.pth")
     results, codes, errors = launch(train_and_evaluate, shapes, tmp_path / "weights.pth")
