@@ -32,6 +32,11 @@ def distinct_names(paths, taken=()):
     return names
 
 
+def printable(text):
+    """The trap: a file name may hold bytes that are no text, and print stops at them."""
+    return os.fsencode(str(text)).decode("utf-8", "replace")
+
+
 class atomic_write:
     """Context manager: a binary file that appears under `path` only once it is complete and on the disk.
 

@@ -11,7 +11,6 @@ A camera is a view on one side of security: camera 2 * view + (1 after security)
 """
 
 import json
-import math
 import os
 import re
 from functools import partial
@@ -30,6 +29,7 @@ from core.errors import InputError
 
 ORIGINAL = ("MVB_train", "MVB_val")
 CONVERTED = ("bounding_box_train", "query", "bounding_box_test")
+MOST_PIXELS = 1e9  # of a box or a side; JSON's numbers may be nan, infinite, or whole and too long for a float
 # The suitcase set has a number more: 0010_p_3_0.jpg is the first picture of view 3.
 BAG_NAME = re.compile(r"(\d+)_([pg])_(\d+)")
 
@@ -93,15 +93,23 @@ def read_entries(path):
     """
     try:
         data = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists ...
         raise InputError(f"{path}: not JSON ({error})") from error
     entries = data.get("image") if isinstance(data, dict) else data
     if not isinstance(entries, list):
         raise InputError(f'{path}: expected a list of pictures, or {{"image": [...]}}, found {type(data).__name__}')
-    return [_check_entry(entry, f"{path}, entry {index}") for index, entry in enumerate(entries)]
+    return [check_entry(entry, f"{path}, entry {index}") for index, entry in enumerate(entries)]
 
 
-def _check_entry(entry, where):
+def check_entry(entry, where):
+    """One entry of a list, checked. where: "file, entry 3", for messages.
+
+    Returns:
+        dict as in `read_entries`.
+
+    Raises:
+        InputError: no object, or a field that is missing or of the wrong type.
+    """
     if not isinstance(entry, dict):
         raise InputError(f"{where}: expected an object with image_name, id and datatype, found {entry!r:.80}")
     name = entry.get("image_name")
@@ -111,7 +119,7 @@ def _check_entry(entry, where):
     match = BAG_NAME.match(name)
     identity = entry.get("id", match and match[1])
     datatype = entry.get("datatype", match and match[2])
-    if isinstance(identity, bool) or not isinstance(identity, int | str) or identity == "":
+    if isinstance(identity, bool) or not isinstance(identity, int | str) or identity == "" or _is_long(identity):
         raise InputError(f"{where} ({name}): needs an id, a number or a text, found {identity!r:.80}")
     if datatype not in ("g", "p"):
         raise InputError(f"{where} ({name}): needs a datatype, 'g' or 'p', found {datatype!r:.80}")
@@ -124,6 +132,12 @@ def _check_entry(entry, where):
         "box": _check_box(entry.get("bbox"), entry.get("dimsize"), f"{where} ({name})"),
         "mask": _check_mask(entry.get("segmentation"), f"{where} ({name})"),
     }
+
+
+def _is_long(identity):
+    """Whether an id is a number that no tensor of int64 holds."""
+    number = isinstance(identity, int) or identity.isdecimal()
+    return number and (len(identity) > 18 if isinstance(identity, str) else abs(identity) >= 10**18)
 
 
 def _check_box(bbox, dimsize, where):
@@ -159,7 +173,7 @@ def _are_numbers(values, count):
         isinstance(values, list)
         and len(values) == count
         and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-        and all(map(math.isfinite, values))
+        and all(abs(value) < MOST_PIXELS for value in values)
     )
 
 

@@ -146,6 +146,7 @@ DATASETS = {
     "suitcase": load_suitcase,
     "folder": load_folder,
     "synthetic": load_mvb,
+    "synthetic_hard": load_mvb,
 }
 
 
@@ -171,7 +172,8 @@ def default_protocol(name):
     _check_name(name)
     if name.startswith("vehicleid"):
         return "vehicleid"
-    return "no_camera" if name in ("mvb", "suitcase", "folder", "synthetic") else "market1501"
+    without = ("mvb", "suitcase", "folder", "synthetic", "synthetic_hard")
+    return "no_camera" if name in without else "market1501"
 
 
 def _check_name(name):

@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
+from core.data.coco_checks import check_outline
 from core.data.images import read_stored_image, turn_box
 from core.data.loading import PictureDataset, find_broken
 from core.data.randomness import seeded
@@ -127,14 +128,21 @@ def _clipped_box(sample, width, height):
 
 
 def _decode_mask(sample, width, height):
-    """COCO run lengths, compressed or as a list of counts -> array uint8 (H, W) of 0 and 1."""
-    run_lengths = sample.mask
+    """COCO run lengths, compressed or as a list of counts -> array uint8 (H, W) of 0 and 1.
+
+    The trap: pycocotools leaves what the runs don't cover uninitialised, and reads beyond the end of damaged ones.
+    """
+    run_lengths, counts = sample.mask, sample.mask["counts"]
     if tuple(run_lengths["size"]) != (height, width):
         raise InputError(
             f"{sample.path}: its mask is for {run_lengths['size'][1]}x{run_lengths['size'][0]} pixels and the picture "
             f"has {width}x{height}: correct the mask or remove it"
         )
-    if isinstance(run_lengths["counts"], list):
+    if isinstance(counts, bytes):  # as pycocotools itself has them
+        counts = counts.decode("latin-1")
+    run_lengths = {"size": [height, width], "counts": counts}
+    check_outline(run_lengths, width, height, sample.path)
+    if isinstance(counts, list):
         run_lengths = coco_mask.frPyObjects(run_lengths, height, width)
     return coco_mask.decode(run_lengths)
 
@@ -148,6 +156,6 @@ def split_broken(samples, with_masks=False):
     Returns:
         (samples that can be read, list of InputError: one for each of the others, in the order of `samples`)
     """
-    problems = find_broken(samples, lambda sample: load_sample(sample, with_masks))
+    problems = find_broken(samples, lambda sample: load_sample(sample, with_masks and sample.mask is not None))
     readable = [sample for sample, error in zip(samples, problems, strict=True) if error is None]
     return readable, [error for error in problems if error is not None]

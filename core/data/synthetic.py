@@ -15,6 +15,9 @@ carries `identity`, the number of the MVB entries' `id`; the bags of val2017 are
 
 All randomness is a function of (seed, what is drawn, identity, picture): no picture takes its numbers from another one,
 and order, processes and cores change nothing.
+
+With background="hard" the same bags stand in loose crops, among other bags and on loud floors, in both cameras: what a
+network must learn to look past. That set has no scenes.
 """
 
 import contextlib
@@ -33,10 +36,13 @@ from tqdm import tqdm
 from core.data.baggage.looks import CATEGORIES, design
 from core.data.baggage.models import make_bag
 from core.data.baggage.pictures import Identity, take_picture, take_scene
+from core.data.baggage.surroundings import take_hard_picture
 from core.errors import InputError
 
 VERSION = 2  # of the pictures: raise it whenever they change
+HARD_VERSION = 1  # of what stands around the bags with background="hard"
 MARKER = "synthetic.json"
+TAKE = {"plain": take_picture, "hard": take_hard_picture}  # how a picture of one bag is taken
 GROUP_SIZE = 6  # identities that share kind, size and colour
 GROUP, MEMBER, PAINT, GALLERY, PROBE, SCENE = range(6)  # streams of random numbers
 
@@ -44,8 +50,9 @@ GROUP, MEMBER, PAINT, GALLERY, PROBE, SCENE = range(6)  # streams of random numb
 def make_synthetic_baggage(
     root,
     *,
+    background="plain",
     seed=0,
-    train_identities=60,
+    train_identities=150,
     test_identities=30,
     gallery_views=5,
     probe_views=6,
@@ -55,11 +62,16 @@ def make_synthetic_baggage(
 ):
     """Render the set into `root` and return it as a Path; at once where it is already there with the same parameters.
 
+    background: "plain", or "hard" (the module's docstring says what that is), which makes no scenes, whatever their
+    numbers.
+
     The pictures are written beside `root` and moved there when all are done, so an interrupted run leaves no half set,
     and processes that make the same set at the same time do not disturb each other. A set of other parameters in
     `root` is replaced; a folder with anything else in it raises InputError.
     """
     root = Path(root)
+    if background not in TAKE:
+        raise ValueError(f"background {background!r} is none of {', '.join(TAKE)}")
     parameters = dict(
         version=VERSION,
         seed=seed,
@@ -70,6 +82,8 @@ def make_synthetic_baggage(
         train_scenes=train_scenes,
         val_scenes=val_scenes,
     )
+    if background == "hard":
+        parameters.update(train_scenes=0, val_scenes=0, background="hard", hard_version=HARD_VERSION)
     if is_complete(root, parameters):
         return root
     if root.exists() and not (root.is_dir() and ((root / MARKER).is_file() or not any(root.iterdir()))):
@@ -119,13 +133,16 @@ def write_set(root, parameters, progress):
     with tqdm(total=total, desc="rendering baggage", unit="picture", disable=None if progress else True) as bar:
         train = make_identities(p["seed"], 0, p["train_identities"], 1, bar)
         test = make_identities(p["seed"], 1, p["test_identities"], 1 + p["train_identities"], bar)
+        take = TAKE[p.get("background", "plain")]
         views = {"g": p["gallery_views"], "p": p["probe_views"]}
-        write_pictures(root / "MVB_train/Image", root / "MVB_train/Info/train.json", train, views, p["seed"], bar)
+        write_pictures(root / "MVB_train/Image", root / "MVB_train/Info/train.json", take, train, views, p["seed"], bar)
         for name, datatype in (("gallery", "g"), ("probe", "p")):
             info = root / f"MVB_val/Info/val_{name}.json"
-            write_pictures(root / f"MVB_val/Image/{name}", info, test, {datatype: views[datatype]}, p["seed"], bar)
-        write_scenes(root / "scenes", "train2017", train, train, p["train_scenes"], p["seed"], 0, bar)
-        write_scenes(root / "scenes", "val2017", test, train, p["val_scenes"], p["seed"], 1, bar)
+            one = {datatype: views[datatype]}
+            write_pictures(root / f"MVB_val/Image/{name}", info, take, test, one, p["seed"], bar)
+        if take is take_picture:
+            write_scenes(root / "scenes", "train2017", train, train, p["train_scenes"], p["seed"], 0, bar)
+            write_scenes(root / "scenes", "val2017", test, train, p["val_scenes"], p["seed"], 1, bar)
 
 
 def random(seed, *key):
@@ -143,8 +160,8 @@ def make_identities(seed, split, count, first, bar):
     return identities
 
 
-def write_pictures(folder, info, identities, views, seed, bar):
-    """views: datatype -> pictures of each identity."""
+def write_pictures(folder, info, take, identities, views, seed, bar):
+    """take: one of TAKE; views: datatype -> pictures of each identity."""
     folder.mkdir(parents=True)
     info.parent.mkdir(parents=True, exist_ok=True)
     entries = []
@@ -152,7 +169,7 @@ def write_pictures(folder, info, identities, views, seed, bar):
         for datatype, count in views.items():
             for view in range(count):
                 rng = random(seed, GALLERY if datatype == "g" else PROBE, identity.number, view)
-                picture, mask, quality = take_picture(identity, identities, datatype, view, count, rng)
+                picture, mask, quality = take(identity, identities, datatype, view, count, rng)
                 name = f"{identity.number:04d}_{datatype}_{view + 1}.jpg"
                 (folder / name).write_bytes(jpeg(picture, quality))
                 entries.append(

@@ -27,17 +27,20 @@ def build_transform(
     autoaugment=False,
     blur=0.0,
     erasing=0.0,
+    hide_background=0.0,
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
 ):
     """The pipeline for a sample: "image" becomes float (3, height, width), normalised; box and mask follow.
 
-    Training is resize, auto-augment, flip, pad and random crop, blur, normalise, erase. Evaluation is resize and
-    normalise, and ignores the other arguments. Erasing hides pixels from the network only: box and mask stay, so a
-    mask decoder learns where the object is, hidden or not.
+    Training is resize, auto-augment, flip, pad and random crop, blur, normalise, hide the background, erase. Evaluation
+    is resize and normalise, and ignores the other arguments. Erasing hides pixels from the network only: box and mask
+    stay, so a mask decoder learns where the object is, hidden or not.
 
     Args:
         flip, blur, erasing: probabilities.
+        hide_background: probability that everything outside of the mask becomes the mean colour; above 0 it needs
+            masks. It makes a network that knows cut-out objects (`core.data.cutouts`) as well as whole pictures.
         pad: black border on each side, in pixels of the resized picture, out of which the crop is taken.
         mean, std: of the three channels, for values in [0, 1].
 
@@ -58,6 +61,8 @@ def build_transform(
     if blur > 0:  # 13 taps hold three standard deviations of the widest blur
         steps.append(v2.RandomApply([v2.GaussianBlur(13, sigma=(0.1, 2.0))], p=blur))
     steps += normalise
+    if hide_background > 0:
+        steps.append(HideBackground(hide_background))
     if erasing > 0:
         steps.append(OnImage(v2.RandomErasing(erasing, scale=(0.02, 0.4), ratio=(0.3, 1 / 0.3), value=0)))
     return v2.Compose(steps)
@@ -79,6 +84,23 @@ class OnImage(nn.Module):
 
     def forward(self, sample):
         return {**sample, "image": self.transform(sample["image"])}
+
+
+class HideBackground(nn.Module):
+    """With probability p: 0, which is the mean colour after normalisation, wherever the mask of a sample is 0.
+
+    A sample whose mask is empty (the augmentation has moved the object out of the picture) stays as it is.
+    """
+
+    def __init__(self, p):
+        super().__init__()
+        self.p = p
+
+    def forward(self, sample):
+        hidden = torch.rand(()) < self.p  # drawn for every sample, so that the next random number is the same one
+        if not hidden or not sample["mask"].any():
+            return sample
+        return {**sample, "image": sample["image"] * (sample["mask"] > 0)}  # (3, H, W) x (1, H, W)
 
 
 # Cubuk et al. 2019, "AutoAugment", table 9: (operation, probability, magnitude 0..9 or None), two operations each.

@@ -189,6 +189,7 @@ def test_every_data_set_has_a_protocol():
         "suitcase",
         "folder",
         "synthetic",
+        "synthetic_hard",
     }
     assert protocols["market1501"] == protocols["veri776"] == "market1501"
 

@@ -206,3 +206,17 @@ def test_masks_that_do_not_fit(samples):
         ReIDImages([samples[0]._replace(mask=run_lengths(BOX, WIDTH, HEIGHT))], PLAIN, with_masks=True)[0]
     with pytest.raises(InputError, match="02.png.*--mask-target"):
         ReIDImages([*samples[:2], samples[2]._replace(mask=None)], PLAIN, with_masks=True)
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [[10, 20, 50], [], [10, "a"], [10, -5, WIDTH * HEIGHT - 5], [0, 2**40], [WIDTH * HEIGHT + 1], "", "zz~~zz", "é"]
+    + [b"", b"zz~~zz", "\ud800"],
+)
+def test_damaged_run_lengths_are_one_line(samples, counts):
+    damaged = samples[0]._replace(mask={"size": [HEIGHT, WIDTH], "counts": counts})
+    with pytest.raises(InputError, match="00.png: its run lengths are damaged.*40x60") as caught:
+        ReIDImages([damaged], PLAIN, with_masks=True)[0]
+    assert "\n" not in str(caught.value)
+    readable, errors = split_broken([damaged, samples[1]], with_masks=True)
+    assert readable == [samples[1]] and len(errors) == 1

@@ -1,4 +1,7 @@
-"""The synthetic baggage set: its files, its masks, that a seed fixes every byte, and that a half set is never taken."""
+"""The synthetic baggage set: its files, its masks, that a seed fixes every byte, and that a half set is never taken.
+
+Its pictures with hard backgrounds are tested in tests/data/test_surroundings.py.
+"""
 
 import hashlib
 import json
@@ -23,6 +26,12 @@ from core.data.synthetic import make_synthetic_baggage
 from core.errors import InputError
 
 TINY = dict(train_identities=3, test_identities=2, gallery_views=2, probe_views=2, train_scenes=2, val_scenes=1)
+PLAIN = (  # name, dimsize and bbox of pictures of version 2 made with TINY
+    ("0001_g_2.jpg", [156, 142], [23, 20, 122, 110]),
+    ("0001_p_1.jpg", [107, 150], [10, 13, 80, 116]),
+    ("0002_p_1.jpg", [81, 122], [33, 21, 38, 84]),
+    ("0003_p_2.jpg", [120, 97], [15, 14, 90, 69]),
+)
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +129,15 @@ def test_a_picture_does_not_depend_on_how_many_there_are(tiny_set, tmp_path):
     fewer = make_synthetic_baggage(tmp_path / "fewer", **TINY | dict(train_identities=1, train_scenes=0, val_scenes=0))
     name = "MVB_train/Image/0001_g_2.jpg"
     assert (fewer / name).read_bytes() == (tiny_set / name).read_bytes()
+
+
+def test_plain_pictures_are_those_of_version_2(tiny_set):
+    """Whoever has a set keeps it: a change that draws other random numbers has to raise VERSION."""
+    assert json.loads((tiny_set / "synthetic.json").read_text()) == dict(version=2, seed=0) | TINY
+    train = {entry["image_name"]: entry for entry in entries(tiny_set, "MVB_train/Info/train.json")}
+    for name, dimsize, bbox in PLAIN:
+        assert train[name]["dimsize"] == dimsize
+        np.testing.assert_allclose(train[name]["bbox"], bbox, atol=1)
 
 
 def test_second_call_renders_nothing(tiny_set, monkeypatch):

@@ -11,6 +11,7 @@ from core.data.transforms import (
     IMAGENET_POLICY,
     IMAGENET_STD,
     AutoAugment,
+    HideBackground,
     apply_operation,
     build_transform,
     denormalise,
@@ -199,3 +200,27 @@ def test_training_without_any_augmentation_is_evaluation():
     sample = build_transform(HEIGHT, WIDTH, training=True, flip=0.0, pad=0)(make_sample())
     expected = build_transform(HEIGHT, WIDTH, training=False)(make_sample())
     assert all(torch.equal(sample[key], expected[key]) for key in expected)
+
+
+def test_what_is_hidden_is_the_background():
+    sample = make_sample()
+    plain = build_transform(HEIGHT, WIDTH, training=True, flip=0.0, pad=0)(sample)
+    hidden = build_transform(HEIGHT, WIDTH, training=True, flip=0.0, pad=0, hide_background=1.0)(sample)
+    inside = sample["mask"].expand(3, -1, -1) > 0
+    assert torch.equal(hidden["image"][inside], plain["image"][inside])
+    assert (hidden["image"][~inside] == 0).all() and (plain["image"][~inside] != 0).all()
+    assert torch.equal(hidden["box"], plain["box"]) and torch.equal(hidden["mask"], plain["mask"])
+
+
+def test_an_object_that_has_left_the_picture_takes_nothing_with_it():
+    sample = {**make_sample(), "mask": tv_tensors.Mask(torch.zeros(1, HEIGHT, WIDTH, dtype=torch.uint8))}
+    assert HideBackground(1.0)(sample)["image"] is sample["image"]
+
+
+def test_hiding_draws_one_number_whatever_the_sample():
+    following = set()
+    for p in (0.0, 1.0):
+        torch.manual_seed(0)
+        HideBackground(p)(make_sample())
+        following.add(float(torch.rand(())))
+    assert len(following) == 1

@@ -48,8 +48,8 @@ def place(bag, x, y, yaw, lying):
     return placed._replace(position=np.array([x, y, -lowest]))
 
 
-def take_picture(identity, others, datatype, view, views, rng):
-    """A cropped picture of one bag, (H, W, 3) uint8, its visible mask (H, W), and the JPEG's quality."""
+def stand(identity, datatype, view, views, rng):
+    """How a bag stands and is seen: the placed bag, the camera's place (3,), what it looks at (3,), and the setting."""
     lying = rng.random() < LYING[identity.bag.kind]
     if datatype == "g":  # a ring of cameras: evenly spaced views
         yaw, pitch = 2 * np.pi * (view + rng.uniform(-0.3, 0.3)) / views, rng.uniform(0.45, 0.8)
@@ -61,6 +61,12 @@ def take_picture(identity, others, datatype, view, views, rng):
     middle = np.array([0.0, 0.0, target.position[2] * 0.9])
     position = middle + distance * np.array([0.0, -np.cos(pitch), np.sin(pitch)])
     position[0] += rng.uniform(-0.25, 0.25)
+    return target, position, middle, setting
+
+
+def take_picture(identity, others, datatype, view, views, rng):
+    """A cropped picture of one bag, (H, W, 3) uint8, its visible mask (H, W), and the JPEG's quality."""
+    target, position, middle, setting = stand(identity, datatype, view, views, rng)
     camera = frame_object(position, middle, target, (0.02, 0.12) if datatype == "g" else (-0.03, 0.16), rng)
     around = [] if datatype == "g" else clutter(identity, others, target, rng)
     picture, masks = render(camera, [target, *around], setting.backdrop, setting.light)

@@ -1,0 +1,365 @@
+"""MVB as it lies on the disk, faults and all: what the reader for training (core.data.mvb) refuses, this one lists.
+
+    survey = inspect(root)        every picture that the lists (or the names) speak of, and what is wrong with them
+    survey.faults += identity_faults(survey.pictures)
+
+The rules of an entry are those of core.data.mvb; a fault is found once, where it is, and what follows from it (a list
+that can't be read leaves all its pictures without metadata) is not listed again.
+"""
+
+import json
+import os
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+from core.data.images import IMAGE_SUFFIXES, list_images
+from core.data.mvb import BAG_NAME, CONVERTED, ORIGINAL, check_entry, parse_name
+from core.data.samples import find_root, read_text
+from core.errors import InputError
+
+PARTS = ("train", "gallery", "probe")
+FIELDS = ("id", "datatype", "material", "dimsize")  # the name may say the first two, and nothing has to say the others
+SOURCES = {"g": "before security", "p": "after security"}
+FAULTS = {  # kind -> what it means; the worst first
+    "identity_in_train_and_test": "leakage: an identity that is trained on is also searched for",
+    "copies_across_splits": "leakage: the same picture in two of train, gallery and probe",
+    "copies": "the same picture more than once in a split",
+    "missing_part": "a folder, a list or a side that the layout has and these data lack",
+    "metadata": "an entry, or a whole list, with something missing or of the wrong type",
+    "mixed_ids": "an id that is a number where the list has texts, or the other way round",
+    "name_disagrees": "a file name that says another identity or side than its entry",
+    "listed_twice": "a picture that has more than one entry",
+    "metadata_without_picture": "an entry whose picture is not on the disk",
+    "picture_without_metadata": "a picture that no entry (or, converted, no name) describes",
+    "unreadable": "a file that can't be read as a picture",
+    "single_coloured": "a picture of one colour",
+    "tiny": "a picture too small to show anything",
+    "wrong_size": "an entry with another size than its picture",
+    "box_outside": "a box that reaches out of its picture",
+    "mask_of_another_size": "a mask made for a picture of another size",
+    "mask_damaged": "a mask that is empty, or whose run lengths don't cover the picture",
+    "one_source": "an identity that was photographed on one side of security alone",
+    "one_split": "a test identity in the gallery alone (nothing asks for it) or the probe alone (nothing to be found)",
+}
+
+
+class Fault(NamedTuple):
+    """kind: one of FAULTS. where: a file, "list, entry 3 (name)" or "identity 0010", from the data's own folder on.
+
+    paths: the pictures at fault that are on the disk, from that folder on.
+    """
+
+    kind: str
+    where: str
+    message: str
+    paths: tuple = ()
+
+
+class Picture(NamedTuple):
+    """A picture that the data speak of; `exists` says whether it is there.
+
+    part: "train", "gallery" or "probe". source: "g" (before security) or "p". identity: one value for each bag ("0010"
+    and 10 are the same), name: as the data call it. box: (x1, y1, x2, y2) in pixels of the stored picture, not clipped.
+    mask: COCO run lengths. size: (width, height) that its entry says. where: as in Fault.
+    """
+
+    path: str
+    exists: bool
+    part: str
+    source: str
+    identity: int | str
+    name: str
+    where: str
+    view: int | None = None
+    material: str | None = None
+    size: tuple | None = None
+    box: tuple | None = None
+    mask: dict | None = None
+
+
+class Survey(NamedTuple):
+    root: Path
+    layout: str  # "original" or "converted"
+    pictures: list
+    faults: list
+    both: bool  # whether the other layout lies beside it
+
+
+def inspect(root):
+    """Survey of MVB, or data in one of its layouts, in its own folder or the one around it; of both, the converted.
+
+    Raises InputError where nothing there belongs to MVB.
+    """
+    root = find_root(root, ("MVB", "SuitcaseReID_Processed"), ORIGINAL + CONVERTED, "mvb")
+    has_original = any((root / part).exists() for part in ORIGINAL)
+    if all((root / part).exists() for part in CONVERTED) or not has_original:
+        pictures, faults = _read_converted(root)
+        return Survey(root, "converted", pictures, faults, has_original)
+    pictures, faults = _read_original(root)
+    return Survey(root, "original", pictures, faults, any((root / part).exists() for part in CONVERTED))
+
+
+def one_line(text):
+    """Text of the data as it can be printed anywhere: no line breaks, and no characters that are none (\\ud800)."""
+    return " ".join(str(text).split()).encode("utf-8", "backslashreplace").decode()
+
+
+def make_fault(kind, where, message, paths=()):
+    """Every Fault is made here: names of the data may hold bytes that are no text, and no report could be written."""
+    return Fault(kind, one_line(where), one_line(message), paths)
+
+
+# The converted layout ------------------------------------------------------------------------------------------------
+
+
+def _read_converted(root):
+    pictures, faults = [], []
+    for part, folder in zip(("train", "probe", "gallery"), CONVERTED, strict=True):
+        paths = list_images(root / folder) if (root / folder).is_dir() else []
+        if not paths:
+            found = "holds no pictures" if (root / folder).is_dir() else "no such folder"
+            faults.append(make_fault("missing_part", folder, f"{found}, so there is no {part}"))
+        for path in paths:
+            match, where = BAG_NAME.match(os.path.basename(path)), f"{folder}/{os.path.basename(path)}"
+            if match is None:
+                message = "its name doesn't say identity, side and view as 0010_p_3.jpg does"
+                faults.append(make_fault("picture_without_metadata", where, message))
+                continue
+            name, number, _ = parse_name(os.path.basename(path))
+            pictures.append(Picture(path, True, part, match[2], number, name, where, int(match[3])))
+    return pictures, faults
+
+
+# The original layout -------------------------------------------------------------------------------------------------
+
+
+def _read_original(root):
+    faults, pictures = [], {}
+    for split in ORIGINAL:
+        listed, mentioned, is_whole = _read_split(root, split, faults)
+        present = _files_below(root, f"{split}/Image")
+        absent = Counter()  # entries whose whole folder lacks
+        for key, picture in listed.items():
+            pictures[key] = picture._replace(exists=key in present)
+            folder = f"{split}/{_folder(split, picture.source)}"
+            if not (root / folder).is_dir():
+                absent[folder] += 1
+            elif key not in present:
+                faults.append(make_fault("metadata_without_picture", picture.where, f"there is no {one_line(key)}"))
+        for folder, count in absent.items():
+            faults.append(
+                make_fault("missing_part", folder, f"no such folder, and {count} entries list pictures in it")
+            )
+        if is_whole:  # else every picture of the list that can't be read would be named
+            for key in sorted(present - mentioned):
+                if key.lower().endswith(IMAGE_SUFFIXES):
+                    faults.append(make_fault("picture_without_metadata", one_line(key), "no entry lists it"))
+    return list(pictures.values()), faults
+
+
+def _folder(split, side):
+    return "Image" if split == "MVB_train" else f"Image/{'gallery' if side == 'g' else 'probe'}"
+
+
+def _read_split(root, split, faults):
+    """What the lists of MVB_train or MVB_val say.
+
+    Returns:
+        ({path from the root on: Picture}, the paths that any entry mentions, whether every list could be read)
+    """
+    lists = [f"{split}/Info/train.json"]
+    if split == "MVB_val":
+        lists = sorted(f"{split}/Info/{path.name}" for path in (root / split / "Info").glob("*.json"))
+        if not lists:
+            faults.append(
+                make_fault("missing_part", f"{split}/Info", "no *.json there, so there is neither gallery nor probe")
+            )
+    listed, mentioned, is_whole = {}, set(), bool(lists)
+    for name in lists:
+        entries = _read_list(root, name, faults)
+        if entries is None:
+            is_whole = False
+            continue
+        checked = []
+        for index, entry in enumerate(entries):
+            where = f"{name}, entry {index}"
+            picture = _read_entry(root, split, entry, where, mentioned, faults)
+            if picture is not None:
+                checked.append((entry, picture))
+        _compare_entries(checked, faults)
+        _add_entries(root, name, [picture for _, picture in checked], listed, faults)
+    if is_whole:
+        _check_sides(split, listed.values(), faults)
+    return listed, mentioned, is_whole
+
+
+def _read_list(root, name, faults):
+    """The entries of a list, unchecked, or None where it can't be read."""
+    if not (root / name).exists():
+        faults.append(make_fault("missing_part", name, "no such list, so its pictures count nowhere"))
+        return None
+    try:
+        content = json.loads(read_text(root / name))
+    except InputError as error:
+        faults.append(make_fault("metadata", name, str(error).removeprefix(f"{root / name}: ")))
+        return None
+    except (ValueError, RecursionError) as error:  # ValueError: JSON errors, and integers of more than 4,300 digits
+        faults.append(make_fault("metadata", name, f"not JSON ({error}), so its pictures count nowhere"))
+        return None
+    entries = content.get("image") if isinstance(content, dict) else content
+    if not isinstance(entries, list):
+        message = f'expected a list of pictures, or {{"image": [...]}}, found {type(content).__name__}'
+        faults.append(make_fault("metadata", name, message))
+        return None
+    return entries
+
+
+def _read_entry(root, split, entry, where, mentioned, faults):
+    """Picture of an entry, or None where it doesn't say which; every field that is wrong is a fault of its own."""
+    name = entry.get("image_name") if isinstance(entry, dict) else None
+    if not isinstance(name, str):
+        name = None
+    if name:
+        mentioned.update(os.path.normpath(f"{split}/{_folder(split, side)}/{name}") for side in "gp")
+    optional = ("bbox", "segmentation", "dimsize")  # the size is compared with the picture, and not with the box
+    core = {key: entry[key] for key in entry if key not in optional} if isinstance(entry, dict) else entry
+    checked = _checked(core, where, name, faults)
+    if checked is None:
+        return None
+    for field in optional[:2]:
+        if entry.get(field) is not None:
+            checked = _checked(core | {field: entry[field]}, where, name, faults, checked)
+    side, place = checked["datatype"], one_line(checked["where"])
+    match = BAG_NAME.match(name)
+    material, size = entry.get("material"), entry.get("dimsize")
+    if material is not None and (not isinstance(material, str) or not material.strip()):
+        faults.append(make_fault("metadata", place, f"material has to be a text, found {material!r:.80}"))
+        material = None
+    if size is not None and not _is_size(size):
+        faults.append(make_fault("metadata", place, f"dimsize has to be [width, height] in pixels, found {size!r:.80}"))
+        size = None
+    return Picture(
+        path=os.path.normpath(os.path.join(root, split, _folder(split, side), name)),
+        exists=False,
+        part="train" if split == "MVB_train" else {"g": "gallery", "p": "probe"}[side],
+        source=side,
+        identity=checked["identity"],
+        name=checked["name"],
+        where=place,
+        view=int(match[3]) if match else None,
+        material=material,
+        size=size and tuple(size),
+        box=checked.get("box"),
+        mask=checked.get("mask"),
+    )
+
+
+def _checked(entry, where, name, faults, known=None):
+    """`entry` as core.data.mvb reads it, with what is `known` of it already; else that, and a fault."""
+    try:
+        found = check_entry(entry, where)
+    except (ValueError, OverflowError) as error:  # InputError, and numbers of hundreds of digits
+        place = f"{where} ({name})" if name else where
+        message = str(error).removeprefix(place).removeprefix(where).removeprefix(": ")
+        faults.append(make_fault("metadata", one_line(place), one_line(message)))
+        return known
+    return found | {key: value for key, value in (known or {}).items() if value is not None}
+
+
+def _is_size(size):
+    return isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
+
+
+def _compare_entries(checked, faults):
+    """Faults of entries beside each other and beside their names; `checked` is one list's [(entry, Picture)]."""
+    types = Counter(type(entry["id"]) for entry, _ in checked if "id" in entry)  # int, str
+    usual = [field for field in FIELDS if sum(field in entry for entry, _ in checked) * 2 > len(checked)]
+    for entry, picture in checked:
+        if len(types) > 1 and type(entry.get("id")) is (int if types[int] <= types[str] else str):
+            kinds = ("a number", "text") if type(entry["id"]) is int else ("a text", "numbers")
+            message = f"id {entry['id']!r:.40} is {kinds[0]}, and most ids of this list are {kinds[1]}"
+            faults.append(make_fault("mixed_ids", picture.where, message))
+        match = BAG_NAME.match(entry["image_name"])
+        if match and isinstance(picture.identity, int) and int(match[1]) != picture.identity:
+            message = f"the name says identity {match[1]}, the entry {one_line(picture.name)}"
+            faults.append(make_fault("name_disagrees", picture.where, message))
+        if match and match[2] != picture.source:
+            message = f"the name says {match[2]!r}, the entry's datatype {picture.source!r}"
+            faults.append(make_fault("name_disagrees", picture.where, message))
+        for field in usual:
+            if entry.get(field) is None:
+                message = f"has no {field}, and most entries of this list have one"
+                faults.append(make_fault("metadata", picture.where, message))
+
+
+def _add_entries(root, name, pictures, listed, faults):
+    """Put one list's pictures into `listed`. A second list may repeat the first one, as core.data.mvb has it."""
+    here = set()
+    for picture in pictures:
+        key = os.path.relpath(picture.path, root)
+        known = listed.setdefault(key, picture)
+        if known.identity != picture.identity:
+            names = f"{one_line(picture.name)}, and {one_line(known.name)} in {known.where}"
+            faults.append(make_fault("listed_twice", picture.where, f"of identity {names}"))
+        elif key in here:
+            faults.append(make_fault("listed_twice", picture.where, f"listed before: {known.where}"))
+        here.add(key)
+
+
+def _check_sides(split, pictures, faults):
+    """A side that no entry of the split has is one fault, and not one of each identity."""
+    sides = {picture.source for picture in pictures}
+    for side, part in (("g", "gallery"), ("p", "probe")):
+        if side not in sides:
+            lacks = f"so there is no {part}" if split == "MVB_val" else f"so nothing was seen {SOURCES[side]}"
+            faults.append(make_fault("missing_part", f"{split}/Info", f"no entry with datatype {side!r}, {lacks}"))
+
+
+def _files_below(root, folder):
+    """Paths of all files in a folder and in those below it, from the root on; hidden ones are left out."""
+    found = set()
+    for parent, folders, names in os.walk(root / folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found.update(os.path.relpath(os.path.join(parent, name), root) for name in names if not name.startswith("."))
+    return found
+
+
+# Identities ----------------------------------------------------------------------------------------------------------
+
+
+def identity_faults(pictures):
+    """Identities in train and test, on one side of security alone, in gallery or probe alone.
+
+    By what the data say, whether or not the pictures are there and readable: those are faults of their own. A side or
+    a part that is empty altogether makes no fault of each identity, and an identity gets one fault.
+    """
+    parts, sides = defaultdict(Counter), defaultdict(set)
+    for picture in pictures:
+        parts[picture.identity][picture.part] += 1
+        sides[picture.identity, picture.part == "train"].add(picture.source)
+    names = {}
+    for picture in pictures:
+        names.setdefault(picture.identity, one_line(picture.name))
+    filled = {part: any(part in seen for seen in parts.values()) for part in PARTS}
+    both = {train: len(set().union(*(s for key, s in sides.items() if key[1] == train))) > 1 for train in (True, False)}
+    faults = []
+    for identity in sorted(parts, key=lambda identity: (isinstance(identity, str), identity)):
+        seen, where = parts[identity], f"identity {names[identity]}"
+        counts = ", ".join(f"{seen[part]} in {part}" for part in PARTS if seen[part])
+        if seen["train"] and (seen["gallery"] or seen["probe"]):
+            faults.append(make_fault("identity_in_train_and_test", where, f"pictures: {counts}"))
+            continue  # what else is odd about it comes of that
+        single = [part for part in ("gallery", "probe") if seen[part]]
+        if len(single) == 1 and filled["gallery"] and filled["probe"]:
+            lacks = "no probe asks for it" if single[0] == "gallery" else "its probes can find nothing"
+            faults.append(
+                make_fault("one_split", where, f"only in the {single[0]} (pictures: {seen[single[0]]}), {lacks}")
+            )
+        for train in (True, False):
+            found = sides.get((identity, train), ())
+            if len(found) == 1 and both[train] and (train or len(single) == 2):
+                side = next(iter(found))
+                part = "train" if train else "gallery and probe"
+                faults.append(make_fault("one_source", where, f"in {part} only {SOURCES[side]} ({side}): {counts}"))
+    return faults

@@ -1,0 +1,135 @@
+"""The numbers of a baggage set, as plain values for JSON: counts, views, materials, sizes, coverage, faults."""
+
+import statistics
+from collections import Counter, defaultdict
+
+from core.data.inspection import FAULTS, PARTS, one_line
+from core.data.inspection_pictures import Measure
+
+SIDES = ("g", "p")
+
+
+def dataset_numbers(survey, measures):
+    """Every number of the report. `measures`: one for each of `survey.pictures`, see `measure_pictures`.
+
+    Counts are of the pictures that are on the disk; sizes and coverage of those that can be read. A part without
+    pictures is left out where only zeros would stand.
+    """
+    kept = [(p, m) for p, m in zip(survey.pictures, measures, strict=True) if p.exists]
+    pictures = [picture for picture, _ in kept]
+    readable = [(picture, measure) for picture, measure in kept if isinstance(measure, Measure)]
+    return {
+        "root": one_line(survey.root),
+        "layout": survey.layout,
+        "pictures": {"all": len(pictures)} | _count_parts(pictures),
+        "pictures_readable": len(readable),
+        "identities": {"all": len({p.identity for p in pictures})}
+        | {part: len({p.identity for p in pictures if p.part == part}) for part in PARTS},
+        "pictures_by_source": {part: _count(p.source for p in pictures if p.part == part) for part in PARTS},
+        "gallery_and_probe": _gallery_and_probe(pictures),
+        "pictures_per_identity": _per_identity(pictures, lambda picture: picture.part, PARTS),
+        "views_per_source": _per_identity(pictures, lambda picture: picture.source, SIDES),
+        "view_numbers": {
+            side: _count(p.view for p in pictures if p.source == side and p.view is not None) for side in SIDES
+        },
+        "materials": _materials(pictures),
+        "sizes": _sizes(readable),
+        "coverage": _coverage(readable),
+        "faults": {
+            "all": len(survey.faults),
+            "by_kind": {kind: count for kind in FAULTS if (count := sum(f.kind == kind for f in survey.faults))},
+            "list": [fault._asdict() for fault in survey.faults],
+        },
+    }
+
+
+def describe(values):
+    """count, least, mean, median, largest; None where there are no values."""
+    values = list(values)
+    if not values:
+        return None
+    return {
+        "count": len(values),
+        "min": min(values),
+        "mean": round(statistics.fmean(values), 4),
+        "median": round(statistics.median(values), 4),
+        "max": max(values),
+    }
+
+
+def _count(values):
+    """How often each value occurs, in the order of the values. JSON's keys are texts."""
+    counts = Counter(values)
+    return {str(value): counts[value] for value in sorted(counts)}
+
+
+def _count_parts(pictures):
+    return {part: sum(picture.part == part for picture in pictures) for part in PARTS}
+
+
+def _gallery_and_probe(pictures):
+    gallery, probe = ({p.identity for p in pictures if p.part == part} for part in ("gallery", "probe"))
+    return {
+        "identities_in_both": len(gallery & probe),
+        "identities_in_gallery_only": len(gallery - probe),
+        "identities_in_probe_only": len(probe - gallery),
+    }
+
+
+def _per_identity(pictures, key, keys):
+    """For each key (a part, a side): how many pictures an identity has, of those with any, and the histogram."""
+    counts = defaultdict(Counter)
+    for picture in pictures:
+        counts[key(picture)][picture.identity] += 1
+    return {
+        key: describe(counts[key].values()) | {"histogram": _count(counts[key].values())} for key in keys if counts[key]
+    }
+
+
+def _materials(pictures):
+    """Of pictures and of identities; one with two materials counts in both, and is counted."""
+    named = [(picture, one_line(picture.material)) for picture in pictures if picture.material]
+    materials, identities = sorted({material for _, material in named}), defaultdict(set)
+    for picture, material in named:
+        identities[picture.identity].add(material)
+    return {
+        "pictures": _count(material for _, material in named),
+        "identities": _count(material for found in identities.values() for material in found),
+        "by_source": {
+            material: {side: sum(p.source == side for p, m in named if m == material) for side in SIDES}
+            for material in materials
+        },
+        "by_split": {material: _count_parts([p for p, m in named if m == material]) for material in materials},
+        "pictures_without": len(pictures) - len(named),
+        "identities_with_several": sum(len(found) > 1 for found in identities.values()),
+    }
+
+
+def _sizes(readable):
+    sizes = {}
+    for part in PARTS:
+        found = [measure.size for picture, measure in readable if picture.part == part]
+        if found:
+            sizes[part] = {
+                "width": describe(width for width, _ in found),
+                "height": describe(height for _, height in found),
+                "aspect_ratio": describe(round(width / height, 4) for width, height in found),
+            }
+    return sizes
+
+
+def _coverage(readable):
+    """Of each part: how many pictures have a box, a mask; the share of the picture that they cover."""
+    covered = {}
+    for part in PARTS:
+        found = [(picture, measure) for picture, measure in readable if picture.part == part]
+        if found:
+            covered[part] = {
+                what: {
+                    "with": sum(getattr(picture, what) is not None for picture, _ in found),
+                    "of": len(found),
+                    "share": describe(round(s, 4) for _, m in found if (s := getattr(m, f"{what}_share")) is not None),
+                }
+                for what in ("box", "mask")
+            }
+    return covered

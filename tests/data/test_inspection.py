@@ -1,0 +1,456 @@
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from core.data.inspection import FAULTS, identity_faults, inspect
+from core.data.inspection_numbers import dataset_numbers, describe
+from core.data.inspection_pictures import copy_faults, measure_pictures, picture_faults
+from core.errors import InputError
+
+TRAIN, GALLERY, PROBE = "MVB_train/Info/train.json", "MVB_val/Info/val_gallery.json", "MVB_val/Info/val_probe.json"
+FOLDERS = {TRAIN: "MVB_train/Image", GALLERY: "MVB_val/Image/gallery", PROBE: "MVB_val/Image/probe"}
+
+
+@pytest.fixture
+def root(baggage, tmp_path):
+    """A whole set to break: identities 0001 .. 0006 to train on, 0007 .. 0009 to test, each g_1, g_2, p_1, p_2."""
+    return shutil.copytree(baggage, tmp_path / "set", ignore=shutil.ignore_patterns("scenes"))
+
+
+def found(root, read=True):
+    """All faults. Without `read` the pictures stay unread, for faults that can't depend on them."""
+    survey = inspect(root)
+    survey.faults.extend(identity_faults(survey.pictures))
+    if read:
+        measures = measure_pictures(survey.pictures, 2)
+        survey.faults.extend(picture_faults(survey, measures) + copy_faults(survey, measures))
+    assert {fault.kind for fault in survey.faults} <= set(FAULTS)
+    for fault in survey.faults:
+        assert (
+            len(f"{fault.where}{fault.message}".splitlines()) == 1 and str(root) not in f"{fault.where}{fault.message}"
+        )
+        assert all((root / path).exists() for path in fault.paths)
+    return survey.faults
+
+
+def kinds(faults):
+    return sorted(fault.kind for fault in faults)
+
+
+def edit(root, name, change):
+    """`change` gets the list's entries, and changes them or returns others."""
+    content = json.loads((root / name).read_text())
+    changed = change(content["image"])
+    content["image"] = content["image"] if changed is None else changed
+    (root / name).write_text(json.dumps(content))
+
+
+def entry_of(root, name, image_name):
+    return next(e for e in json.loads((root / name).read_text())["image"] if e["image_name"] == image_name)
+
+
+def update(root, name, image_name, /, **fields):
+    """Change fields of one entry; a field of ... is removed. Returns where the faults should be."""
+    places = []
+
+    def change(entries):
+        for place, entry in enumerate(entries):
+            if entry["image_name"] == image_name:
+                places.append(f"{name}, entry {place} ({fields.get('image_name', image_name)})")
+                entry.update(fields)
+                for field in [field for field, value in fields.items() if value is ...]:
+                    del entry[field]
+
+    edit(root, name, change)
+    return places[0]
+
+
+def remove(root, name, start):
+    """Take pictures and entries out."""
+    edit(root, name, lambda entries: [entry for entry in entries if not entry["image_name"].startswith(start)])
+    for path in (root / FOLDERS[name]).glob(f"{start}*"):
+        path.unlink()
+
+
+def add(root, name, image_name, picture, **fields):
+    """One more picture with its entry."""
+    picture.save(root / FOLDERS[name] / image_name)
+    entry = {"image_name": image_name, "id": image_name[:4], "datatype": image_name[5], "material": "soft"}
+    entry |= {"dimsize": list(picture.size)} | fields
+    edit(root, name, lambda entries: entries.append(entry))
+
+
+def noise(width, height, seed=0):
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def test_clean_sets_have_no_faults(baggage, root):
+    assert found(baggage) == found(root) == []
+
+
+def test_a_root_that_is_no_mvb(tmp_path):
+    with pytest.raises(InputError, match="not laid out as mvb"):
+        inspect(tmp_path)
+    with pytest.raises(InputError, match="no such folder"):
+        inspect(tmp_path / "absent")
+
+
+# Identities ----------------------------------------------------------------------------------------------------------
+
+
+def test_identity_on_one_side_of_security(root):
+    remove(root, TRAIN, "0002_p")
+    (fault,) = found(root)
+    assert fault[:2] == ("one_source", "identity 0002") and "only before security" in fault.message
+
+
+@pytest.mark.parametrize(("listing", "message"), [(PROBE, "only in the gallery"), (GALLERY, "only in the probe")])
+def test_identity_in_one_split(root, listing, message):
+    remove(root, listing, "0008")
+    (fault,) = found(root)
+    assert fault[:2] == ("one_split", "identity 0008") and message in fault.message
+
+
+def test_identity_in_train_and_test(root):
+    for listing in (GALLERY, PROBE):
+        for path in (root / FOLDERS[listing]).glob("0007*"):
+            path.rename(path.with_name(path.name.replace("0007", "0001")))
+            update(root, listing, path.name, image_name=path.name.replace("0007", "0001"), id=1)
+    edit(root, GALLERY, lambda entries: [entry | {"id": str(entry["id"])} for entry in entries])
+    edit(root, PROBE, lambda entries: [entry | {"id": str(entry["id"])} for entry in entries])
+    (fault,) = found(root)
+    assert fault[:2] == ("identity_in_train_and_test", "identity 0001")
+    assert fault.message == "pictures: 4 in train, 2 in gallery, 2 in probe"
+
+
+# Pictures ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", ["same", "quality", "scale", "brightness", "png"])
+def test_copy_within_a_split(root, change):
+    original = Image.open(root / "MVB_train/Image/0003_g_1.jpg").convert("RGB")
+    copy, name = original, f"0003_g_9.{'png' if change == 'png' else 'jpg'}"
+    if change == "scale":
+        copy = original.resize((original.width * 2 // 3, original.height * 2 // 3))
+    if change == "brightness":
+        copy = original.point(lambda value: min(255, round(1.15 * value)))
+    add(root, TRAIN, name, copy, material="hard")
+    if change == "same":
+        shutil.copy(root / "MVB_train/Image/0003_g_1.jpg", root / "MVB_train/Image" / name)
+    if change == "quality":
+        copy.save(root / "MVB_train/Image" / name, quality=30)
+    (fault,) = found(root)
+    assert fault[:2] == ("copies", "MVB_train/Image/0003_g_1.jpg")
+    assert fault.message == f"the same picture as MVB_train/Image/{name}"
+
+
+def test_copy_across_splits_under_another_identity(root):
+    add(root, GALLERY, "0007_g_9.jpg", Image.open(root / "MVB_train/Image/0003_g_1.jpg"))
+    (fault,) = found(root)
+    assert fault.kind == "copies_across_splits"
+    assert fault.paths == ("MVB_train/Image/0003_g_1.jpg", "MVB_val/Image/gallery/0007_g_9.jpg")
+    assert "different identities: 0003, 0007; in train and gallery" in fault.message
+
+
+@pytest.mark.parametrize("kind", ["cut", "empty", "text"])
+def test_unreadable(root, kind):
+    path = root / "MVB_val/Image/probe/0008_p_1.jpg"
+    content = {"cut": path.read_bytes()[:900], "empty": b"", "text": b"no picture"}
+    path.write_bytes(content[kind])
+    (fault,) = found(root)
+    assert fault[:2] == ("unreadable", "MVB_val/Image/probe/0008_p_1.jpg") and "can't be read" in fault.message
+
+
+def test_single_coloured_pictures_are_not_copies_of_each_other(root):
+    for name in ("0001_g_1", "0002_g_1"):
+        path = root / f"MVB_train/Image/{name}.jpg"
+        Image.new("RGB", Image.open(path).size, (90, 120, 60)).save(path)
+    assert [fault[:2] for fault in found(root)] == [
+        ("single_coloured", "MVB_train/Image/0001_g_1.jpg"),
+        ("single_coloured", "MVB_train/Image/0002_g_1.jpg"),
+    ]
+
+
+def test_tiny(root):
+    add(root, TRAIN, "0003_g_8.jpg", noise(32, 32))
+    add(root, TRAIN, "0003_g_9.jpg", noise(50, 31, seed=1))
+    (fault,) = found(root)
+    assert fault[:3] == ("tiny", "MVB_train/Image/0003_g_9.jpg", "50x31 pixels; a side of 32 is the least")
+
+
+def test_entry_of_another_size_and_one_turned_by_exif(root):
+    where = update(root, TRAIN, "0003_g_1.jpg", dimsize=[999, 10])
+    path = root / "MVB_train/Image/0004_g_1.jpg"
+    picture, exif = Image.open(path), Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees; box, mask and dimsize are those of the stored picture
+    picture.save(path, exif=exif)
+    (fault,) = found(root)
+    assert fault[:2] == ("wrong_size", where) and "says 999x10" in fault.message
+
+
+@pytest.mark.parametrize(("bbox", "message"), [([5, -3, 20, 20], "partly"), ([900, 5, 20, 20], "wholly")])
+def test_box_outside(root, bbox, message):
+    where = update(root, GALLERY, "0007_g_1.jpg", bbox=bbox)
+    (fault,) = found(root)
+    assert fault[:2] == ("box_outside", where) and f"lies {message} outside the picture" in fault.message
+
+
+def test_a_box_may_count_the_last_pixel_as_inside(root):
+    width, height = entry_of(root, GALLERY, "0007_g_1.jpg")["dimsize"]
+    update(root, GALLERY, "0007_g_1.jpg", bbox=[-0.5, 0, width + 1, height + 1])
+    assert found(root) == []
+
+
+def test_masks(root):
+    mask = entry_of(root, TRAIN, "0001_g_1.jpg")["segmentation"]
+    other = update(root, TRAIN, "0001_g_1.jpg", segmentation=mask | {"size": [mask["size"][0] + 1, mask["size"][1]]})
+    width, height = entry_of(root, TRAIN, "0002_g_1.jpg")["dimsize"]
+    damaged = update(root, TRAIN, "0002_g_1.jpg", segmentation={"size": [height, width], "counts": "abc"})
+    width, height = entry_of(root, TRAIN, "0003_g_1.jpg")["dimsize"]
+    empty = update(root, TRAIN, "0003_g_1.jpg", segmentation={"size": [height, width], "counts": [height * width]})
+    assert [fault[:2] for fault in found(root)] == [
+        ("mask_of_another_size", other),
+        ("mask_damaged", damaged),
+        ("mask_damaged", empty),
+    ]
+
+
+# Metadata ------------------------------------------------------------------------------------------------------------
+
+
+def test_metadata_without_picture_and_picture_without_metadata(root):
+    (root / "MVB_train/Image/0001_g_2.jpg").unlink()
+    noise(60, 50).save(root / "MVB_val/Image/gallery/9999_g_1.jpg")
+    (root / "MVB_train/Image/notes.txt").touch()
+    (root / "MVB_train/Image/.hidden.jpg").touch()
+    without_picture, without_metadata = found(root)
+    assert (
+        without_picture.kind == "metadata_without_picture" and "train.json, entry 1 (0001_g_2" in without_picture.where
+    )
+    assert without_metadata[:2] == ("picture_without_metadata", "MVB_val/Image/gallery/9999_g_1.jpg")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"id": ...}, "has no id"),
+        ({"datatype": ...}, "has no datatype"),
+        ({"material": ...}, "has no material"),
+        ({"material": None}, "has no material"),
+        ({"dimsize": ...}, "has no dimsize"),
+        ({"id": 5.5}, "needs an id, a number or a text, found 5.5"),
+        ({"id": True}, "needs an id"),
+        ({"id": ""}, "needs an id"),
+        ({"id": "9" * 5000}, "needs an id"),
+        ({"datatype": "q"}, "needs a datatype, 'g' or 'p', found 'q'"),
+        ({"datatype": ["g"]}, "needs a datatype"),
+        ({"material": 3}, "material has to be a text, found 3"),
+        ({"dimsize": "big"}, "dimsize has to be [width, height]"),
+        ({"dimsize": [0, 10]}, "dimsize has to be [width, height]"),
+        ({"bbox": "here"}, "bbox has to be [x, y, width, height]"),
+        ({"bbox": [1, 2, 3]}, "bbox has to be"),
+        ({"bbox": [1, 2, -3, 4]}, "bbox has to be"),
+        ({"bbox": [float("nan"), 2, 3, 4]}, "bbox has to be"),
+        ({"bbox": [10**400, 2, 3, 4]}, "bbox has to be"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 6]]}, "segmentation has to be COCO run lengths"),
+        ({"segmentation": {"size": [1, 2]}}, "segmentation has to be COCO run lengths"),
+    ],
+)
+def test_fields_that_lack_or_are_of_the_wrong_type(root, fields, message):
+    where = update(root, TRAIN, "0004_p_1.jpg", **fields)
+    (fault,) = found(root, read=False)
+    assert fault[:2] == ("metadata", where) and message in fault.message
+
+
+def test_every_wrong_field_of_an_entry_is_named(root):
+    where = update(root, TRAIN, "0004_p_1.jpg", bbox="here", segmentation=7, material=[], dimsize=None)
+    faults = found(root)
+    assert kinds(faults) == ["metadata"] * 4 and {fault.where for fault in faults} == {where}
+
+
+@pytest.mark.parametrize("entry", [7, None, "0004_p_9.jpg", [], {}, {"image_name": 7}, {"image_name": ""}])
+def test_entries_that_name_no_picture(root, entry):
+    edit(root, TRAIN, lambda entries: entries.append(entry))
+    (fault,) = found(root, read=False)
+    assert fault[:2] == ("metadata", f"{TRAIN}, entry 24")
+
+
+def test_a_name_that_is_no_text_anywhere(root):
+    edit(root, TRAIN, lambda entries: entries.append({"image_name": "\ud800\n\0.jpg", "id": "0001", "datatype": "g"}))
+    faults = found(root)  # material and dimsize lack too
+    assert kinds(faults) == ["metadata", "metadata", "metadata_without_picture"]
+    assert all("\\ud800" in fault.where for fault in faults)
+
+
+def test_ids_as_numbers_and_as_text_mixed(root):
+    where = update(root, TRAIN, "0004_p_1.jpg", id=4)
+    (fault,) = found(root)
+    assert fault[:3] == ("mixed_ids", where, "id 4 is a number, and most ids of this list are text")
+    edit(root, TRAIN, lambda entries: [entry | {"id": int(entry["id"])} for entry in entries])
+    assert found(root) == []  # "0004" in one list and 4 in another are the same bag, and nothing is mixed
+    where = update(root, TRAIN, "0004_p_1.jpg", id="4")
+    assert [fault[:2] for fault in found(root)] == [("mixed_ids", where)]
+
+
+def test_names_that_disagree_with_their_entries(root):
+    where = update(root, TRAIN, "0004_p_1.jpg", id="0005")
+    faults = found(root)
+    assert [fault[:2] for fault in faults] == [("name_disagrees", where)] and "name says identity 0004" in faults[
+        0
+    ].message
+    update(root, TRAIN, "0004_p_1.jpg", id="0004", datatype="g")
+    assert [fault[:2] for fault in found(root)] == [("name_disagrees", where)]
+
+
+def test_entries_listed_twice(root):
+    first = entry_of(root, TRAIN, "0001_g_1.jpg")
+    edit(root, TRAIN, lambda entries: entries.extend([first, first | {"id": "0002"}]))
+    shutil.copy(root / GALLERY, root / "MVB_val/Info/copy_of_gallery.json")  # allowed
+    faults = found(root)
+    twice = [fault for fault in faults if fault.kind == "listed_twice"]
+    assert [fault.where for fault in twice] == [f"{TRAIN}, entry {place} (0001_g_1.jpg)" for place in (24, 25)]
+    assert "of identity 0002, and 0001 in" in twice[1].message
+    assert kinds(faults) == ["listed_twice", "listed_twice", "name_disagrees"]
+
+
+@pytest.mark.parametrize("text", ["{", '"text"', '{"image": 7}', "[" * 100_000, "9" * 5000])
+def test_a_list_that_cannot_be_read_is_one_fault(root, text):
+    (root / TRAIN).write_text(text)
+    (fault,) = found(root, read=False)
+    assert fault[:2] == ("metadata", TRAIN)
+
+
+def test_a_list_that_is_no_text(root):
+    (root / PROBE).write_bytes(b"\xff\xfe\x00\xd8")
+    assert [fault[:2] for fault in found(root)] == [("metadata", PROBE)]
+
+
+@pytest.mark.parametrize(
+    ("gone", "where"),
+    [
+        (TRAIN, TRAIN),
+        ("MVB_val/Info", "MVB_val/Info"),
+        ("MVB_train/Image", "MVB_train/Image"),
+        ("MVB_val/Image/probe", "MVB_val/Image/probe"),
+    ],
+)
+def test_missing_lists_and_folders_are_one_fault_each(root, gone, where):
+    shutil.rmtree(root / gone) if (root / gone).is_dir() else (root / gone).unlink()
+    assert [fault[:2] for fault in found(root, read=False)] == [("missing_part", where)]
+
+
+def test_a_side_without_entries_is_one_fault(root):
+    remove(root, PROBE, "")
+    remove(root, TRAIN, "0001_g")
+    remove(root, TRAIN, "0002_g")
+    faults = found(root)
+    assert [fault.where for fault in faults if fault.kind == "missing_part"] == ["MVB_val/Info"]
+    assert [fault.where for fault in faults if fault.kind == "one_source"] == ["identity 0001", "identity 0002"]
+    assert len(faults) == 3
+
+
+def test_nothing_in_it(tmp_path):
+    (tmp_path / "MVB_train").mkdir()
+    assert kinds(found(tmp_path)) == ["missing_part"] * 2
+    survey = inspect(tmp_path)
+    numbers = dataset_numbers(survey, measure_pictures(survey.pictures))
+    assert numbers["pictures"]["all"] == numbers["identities"]["all"] == 0
+    json.dumps(numbers, allow_nan=False)
+
+
+def test_all_at_once(root):
+    remove(root, TRAIN, "0002_p")
+    remove(root, PROBE, "0008")
+    add(root, GALLERY, "0007_g_9.jpg", Image.open(root / "MVB_train/Image/0003_g_1.jpg"))
+    (root / "MVB_train/Image/0005_g_1.jpg").write_bytes(b"")
+    (root / "MVB_train/Image/0006_g_1.jpg").unlink()
+    noise(60, 50).save(root / "MVB_train/Image/stray.png")
+    update(root, GALLERY, "0009_g_1.jpg", bbox=[900, 5, 20, 20])
+    update(root, TRAIN, "0004_p_1.jpg", datatype="q")
+    assert kinds(found(root)) == sorted(
+        [
+            *("one_source", "one_split", "copies_across_splits", "unreadable", "metadata_without_picture"),
+            *("picture_without_metadata", "box_outside", "metadata"),
+        ]
+    )
+
+
+# The converted layout ------------------------------------------------------------------------------------------------
+
+
+def write_converted(root):
+    names = {
+        "bounding_box_train": ["0001_g_1", "0001_p_1"],
+        "query": ["0002_p_1", "0003_p_1"],
+        "bounding_box_test": ["0002_g_1", "0003_g_1"],
+    }
+    for folder, files in names.items():
+        (root / folder).mkdir(parents=True)
+        for name in files:
+            noise(60, 50, seed=sum(map(ord, folder + name)) * 7).save(root / folder / f"{name}.jpg")
+    return root
+
+
+def test_converted(tmp_path):
+    root = write_converted(tmp_path)
+    assert found(root) == []
+    survey = inspect(root)
+    assert (survey.layout, survey.both, len(survey.pictures)) == ("converted", False, 6)
+    noise(60, 50, seed=5).save(root / "query" / "17.jpg")
+    shutil.copy(root / "query" / "0003_p_1.jpg", root / "bounding_box_train" / "0003_p_1.jpg")
+    assert [fault[:2] for fault in found(root)] == [
+        ("picture_without_metadata", "query/17.jpg"),
+        ("identity_in_train_and_test", "identity 0003"),
+        ("copies_across_splits", "bounding_box_train/0003_p_1.jpg"),
+    ]
+
+
+def test_converted_in_parts_and_both_layouts(tmp_path, root):
+    converted = write_converted(tmp_path / "converted")
+    shutil.rmtree(converted / "query")
+    assert [fault[:2] for fault in found(converted)] == [("missing_part", "query")]
+    for folder in ("bounding_box_train", "bounding_box_test"):
+        os.rename(converted / folder, root / folder)
+    assert (inspect(root).layout, inspect(root).both) == ("original", True)
+    (root / "query").mkdir()
+    assert (inspect(root).layout, inspect(root).both) == ("converted", True)
+
+
+# Numbers -------------------------------------------------------------------------------------------------------------
+
+
+def test_numbers(root):
+    remove(root, TRAIN, "0001_g_2")
+    update(
+        root,
+        TRAIN,
+        "0001_g_1.jpg",
+        bbox=[0, 0, *[side / 2 for side in entry_of(root, TRAIN, "0001_g_1.jpg")["dimsize"]]],
+    )
+    survey = inspect(root)
+    measures = measure_pictures(survey.pictures)
+    numbers = dataset_numbers(survey, measures)
+    assert numbers["pictures"] == {"all": 35, "train": 23, "gallery": 6, "probe": 6}
+    assert numbers["identities"] == {"all": 9, "train": 6, "gallery": 3, "probe": 3}
+    assert numbers["pictures_by_source"]["train"] == {"g": 11, "p": 12}
+    assert numbers["pictures_per_identity"]["train"]["histogram"] == {"3": 1, "4": 5}
+    assert numbers["views_per_source"]["g"]["histogram"] == {"1": 1, "2": 8}
+    assert numbers["view_numbers"] == {"g": {"1": 9, "2": 8}, "p": {"1": 9, "2": 9}}
+    assert (
+        sum(numbers["materials"]["pictures"].values()) == 35 and sum(numbers["materials"]["identities"].values()) == 9
+    )
+    assert numbers["coverage"]["train"]["box"]["share"]["min"] == 0.25 == measures[0].box_share
+    assert numbers["coverage"]["probe"]["mask"]["with"] == 6
+    width, height = entry_of(root, TRAIN, "0001_g_1.jpg")["dimsize"]
+    assert measures[0].size == (width, height)
+    assert numbers["faults"] == {"all": 0, "by_kind": {}, "list": []}
+
+
+def test_describe_by_hand():
+    assert describe([4, 1, 1, 2]) == {"count": 4, "min": 1, "mean": 2.0, "median": 1.5, "max": 4}
+    assert describe([]) is None
