@@ -1,4 +1,4 @@
-"""The decoder that predicts where in the picture the object is, from the features of a ResNet's third stage."""
+"""Decoders that predict where in the picture the object is, from the features of a ResNet's third stage."""
 
 import torch
 import torch.nn.functional as F
@@ -37,17 +37,53 @@ class MaskDecoder(nn.Module):
         for convolution in (self.conv1, self.conv2, self.conv3, self.conv4):
             nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(convolution.bias)
-        nn.init.normal_(self.mask_pred.weight, std=0.01)
-        nn.init.zeros_(self.mask_pred.bias)
+        _start_at_one_half(self.mask_pred)
 
     def forward(self, features: Tensor) -> Tensor:
         x = _double(F.relu(self.bn1(self.conv1(features))))  # (B, 512, 2h, 2w)
         x = _double(F.relu(self.bn2(self.conv2(x))))  # (B, 256, 4h, 4w)
         x = _double(F.relu(self.bn3(self.conv3(x))))  # (B, 128, 8h, 8w)
         x = F.relu(self.bn4(self.conv4(x)))  # (B, 64, 8h, 8w)
-        logits = self.mask_pred(x)  # (B, 1, 8h, 8w)
-        mask = logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
-        return F.interpolate(mask, size=self.mask_size, mode="bilinear", align_corners=False)
+        return _probabilities(self.mask_pred(x), self.mask_size)
+
+
+class LightMaskDecoder(nn.Module):
+    """A decoder for a fortieth of the work: stage-3 features (B, C, h, w) -> (B, 1, mask_h, mask_w) in [0, 1].
+
+    A 1x1 convolution to 128 channels before anything is enlarged, a bilinear x2, a 3x3 convolution to 64 channels, each
+    with BatchNorm and ReLU, a 1x1 convolution to one channel, sigmoid, and a bilinear resize from 1/8 of the picture to
+    `mask_size`. At 256x128 pixels on 1024 channels it has 0.05 billion multiply-adds where `MaskDecoder` has 2.4. Ours.
+    """
+
+    def __init__(self, in_channels: int, mask_size: tuple[int, int] = (256, 256)):
+        super().__init__()
+        self.mask_size = tuple(mask_size)
+        self.conv1 = nn.Conv2d(in_channels, 128, kernel_size=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(128)
+        self.conv2 = nn.Conv2d(128, 64, kernel_size=3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(64)
+        self.mask_pred = nn.Conv2d(64, 1, kernel_size=1)
+        for convolution in (self.conv1, self.conv2):
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        _start_at_one_half(self.mask_pred)
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = _double(F.relu(self.bn1(self.conv1(features))))  # (B, 128, 2h, 2w)
+        x = F.relu(self.bn2(self.conv2(x)))  # (B, 64, 2h, 2w)
+        return _probabilities(self.mask_pred(x), self.mask_size)
+
+
+MASK_DECODERS = {"full": MaskDecoder, "light": LightMaskDecoder}
+
+
+def _start_at_one_half(convolution: nn.Conv2d) -> None:
+    nn.init.normal_(convolution.weight, std=0.01)
+    nn.init.zeros_(convolution.bias)
+
+
+def _probabilities(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    mask = logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
+    return F.interpolate(mask, size=size, mode="bilinear", align_corners=False)
 
 
 def _double(x: Tensor) -> Tensor:

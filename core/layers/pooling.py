@@ -1,4 +1,8 @@
-"""Global pooling: a feature map becomes one vector, (B, C, H, W) -> (B, C)."""
+"""Global pooling: a feature map becomes one vector, (B, C, H, W) -> (B, C).
+
+Each takes weights of the positions as well, (B, 1, H, W), above 0: a mask that says where the object is. Without them,
+or with equal ones, every position counts the same.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -7,15 +11,15 @@ from torch import Tensor, nn
 class AveragePooling(nn.Module):
     """The mean over all positions, (B, C, H, W) -> (B, C)."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(dim=(2, 3))
+    def forward(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
+        return _mean(x, weights)
 
 
 class MaxPooling(nn.Module):
-    """The largest value of all positions, (B, C, H, W) -> (B, C). Equal largest values share the gradient."""
+    """The largest value (times its weight) of all positions, (B, C, H, W) -> (B, C). Equal ones share the gradient."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x.amax(dim=(2, 3))
+    def forward(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
+        return (x if weights is None else x * weights).amax(dim=(2, 3))
 
 
 class GeM(nn.Module):
@@ -39,14 +43,20 @@ class GeM(nn.Module):
         self.p = nn.Parameter(torch.full((1,), float(p)))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
         x = x.to(torch.promote_types(x.dtype, torch.float32)).clamp(min=self.eps)
         scale = x.detach().amax(dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
-        mean = (x / scale).pow(self.p).mean(dim=(2, 3))  # (B, C), in (0, 1]
+        mean = _mean((x / scale).pow(self.p), weights)  # (B, C), in (0, 1]
         return mean.pow(1.0 / self.p) * scale.flatten(1)
 
     def extra_repr(self) -> str:
         return f"eps={self.eps}"
+
+
+def _mean(x: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return x.mean(dim=(2, 3))
+    return (x * weights).sum(dim=(2, 3)) / weights.sum(dim=(2, 3))
 
 
 POOLINGS = {"avg": AveragePooling, "max": MaxPooling, "gem": GeM}

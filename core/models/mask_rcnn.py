@@ -66,6 +66,7 @@ class MaskRCNN(nn.Module):
     1 ... num_classes - 1 and masks (G, H, W) of bool or uint8, where G may be 0, and returns the five losses. In
     evaluation it returns for each picture a dict of boxes (N, 4) in its pixels, labels (N,), scores (N,) and masks
     (N, 1, M, M), M = 28, the probability of the detected class over the box; `paste_masks` puts those into the picture.
+    With `min_score` only what scores at least that, with far less work: the mask head sees nothing else.
 
     Args, all of them plain values, which `options` keeps so that a checkpoint can build the network again:
         backbone_name: one of `BACKBONES`.
@@ -166,7 +167,9 @@ class MaskRCNN(nn.Module):
         state_dict.update(renamed)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def forward(self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None):
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None, min_score: float = 0.0
+    ):
         if self.training and targets is None:
             raise ValueError("training needs targets")
         sizes = [self._new_size(image) for image in images]
@@ -177,7 +180,7 @@ class MaskRCNN(nn.Module):
         features = self.backbone(batch)
         padded_size = tuple(batch.shape[-2:])
         proposals, rpn_losses = self.rpn(list(features.values()), padded_size, sizes, targets)
-        detections, roi_losses = self.roi_heads(features, proposals, padded_size, sizes, targets)
+        detections, roi_losses = self.roi_heads(features, proposals, padded_size, sizes, targets, min_score)
         if self.training:
             return {**roi_losses, **rpn_losses}
         for detection, image, size in zip(detections, images, sizes, strict=True):

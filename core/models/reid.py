@@ -2,10 +2,12 @@
 
 from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.errors import InputError
-from core.layers.mask_decoder import MaskDecoder
+from core.layers.mask_decoder import MASK_DECODERS
 from core.layers.pooling import POOLINGS, build_pooling
 from core.models.resnet import RESNETS
 
@@ -15,13 +17,17 @@ MASK_SUFFIX = "_with_mask"
 # (Goyal et al. 2017). Shallow ones need no help, and their random features generalise better without it.
 SHALLOW = ("resnet18", "resnet34")
 NECKS = ("bnneck", "none")
+MASK_POOLINGS = ("off", "soft", "branch")
+
+# What a position outside of the mask still counts. Where no object is seen at all, all count the same.
+LEAST_WEIGHT = 0.01
 
 
 class ReIDOutput(NamedTuple):
     """What a re-identification network returns, in training and in evaluation.
 
-    embedding: (B, D), what retrieval compares.
-    features: one (B, D) per branch, what metric losses compare.
+    embedding: (B, D), what retrieval compares; of all branches, one after the other.
+    features: one (B, F) per branch, what metric losses compare.
     logits: one (B, C) per branch, what identity losses read; empty where the network has no classifier.
     mask: (B, 1, mask_h, mask_w) in [0, 1], or None where none is asked for.
     stages: None; no network gives its intermediate stages yet.
@@ -35,12 +41,16 @@ class ReIDOutput(NamedTuple):
 
 
 class ReIDModel(nn.Module):
-    """Pictures (B, 3, H, W), normalised -> ReIDOutput with one branch. `build_reid_model` builds it.
+    """Pictures (B, 3, H, W), normalised -> ReIDOutput. `build_reid_model` builds it.
 
     The neck of Luo et al. 2019, "Bag of Tricks and a Strong Baseline for Deep Person Re-identification", section 3.6:
     metric losses see the pooled feature, a BatchNorm without a learned bias follows, and the classifier (without bias)
     and retrieval see what comes out of it. Without a neck all of them see the pooled feature. Dropout acts on the
     classifier's input alone.
+
+    With mask pooling the predicted mask says how much each position of stage 4 counts: in the one feature ("soft"), or
+    in the feature of a second branch beside the plain one, with a neck and a classifier of its own ("branch"). The mask
+    is taken as it is: it learns from its own loss, and no gradient of the identities passes through it.
 
     Two originals depart from this, and we do not follow them: reid-strong-baseline's ResNet has no ReLU after its first
     BatchNorm, and OpenUnReID puts a ReLU behind the neck, in training only, where the feature is reduced.
@@ -49,38 +59,54 @@ class ReIDModel(nn.Module):
         backbone: ResNet without `fc`; its state_dict has the keys of torchvision or of IBN-Net.
         pooling, reduction, neck, dropout: modules; the identity where there is nothing to do.
         classifier: Linear, or None for num_classes 0.
-        mask_decoder: MaskDecoder on stage 3, or None.
-        feature_dim: D.
+        mask_decoder: on stage 3, or None.
+        mask_branch: reduction, neck and (if there are classes) classifier of the second branch, or None.
+        feature_dim: F, of each branch. embedding_dim: D, of all together.
     """
 
-    def __init__(self, backbone, num_classes, pooling, neck, dropout, embedding_dim, mask_size):
+    def __init__(self, backbone, num_classes, pooling, neck, dropout, reduced_dim, mask_decoder, mask_pooling):
         super().__init__()
         self.backbone = backbone
         self.pooling = pooling
-        *_, stage3_channels, channels = backbone.stage_channels
-        self.feature_dim = embedding_dim or channels
-        self.reduction = _reduction(channels, embedding_dim) if embedding_dim else nn.Identity()
-        self.neck = _batch_norm_neck(self.feature_dim) if neck == "bnneck" else nn.Identity()
+        channels = backbone.stage_channels[-1]
+        self.feature_dim = reduced_dim or channels
+        self.embedding_dim = self.feature_dim * (2 if mask_pooling == "branch" else 1)
+        self.reduction, self.neck, self.classifier = _head(channels, reduced_dim, neck, num_classes)
         self.dropout = nn.Dropout(dropout)
-        self.classifier = _classifier(self.feature_dim, num_classes, bias=neck == "none") if num_classes else None
-        self.mask_decoder = MaskDecoder(stage3_channels, mask_size) if mask_size else None
+        self.mask_decoder = mask_decoder
+        self.mask_pooling = mask_pooling
+        has_branch = mask_pooling == "branch"
+        self.mask_branch = nn.ModuleList(_head(channels, reduced_dim, neck, num_classes)) if has_branch else None
 
     def forward(self, images: Tensor, return_mask: bool | None = None) -> ReIDOutput:
         """(B, 3, H, W) -> ReIDOutput.
 
-        return_mask: run the mask decoder; None means in training always, in evaluation never. Asking a network
-            without a decoder for a mask raises ValueError.
+        return_mask: whether the output has the mask; None means in training always, in evaluation never. The decoder
+            runs where the mask is returned or pooled with. Asking a network without a decoder for a mask raises
+            ValueError.
         """
         if return_mask is None:
             return_mask = self.training and self.mask_decoder is not None
         if return_mask and self.mask_decoder is None:
             raise ValueError("this network was built without a mask decoder, so it has no mask to return")
         _, _, stage3, stage4 = self.backbone.forward_stages(images)  # (B, C3, H/16, W/16), (B, C4, h, w)
-        feature = self.reduction(self.pooling(stage4))  # (B, D)
-        embedding = self.neck(feature)  # (B, D)
-        logits = [] if self.classifier is None else [self.classifier(self.dropout(embedding))]  # (B, C)
-        mask = self.mask_decoder(stage3) if return_mask else None  # (B, 1, mask_h, mask_w)
-        return ReIDOutput(embedding, [feature], logits, mask)
+        mask = None
+        if return_mask or self.mask_pooling != "off":
+            mask = self.mask_decoder(stage3)  # (B, 1, mask_h, mask_w)
+        mask_weights = None if self.mask_pooling == "off" else _position_weights(mask, stage4)  # (B, 1, h, w)
+        head = (self.reduction, self.neck, self.classifier)
+        if self.mask_pooling == "branch":
+            branches = [(None, head), (mask_weights, self.mask_branch)]
+        else:
+            branches = [(mask_weights, head)]
+        embeddings, features, logits = [], [], []
+        for weights, (reduction, neck, classifier) in branches:
+            features.append(reduction(self.pooling(stage4, weights)))  # (B, F)
+            embeddings.append(neck(features[-1]))  # (B, F)
+            if classifier is not None:
+                logits.append(classifier(self.dropout(embeddings[-1])))  # (B, C)
+        embedding = embeddings[0] if len(embeddings) == 1 else torch.cat(embeddings, dim=1)  # (B, D)
+        return ReIDOutput(embedding, features, logits, mask if return_mask else None)
 
 
 def build_reid_model(
@@ -94,6 +120,8 @@ def build_reid_model(
     embedding_dim: int = 0,
     mask_size: tuple[int, int] = (256, 256),
     with_mask: bool | None = None,
+    mask_decoder: str = "full",
+    mask_pooling: str = "off",
 ) -> ReIDModel:
     """A network with random weights; `core.models.weights.load_weights` gives it published ones.
 
@@ -104,33 +132,61 @@ def build_reid_model(
         pooling: "avg", "max" or "gem".
         neck: "bnneck" or "none".
         dropout: probability, before the classifier.
-        embedding_dim: size of the embedding; 0 keeps the backbone's, otherwise a Linear layer before the neck.
+        embedding_dim: size of a branch's embedding; 0 keeps the backbone's, otherwise a Linear layer before the neck.
         mask_size: (height, width) in pixels of predicted masks.
         with_mask: None builds the decoder if the backbone's name ends in `_with_mask`; False never does, so that
             nothing is left without a gradient where no loss asks for a mask; True always.
+        mask_decoder: "full" (the original's) or "light".
+        mask_pooling: "off", "soft" or "branch"; see `ReIDModel`.
 
     Raises:
-        InputError: an unknown backbone, pooling or neck; the message lists the known ones.
+        InputError: an unknown name, the message lists the known ones; mask pooling without a decoder.
     """
     name = backbone.removesuffix(MASK_SUFFIX)
     if name not in RESNETS:
         known = ", ".join(RESNETS)
         raise InputError(f"unknown backbone {backbone!r}; use one of {known}, each also with {MASK_SUFFIX} added")
-    if pooling not in POOLINGS:
-        raise InputError(f"unknown pooling {pooling!r}; use one of {', '.join(POOLINGS)}")
-    if neck not in NECKS:
-        raise InputError(f"unknown neck {neck!r}; use one of {', '.join(NECKS)}")
+    choices = {
+        "pooling": (pooling, POOLINGS),
+        "neck": (neck, NECKS),
+        "mask decoder": (mask_decoder, MASK_DECODERS),
+        "mask pooling": (mask_pooling, MASK_POOLINGS),
+    }
+    for what, (value, known) in choices.items():
+        if value not in known:
+            raise InputError(f"unknown {what} {value!r}; use one of {', '.join(known)}")
     if with_mask is None:
         with_mask = backbone.endswith(MASK_SUFFIX)
+    if mask_pooling != "off" and not with_mask:
+        raise InputError(f"mask pooling {mask_pooling} needs a mask decoder: use {name}{MASK_SUFFIX} and a mask loss")
+    resnet = RESNETS[name](num_classes=0, last_stride=last_stride, zero_init_residual=name not in SHALLOW)
     return ReIDModel(
-        RESNETS[name](num_classes=0, last_stride=last_stride, zero_init_residual=name not in SHALLOW),
+        resnet,
         num_classes,
         build_pooling(pooling),
         neck,
         dropout,
         embedding_dim,
-        mask_size if with_mask else None,
+        MASK_DECODERS[mask_decoder](resnet.stage_channels[-2], mask_size) if with_mask else None,
+        mask_pooling,
     )
+
+
+def _position_weights(mask: Tensor, stage4: Tensor) -> Tensor:
+    """How much each position of (B, C, h, w) counts by the mask (B, 1, mask_h, mask_w): (B, 1, h, w), above 0."""
+    weights = F.interpolate(mask.detach(), size=stage4.shape[-2:], mode="area")
+    return weights.clamp(min=LEAST_WEIGHT)
+
+
+def _head(channels: int, reduced_dim: int, neck: str, num_classes: int) -> list[nn.Module | None]:
+    """What follows the pooling of a branch: reduction, neck, classifier (None for num_classes 0)."""
+    feature_dim = reduced_dim or channels
+    reduction = _reduction(channels, reduced_dim) if reduced_dim else nn.Identity()
+    batch_norm = _batch_norm_neck(feature_dim) if neck == "bnneck" else nn.Identity()
+    if not num_classes:
+        batch_norm.requires_grad_(False)  # it learns from the classifier alone
+    classifier = _classifier(feature_dim, num_classes, bias=neck == "none") if num_classes else None
+    return [reduction, batch_norm, classifier]
 
 
 def _reduction(channels: int, embedding_dim: int) -> nn.Linear:

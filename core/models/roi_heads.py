@@ -139,6 +139,7 @@ class RoIHeads(nn.Module):
         padded_size: tuple[int, int],
         image_sizes: Sequence[tuple[int, int]],
         targets: Sequence[dict[str, Tensor]] | None = None,
+        min_score: float = 0.0,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         """
         Args:
@@ -147,6 +148,7 @@ class RoIHeads(nn.Module):
             padded_size: (H, W) of the batch, pixels; over the size of a map it gives that map's stride.
             image_sizes: (h, w) of each picture in the batch.
             targets: boxes (G, 4), labels (G,), masks (G, H, W) of each picture, in pixels of the batch; for training.
+            min_score: detections have at least this score too; what has less gets no mask, which is most of the work.
 
         Returns:
             Detections: a dict of boxes (N, 4), labels (N,), scores (N,), masks (N, 1, M, M) for each picture, best
@@ -156,7 +158,7 @@ class RoIHeads(nn.Module):
         if self.training:
             return [], self.losses(features, proposals, padded_size, targets)
         logits, deltas = self._predict_boxes(features, proposals, padded_size)
-        detections = self.detect(logits, deltas, proposals, image_sizes)
+        detections = self.detect(logits, deltas, proposals, image_sizes, min_score)
         boxes, labels = [d["boxes"] for d in detections], [d["labels"] for d in detections]
         masks = self._predict_masks(features, boxes, padded_size, torch.cat(labels)).sigmoid()  # (N, M, M)
         for detection, mask in zip(detections, masks[:, None].split([len(b) for b in boxes]), strict=True):
@@ -213,7 +215,7 @@ class RoIHeads(nn.Module):
         return boxes[chosen], labels[chosen], matched[chosen]
 
     @torch.no_grad()
-    def detect(self, logits, deltas, proposals, image_sizes) -> list[dict[str, Tensor]]:
+    def detect(self, logits, deltas, proposals, image_sizes, min_score=0.0) -> list[dict[str, Tensor]]:
         """Class logits and deltas of all proposals -> boxes, labels and scores of each picture, best first.
 
         Every proposal is a candidate for every class; those with a high enough score are decoded and thinned by NMS
@@ -222,10 +224,11 @@ class RoIHeads(nn.Module):
         deltas = deltas.unflatten(1, (-1, 4))  # (R, num_classes, 4)
         counts = [len(boxes) for boxes in proposals]
         pictures = zip(logits.softmax(-1).split(counts), deltas.split(counts), proposals, image_sizes, strict=True)
-        return [self._detect_in_picture(*picture) for picture in pictures]
+        return [self._detect_in_picture(*picture, min_score) for picture in pictures]
 
-    def _detect_in_picture(self, scores, deltas, proposals, image_size):
-        region, label = torch.where(scores[:, 1:] > self.score_thresh)
+    def _detect_in_picture(self, scores, deltas, proposals, image_size, min_score):
+        candidates = scores[:, 1:]
+        region, label = torch.where((candidates > self.score_thresh) & (candidates >= min_score))
         label = label + 1
         scores = scores[region, label]
         boxes = decode_boxes(deltas[region, label], proposals[region], self.box_reg_weights).view(-1, 4)

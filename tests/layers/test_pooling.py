@@ -41,6 +41,32 @@ def test_worked_by_hand():
     torch.testing.assert_close(build_pooling("gem")(x), torch.tensor([[63 ** (1 / 3), 1e-6]]))
 
 
+@pytest.mark.parametrize("name, expected", [("avg", 5.25), ("max", 6.0), ("gem", (675 / 4) ** (1 / 3))])
+def test_positions_that_count_more(name, expected):
+    """Of 1, 2, 3 and 6 only 3 and 6 count, 6 three times as much: (3 + 18) / 4, and (27 + 648) / 4 with cubes."""
+    x = torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]])
+    weights = torch.tensor([[[[0.0, 0.0], [1 / 3, 1.0]]]])
+    torch.testing.assert_close(build_pooling(name)(x, weights), torch.tensor([[expected]]))
+
+
+@pytest.mark.parametrize("name", ["avg", "max", "gem"])
+def test_equal_weights_change_nothing(name):
+    torch.manual_seed(0)
+    x, pooling = torch.rand(2, 3, 4, 4), build_pooling(name)
+    torch.testing.assert_close(pooling(x, torch.ones(2, 1, 4, 4)), pooling(x))
+    if name != "max":
+        torch.testing.assert_close(pooling(x, torch.full((2, 1, 4, 4), 0.2)), pooling(x))
+
+
+@pytest.mark.parametrize("name", ["avg", "max", "gem"])
+def test_gradient_with_weights(name):
+    torch.manual_seed(0)
+    pooling = build_pooling(name).double()
+    x = torch.rand(1, 2, 2, 3, dtype=torch.float64).add_(0.1).requires_grad_()
+    weights = torch.rand(1, 1, 2, 3, dtype=torch.float64).add_(0.1)
+    assert torch.autograd.gradcheck(lambda x: pooling(x, weights), (x,))
+
+
 def test_gem_lies_between_average_and_maximum():
     torch.manual_seed(0)
     x = torch.rand(3, 5, 4, 4) + 0.1

@@ -217,6 +217,20 @@ def test_detections_equal_torchvisions():
         torch.testing.assert_close(pasted, expected["masks"], rtol=0, atol=1e-3)
 
 
+@torch.no_grad()
+def test_a_least_score_gives_what_choosing_afterwards_would():
+    network, _ = small_pair("frozen")
+    images, _ = pictures_and_targets()
+    network.eval()
+    everything = network(images)
+    least = everything[0]["scores"][4].item()  # five of twenty reach it, the fifth exactly
+    chosen = network(images, min_score=least)
+    assert len(chosen[0]["boxes"]) == 5
+    for all_found, some in zip(everything, chosen, strict=True):
+        for name, value in some.items():
+            torch.testing.assert_close(value, all_found[name][all_found["scores"] >= least], rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("size", [(60, 90), (300, 100), (16, 16), (7, 200), (1, 1), (97, 201)])
 def test_resizing_and_batching_equal_torchvisions(size):
     network = MaskRCNN("resnet18", 2, min_size=(50, 128), max_size=192)

@@ -132,6 +132,58 @@ def test_mask_in_training_always_and_in_evaluation_when_asked_for():
     assert mask.shape == (2, 1, 24, 12) and mask.min() >= 0 and mask.max() <= 1
 
 
+def see(model, mask):
+    """Let a network's decoder see this mask, whatever the picture."""
+    model.mask_decoder.forward = lambda features: mask.expand(len(features), -1, -1, -1)
+
+
+def test_soft_mask_pooling_counts_the_object_alone():
+    torch.manual_seed(0)
+    model = build_reid_model("resnet18_with_mask", 5, mask_size=(8, 8), mask_pooling="soft", neck="none").eval()
+    images = torch.randn(2, 3, 64, 64)
+    _, _, _, stage4 = model.backbone.forward_stages(images)  # (2, 512, 4, 4)
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., :4, :4] = 1  # the upper left quarter, four of 16 positions
+    see(model, mask)
+    output = model(images)
+    weights = torch.full((4, 4), 0.01)
+    weights[:2, :2] = 1
+    expected = (stage4 * weights).sum(dim=(2, 3)) / weights.sum()
+    torch.testing.assert_close(output.embedding, expected)
+    assert output.mask is None and model(images, return_mask=True).mask.shape == (2, 1, 8, 8)
+    for nothing_known in (torch.zeros(1, 1, 8, 8), torch.full((1, 1, 8, 8), 0.6)):
+        see(model, nothing_known)
+        torch.testing.assert_close(model(images).embedding, stage4.mean(dim=(2, 3)))
+
+
+def test_a_second_branch_beside_the_plain_one():
+    torch.manual_seed(0)
+    model = build_reid_model("resnet18_with_mask", 5, embedding_dim=16, mask_size=(8, 8), mask_pooling="branch")
+    images = torch.randn(4, 3, 64, 64)
+    output = model(images)
+    assert (model.feature_dim, model.embedding_dim) == (16, 32)
+    assert [tuple(feature.shape) for feature in output.features] == [(4, 16), (4, 16)]
+    assert [tuple(logits.shape) for logits in output.logits] == [(4, 5), (4, 5)]
+    assert output.embedding.shape == (4, 32)
+    torch.testing.assert_close(output.embedding[:, 16:], model.mask_branch[1](output.features[1]))
+    assert not torch.allclose(output.features[0], output.features[1])
+
+    plain = build_reid_model("resnet18_with_mask", 5, embedding_dim=16, mask_size=(8, 8))
+    own = {key: value for key, value in model.state_dict().items() if not key.startswith("mask_branch")}
+    plain.load_state_dict(own)  # the first branch is the network without the second
+    model.eval(), plain.eval()
+    torch.testing.assert_close(model(images).embedding[:, :16], plain(images).embedding)
+    assert build_reid_model("resnet18_with_mask", 0, mask_pooling="branch")(images).logits == []
+
+
+def test_no_gradient_of_identities_passes_through_the_mask():
+    model = build_reid_model("resnet18_with_mask", 5, mask_size=(8, 8), mask_pooling="soft")
+    output = model(torch.randn(2, 3, 64, 64))
+    output.logits[0].square().sum().backward()
+    assert all(parameter.grad is None for parameter in model.mask_decoder.parameters())
+    assert model.backbone.conv1.weight.grad.abs().sum() > 0
+
+
 def test_no_decoder_is_built_where_none_is_wanted():
     model = build_reid_model("resnet18_with_mask", 5, with_mask=False)
     assert model.mask_decoder is None and not any("mask" in key for key in model.state_dict())
@@ -161,20 +213,24 @@ def test_ddp_finds_every_parameter_used(tmp_path):
     """Without find_unused_parameters, a second step raises if a parameter of the first one had no gradient."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        model = build_reid_model("resnet18_with_mask", 5, pooling="gem", embedding_dim=16, mask_size=(8, 8))
+        model = build_reid_model(
+            "resnet18_with_mask", 5, pooling="gem", embedding_dim=16, mask_size=(8, 8), mask_pooling="branch"
+        )
         parallel = DistributedDataParallel(model)
         for _ in range(2):
             output = parallel(torch.randn(2, 3, 32, 32))
-            (output.logits[0].square().mean() + output.features[0].mean() + output.mask.mean()).backward()
+            features = sum(feature.mean() for feature in output.features)
+            (sum(logits.square().mean() for logits in output.logits) + features + output.mask.mean()).backward()
     finally:
         torch.distributed.destroy_process_group()
     without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
-    assert without == ["neck.bias"]
+    assert without == ["neck.bias", "mask_branch.1.bias"]
 
 
 def test_compiles_as_one_graph():
     torch.manual_seed(0)
-    model = build_reid_model("resnet18_with_mask", 5, pooling="gem", mask_size=(8, 8)).eval()
+    how = {"pooling": "gem", "mask_size": (8, 8), "mask_pooling": "branch", "mask_decoder": "light"}
+    model = build_reid_model("resnet18_with_mask", 5, **how).eval()
     images = torch.randn(2, 3, 32, 32)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     expected, output = model(images, return_mask=True), compiled(images, return_mask=True)
@@ -193,6 +249,9 @@ def test_compiles_as_one_graph():
         ("_with_mask", {}, "unknown backbone '_with_mask'"),
         ("resnet18", {"pooling": "median"}, "unknown pooling 'median'; use one of avg, max, gem"),
         ("resnet18", {"neck": "long"}, "unknown neck 'long'; use one of bnneck, none"),
+        ("resnet18_with_mask", {"mask_decoder": "heavy"}, "unknown mask decoder 'heavy'; use one of full, light"),
+        ("resnet18_with_mask", {"mask_pooling": "hard"}, "unknown mask pooling 'hard'; use one of off, soft, branch"),
+        ("resnet18", {"mask_pooling": "soft"}, "mask pooling soft needs a mask decoder"),
     ],
 )
 def test_unknown_names_are_listed_in_one_line(backbone, options, message):
