@@ -1,0 +1,116 @@
+"""Are two pictures of the same object? The distance up to which the answer is yes, chosen on pairs that are known."""
+
+from typing import NamedTuple
+
+import torch
+
+from core.errors import InputError
+from core.retrieval.distance import DistanceTo, as_features, row_chunks
+from core.retrieval.ranking import junk_mask
+
+# The bits of a float32 that is not negative, read as an integer, are ordered as the floats are. They are counted in two
+# rounds of 16 bits each, so that any rank among any number of pairs is found exactly, with 64k counters.
+HALF = 16
+BINS = 1 << HALF
+
+
+class Threshold(NamedTuple):
+    """Two pictures show the same object if their distance is at most `distance`.
+
+    false_accept_rate: at most this share of the impostor pairs (two objects) is accepted; it was asked for.
+    true_accept_rate: the share of the genuine pairs (one object) that is accepted; nan where there are none.
+    """
+
+    distance: float
+    false_accept_rate: float
+    true_accept_rate: float
+    impostor_pairs: int
+    genuine_pairs: int
+
+
+@torch.no_grad()
+def choose_threshold(
+    query,
+    gallery,
+    query_ids,
+    gallery_ids,
+    query_cameras,
+    gallery_cameras,
+    protocol="market1501",
+    *,
+    false_accept_rate=0.01,
+    metric="cosine",
+    chunk_size=None,
+):
+    """The largest distance at which not more than a given share of the impostor pairs would be accepted.
+
+    The pairs are those of a query and a gallery picture. Pairs of one object that the protocol leaves out (the same
+    camera under "market1501", a picture and itself under "vehicleid") are not counted.
+
+    Args:
+        query, gallery: (Q, D), (G, D) features.
+        query_ids, gallery_ids, query_cameras, gallery_cameras: (Q,), (G,) integers.
+        protocol: as in `core.retrieval.ranking`.
+        false_accept_rate: at least 0, below 1.
+        metric: "euclidean" or "cosine".
+        chunk_size: queries at a time; None: chosen for memory. Neither all distances nor all pairs are ever held.
+
+    Returns:
+        Threshold. Its distance is -1 where the nearest impostors are too many at distance 0, so that nothing is
+        accepted.
+
+    Raises:
+        InputError: a rate outside, no impostor pair, features that `DistanceTo` refuses.
+    """
+    if not 0 <= false_accept_rate < 1:
+        raise InputError(f"false-accept rate {false_accept_rate}: give a number of at least 0 and below 1")
+    distance_to, query = DistanceTo(gallery, metric), as_features(query, "query")
+    query_ids, gallery_ids, query_cameras, gallery_cameras = (
+        torch.as_tensor(values, device=query.device)
+        for values in (query_ids, gallery_ids, query_cameras, gallery_cameras)
+    )
+
+    def pairs():
+        """Chunks of queries: (distances float32 (q, G), which pairs are impostors, which genuine)."""
+        for rows in row_chunks(len(query), len(gallery_ids), chunk_size):
+            same = query_ids[rows, None] == gallery_ids  # (q, G)
+            junk = junk_mask(query_ids[rows], gallery_ids, query_cameras[rows], gallery_cameras, protocol).to(same)
+            if protocol == "vehicleid":  # query and gallery are one set
+                junk[torch.arange(len(same)), torch.arange(rows.start, rows.stop)] = True
+            yield distance_to(query[rows]).float().clamp_(min=0), ~same, same & ~junk
+
+    upper, genuine = torch.zeros(BINS, dtype=torch.int64), []
+    for distance, is_impostor, is_genuine in pairs():
+        upper += _counts(_bits(distance[is_impostor]) >> HALF)
+        genuine.append(distance[is_genuine])
+    genuine = torch.cat(genuine) if genuine else torch.zeros(0)  # (genuine pairs,)
+    impostors = int(upper.sum())
+    if not impostors:
+        raise InputError("all pictures are of one object: without pairs of two objects no threshold can be chosen")
+    # The first impostor that must not be accepted, by the upper and then the lower half of its distance's bits.
+    allowed = int(false_accept_rate * impostors)
+    upper_half, before = _find(upper, allowed)
+    lower = torch.zeros(BINS, dtype=torch.int64)
+    for distance, is_impostor, _ in pairs():
+        bits = _bits(distance[is_impostor])
+        lower += _counts(bits[bits >> HALF == upper_half] & (BINS - 1))
+    lower_half, _ = _find(lower, allowed - before)
+    just_below = (upper_half << HALF) + lower_half - 1
+    limit = float(torch.tensor(just_below, dtype=torch.int32).view(torch.float32)) if just_below >= 0 else -1.0
+    accepted = float((genuine <= limit).double().mean()) if len(genuine) else float("nan")
+    return Threshold(limit, false_accept_rate, accepted, impostors, len(genuine))
+
+
+def _bits(distance):
+    return (distance + 0.0).view(torch.int32)  # -0.0 + 0.0 = 0.0, whose bits are 0
+
+
+def _counts(values):
+    return torch.bincount(values, minlength=BINS).cpu()
+
+
+def _find(counts, rank):
+    """The bin of the value that `rank` others come before, and how many come before its bin."""
+    total = counts.cumsum(0)
+    place = int(torch.searchsorted(total, rank, right=True))
+    return place, int(total[place] - counts[place])

@@ -1,0 +1,447 @@
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.gallery import kill_while_adding
+from core.errors import InputError
+from core.retrieval import gallery_reader
+from core.retrieval.distance import pairwise_distance
+from core.retrieval.gallery import (
+    Entries,
+    add_to_gallery,
+    build_gallery,
+    merge_galleries,
+    open_gallery,
+    remove_from_gallery,
+)
+
+OURS, OTHER = "a" * 64, "b" * 64
+
+
+def features(count, dim=16, seed=0):
+    return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def entries(count, name="bag", seed=0, dim=16, identities=5):
+    numbers = range(count)
+    return Entries(
+        features(count, dim, seed),
+        [f"{name}-{i % identities}" for i in numbers],
+        [f"{name}/{i}.jpg" for i in numbers],
+        [bytes([i % 256]) * i for i in numbers],
+    )
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A gallery of 12 entries of 5 identities."""
+    build_gallery(tmp_path / "bags.gallery", entries(12), fingerprint=OURS)
+    return tmp_path / "bags.gallery"
+
+
+def content(path):
+    with open_gallery(path) as gallery:
+        rows = range(len(gallery))
+        return [(gallery.identity_of(row), gallery.source(row), gallery.thumbnail(row)) for row in rows]
+
+
+def test_by_hand(tmp_path):
+    vectors = torch.tensor([[3.0, 4.0], [0.0, 2.0], [-1.0, 0.0], [0.0, 5.0]])
+    path = tmp_path / "bags.gallery"
+    build_gallery(path, Entries(vectors, ["red", "blue", "red", "green"]), fingerprint=OURS, dtype="float32")
+    with open_gallery(path) as gallery:
+        np.testing.assert_allclose(gallery.vectors(), [[0.6, 0.8], [0, 1], [-1, 0], [0, 1]], rtol=1e-6)
+        assert gallery.names == ["red", "blue", "green"] and gallery.numbers.tolist() == [0, 1, 0, 2]
+        distances, rows = gallery.search(torch.tensor([[0.0, 7.0], [1.0, 0.0], [0.0, 0.0]]), 4)
+        assert rows.tolist() == [[1, 3, 0, 2], [0, 1, 3, 2], [0, 1, 2, 3]]
+        expected = torch.tensor([[0, 0, 0.2, 1], [0.4, 1, 1, 2], [1, 1, 1, 1]])  # a zero vector has cosine 0
+        torch.testing.assert_close(distances, expected)
+        distances, identities, rows = gallery.identify(torch.tensor([[0.0, 7.0]]), 9)
+        assert identities.tolist() == [[1, 2, 0]] and rows.tolist() == [[1, 3, 0]]
+        torch.testing.assert_close(distances, torch.tensor([[0.0, 0.0, 0.2]]))
+        assert gallery.source(3) == "" and gallery.thumbnail(3) == b"" and not gallery.has_source.any()
+    build_gallery(path, Entries(vectors, list("abcd")), fingerprint=OURS, metric="euclidean", overwrite=True)
+    with open_gallery(path) as gallery:
+        distances, rows = gallery.search(np.array([[0.0, 5.0]]), 3)
+        assert rows.tolist() == [[3, 1, 0]] and gallery.metric == "euclidean"
+        torch.testing.assert_close(distances, torch.tensor([[0.0, 3.0, 10**0.5]]))
+
+
+def hard_vectors(count, dim, seed):
+    """Repeated vectors, vectors that are nearly so, and an order in which each chunk is nearer than the last."""
+    vectors = features(count, dim, seed)
+    vectors[100:140] = vectors[5]
+    vectors[140:160] = vectors[5] + 1e-3 * features(20, dim, seed + 1)
+    target = features(1, dim, seed + 2)
+    vectors[200:] = vectors[200:] + torch.linspace(0, 3, count - 200)[:, None] * target
+    queries = torch.cat([features(10, dim, seed + 3), vectors[[5, 150, 399]], target, torch.zeros(1, dim)])
+    return vectors, queries
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("offset", [0.0, 50.0])
+def test_equals_brute_force_whatever_the_chunks(tmp_path, metric, dtype, offset):
+    vectors, queries = hard_vectors(400, 24, 0)
+    vectors, queries = vectors + offset, queries + offset
+    names = [f"bag-{i % 7 if i < 300 else i}" for i in range(400)]
+    build_gallery(tmp_path / "g", Entries(vectors, names), fingerprint=OURS, metric=metric, dtype=dtype)
+    with open_gallery(tmp_path / "g") as gallery:
+        stored = torch.from_numpy(gallery.vectors()).double()
+        exact = pairwise_distance(queries.double(), stored, metric).float()  # (Q, N)
+        order = exact.argsort(dim=1, stable=True)
+        for k, chunk_size in ((1, 3), (6, None), (6, 64), (50, 7), (999, 130)):
+            distances, rows = gallery.search(queries, k, chunk_size=chunk_size)
+            torch.testing.assert_close(distances, exact.gather(1, rows), rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close(distances, exact.gather(1, order[:, :k]), rtol=1e-5, atol=1e-7)
+            assert (distances[:, 1:] >= distances[:, :-1]).all()
+            tied = distances[:, 1:] == distances[:, :-1]
+            assert (rows[:, 1:] > rows[:, :-1])[tied].all()
+            assert all(len(set(row)) == len(row) == min(k, 400) for row in rows.tolist())
+        assert gallery.search(queries[10:11], 41)[1].tolist() == [[5, *range(100, 140)]]  # equal ones, in their order
+        reference = gallery.search(queries, 400)
+        for k, chunk_size in ((1, None), (5, 3), (5, 64), (12, 7), (200, 130)):
+            distances, identities, rows = gallery.identify(queries, k, chunk_size=chunk_size)
+            for query in range(len(queries)):
+                seen = {}
+                for distance, row in zip(reference[0][query].tolist(), reference[1][query].tolist(), strict=True):
+                    seen.setdefault(names[row], (distance, row))
+                expected = list(seen.items())[:k]
+                assert [gallery.names[i] for i in identities[query]] == [name for name, _ in expected]
+                assert list(zip(distances[query].tolist(), rows[query].tolist(), strict=True)) == [
+                    v for _, v in expected
+                ]
+
+
+def test_many_queries_and_few_identities(tmp_path, monkeypatch):
+    """Queries in several blocks; fewer identities than are asked for, so that no limit is ever known."""
+    monkeypatch.setattr("core.retrieval.distance.CHUNK_ELEMENTS", 500)
+    monkeypatch.setattr(gallery_reader, "CHUNK_ELEMENTS", 16 * 40)
+    build_gallery(tmp_path / "g", entries(300, identities=3), fingerprint=OURS)
+    with open_gallery(tmp_path / "g") as gallery:
+        queries = features(90, seed=9)
+        distances, identities, rows = gallery.identify(queries, 5)
+        assert distances.shape == identities.shape == rows.shape == (90, 3)
+        exact = pairwise_distance(queries, torch.from_numpy(gallery.vectors()), "cosine")
+        nearest = torch.stack([exact[:, i::3].min(1).values for i in range(3)], 1)  # (Q, identities)
+        torch.testing.assert_close(distances, nearest.gather(1, identities))
+        assert (identities.sort().values == torch.arange(3)).all()
+        torch.testing.assert_close(gallery.search(queries, 4)[0], exact.topk(4, largest=False).values)
+
+
+def test_queries_none_and_bad(path):
+    with open_gallery(path) as gallery:
+        distances, rows = gallery.search(torch.zeros(0, 16), 20)
+        assert distances.shape == rows.shape == (0, 12)
+        for queries, k, message in (
+            (torch.ones(1, 8), 1, "8 dimensions and those of the gallery .* 16"),
+            (torch.full((1, 16), float("nan")), 1, "not finite"),
+            (torch.full((1, 16), 1e30), 1, "too large"),
+            (torch.ones(16), 1, "shape"),
+            (torch.ones(1, 16), 0, "k 0"),
+        ):
+            with pytest.raises(InputError, match=message):
+                gallery.search(queries, k)
+        with pytest.raises(InputError, match="chunk size 0"):
+            gallery.identify(torch.ones(1, 16), 1, chunk_size=0)
+
+
+def test_what_goes_in_comes_out(tmp_path):
+    sources = ["a.jpg", "böses Ölbild.jpg", os.fsdecode(b"not-\xff-utf8.jpg"), "", ""]
+    thumbnails = [b"", b"\xff\xd8picture", b"x", b"", b"\0\0"]
+    info = {"reid": "runs/reid/best.pth", "masks": True, "size": [256, 128], "none": None}
+    names = ["0061", "rot, groß", "0061", "b", "0010"]
+    path = tmp_path / "link.gallery"
+    path.symlink_to(tmp_path / "bags.gallery")
+    count = build_gallery(path, Entries(features(5), names, sources, thumbnails), fingerprint=OURS, info=info)
+    with open_gallery(path) as gallery:
+        assert count == len(gallery) == 5 and gallery.dim == 16 and gallery.fingerprint == OURS
+        assert gallery.info == info and gallery.names == ["0061", "rot, groß", "b", "0010"]
+        assert [gallery.source(torch.tensor(row)) for row in range(5)] == sources
+        assert [gallery.thumbnail(row) for row in range(5)] == thumbnails
+        assert [gallery.identity_of(row) for row in range(5)] == names
+        assert gallery.source(-3) == sources[2]
+        with pytest.raises(IndexError):
+            gallery.source(5)
+        norms = np.linalg.norm(gallery.vectors(1, 4).astype(np.float32), axis=1)
+        assert gallery.vectors().dtype == np.float16 and norms == pytest.approx([1, 1, 1], abs=1e-3)
+    assert path.is_symlink() and sorted(file.name for file in tmp_path.iterdir()) == ["bags.gallery", "link.gallery"]
+
+
+def test_chunks_make_the_same_file(tmp_path):
+    whole = entries(50)
+    spans = [(0, 1), (1, 1), (1, 30), (30, 50)]  # one of them has nothing in it
+    parts = (Entries(*(part[start:stop] for part in whole)) for start, stop in spans)
+    build_gallery(tmp_path / "whole", whole, fingerprint=OURS)
+    build_gallery(tmp_path / "parts", parts, fingerprint=OURS)
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "parts").read_bytes()
+
+
+def changed(index, value):
+    vectors = features(4)
+    vectors[index] = value
+    return vectors
+
+
+IDS = list("abcd")
+
+
+@pytest.mark.parametrize(
+    ("vectors", "rest", "options", "message"),
+    [
+        (changed(2, float("nan")), (IDS, ["1", "2", "3.jpg", "4"]), {}, "embedding of 3.jpg is not finite"),
+        (changed((1, 3), float("inf")), (IDS,), {"metric": "euclidean"}, "embedding of entry 1 is not finite"),
+        (changed(1, 0), (IDS,), {}, "entry 1 is zero"),
+        (changed(1, 1e5), (IDS,), {"metric": "euclidean"}, "too large for float16"),
+        (changed(1, 1e20), (IDS,), {"metric": "euclidean", "dtype": "float32"}, "too large for float32"),
+        (features(4)[0], (IDS,), {}, "shape"),
+        (torch.zeros(4, 0), (IDS,), {}, "shape"),
+        (torch.zeros(0, 4), ([],), {}, "nothing to build"),
+        (features(4), (["a", "b", 10, "d"],), {}, "identity 10 is no text; give names, such as '10'"),
+        (features(4), (IDS[:3],), {}, "4 embeddings with 3 identities"),
+        (features(4), (IDS, ["a.jpg", "", "", "a.jpg"]), {}, "'a.jpg' is given twice"),
+        (features(4), (IDS,), {"metric": "manhattan"}, "metric 'manhattan'"),
+        (features(4), (IDS,), {"dtype": "int8"}, "dtype 'int8'"),
+    ],
+)
+def test_bad_entries_are_named_and_leave_nothing(tmp_path, vectors, rest, options, message):
+    with pytest.raises(InputError, match=message) as caught:
+        build_gallery(tmp_path / "g", Entries(vectors, *rest), fingerprint=OURS, **options)
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_unequal_chunks_no_chunks_and_bad_places(tmp_path):
+    with pytest.raises(InputError, match="8 dimensions and those of the gallery 16"):
+        build_gallery(tmp_path / "g", [entries(3), entries(3, "b", dim=8)], fingerprint=OURS)
+    with pytest.raises(InputError, match="nothing to build"):
+        build_gallery(tmp_path / "g", [], fingerprint=OURS)
+    with pytest.raises(InputError, match="can't write .*No such file"):
+        build_gallery(tmp_path / "missing" / "g", entries(3), fingerprint=OURS)
+    (tmp_path / "folder").mkdir()
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="folder exists"):
+            build_gallery(tmp_path / "folder", entries(3), fingerprint=OURS, overwrite=overwrite)
+    assert [file.name for file in tmp_path.iterdir()] == ["folder"]
+
+
+def test_an_existing_gallery_is_kept(path):
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="exists; remove it, or give another name"):
+        build_gallery(path, entries(3, "new"), fingerprint=OURS)
+    assert path.read_bytes() == before
+    assert build_gallery(path, entries(3, "new"), fingerprint=OTHER, overwrite=True) == 3
+    assert len(content(path)) == 3
+
+
+def test_add_appends_and_replaces(path):
+    before = content(path)
+    with open_gallery(path) as old:
+        vectors = old.vectors()
+        more = Entries(features(3, seed=1), ["new", "bag-4", "bag-1"], ["new.jpg", "bag/7.jpg", ""], [b"n", b"7", b""])
+        assert add_to_gallery(path, more, fingerprint=OURS, metric="cosine") == (2, 1)
+        assert len(old) == 12 and old.source(7) == "bag/7.jpg"  # who has it open sees what it was
+    expected = before[:7] + before[8:] + [("new", "new.jpg", b"n"), ("bag-4", "bag/7.jpg", b"7"), ("bag-1", "", b"")]
+    assert content(path) == expected
+    with open_gallery(path) as gallery:
+        assert np.array_equal(gallery.vectors(0, 11), np.delete(vectors, 7, 0))
+        distances, rows = gallery.search(more.vectors, 1)
+        assert rows[:, 0].tolist() == [11, 12, 13] and (distances < 1e-6).all()
+    assert add_to_gallery(path, more._replace(sources=None), fingerprint=OURS) == (3, 0)  # no source, no double
+    assert add_to_gallery(path, [], fingerprint=OURS) == (0, 0) and len(content(path)) == 17
+    assert [file.name for file in path.parent.iterdir()] == ["bags.gallery"]
+
+
+def test_refused_additions_change_nothing(path):
+    before = path.read_bytes()
+
+    def broken():
+        yield entries(2, "x")
+        raise InputError("picture 3 can't be read")
+
+    for new, options, message in (
+        (entries(2, "x"), {"fingerprint": OTHER}, "built with network aaaaaaaaaaaa and .* is bbbbbbbbbbbb"),
+        (entries(2, "x"), {"metric": "euclidean"}, "compares by cosine, not euclidean"),
+        (entries(2, "x", dim=8), {}, "8 dimensions and those of the gallery 16"),
+        (entries(2, "x")._replace(sources=["same", "same"]), {}, "'same' is given twice"),
+        (broken(), {}, "picture 3 can't be read"),
+    ):
+        with pytest.raises(InputError, match=message):
+            add_to_gallery(path, new, **{"fingerprint": OURS, **options})
+        assert path.read_bytes() == before and len(list(path.parent.iterdir())) == 1
+    with pytest.raises(InputError, match="no such gallery; check the path, or build one"):
+        add_to_gallery(path.with_name("none"), entries(2), fingerprint=OURS)
+
+
+def test_a_full_disk_leaves_the_old_gallery(path, monkeypatch):
+    before = path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(InputError, match="No space left on device; what was there before is whole"):
+        add_to_gallery(path, entries(2, "x"), fingerprint=OURS)
+    assert path.read_bytes() == before and len(list(path.parent.iterdir())) == 1
+
+
+def test_remove(path):
+    before = content(path)
+    assert remove_from_gallery(path, ["bag-1", "bag-3"], ["bag/0.jpg", "bag/1.jpg"]) == 6
+    rest = [entry for i, entry in enumerate(before) if i % 5 not in (1, 3) and i != 0]
+    assert content(path) == rest
+    with open_gallery(path) as gallery:
+        assert gallery.names == ["bag-2", "bag-4", "bag-0"]
+    for options, message in (
+        ({"identities": ["bag-0", "bag-1"]}, "no identity 'bag-1'; nothing was removed"),
+        ({"sources": ["bag/2.jpg", "bag/0.jpg"]}, "no entry from 'bag/0.jpg'; nothing was removed"),
+        ({"sources": [""]}, "no entry from ''"),
+    ):
+        with pytest.raises(InputError, match=message):
+            remove_from_gallery(path, **options)
+        assert content(path) == rest
+    assert remove_from_gallery(path, ["bag-2", "bag-4", "bag-0"]) == 6
+    with open_gallery(path) as gallery:
+        assert len(gallery) == 0 and gallery.names == [] and gallery.fingerprint == OURS
+        with pytest.raises(InputError, match="is empty: there is nothing to search"):
+            gallery.search(torch.ones(1, 16), 1)
+    assert add_to_gallery(path, entries(2, "x"), fingerprint=OURS) == (2, 0)
+
+
+def test_merge(path):
+    folder = path.parent
+    a, b, both = folder / "a", folder / "b", folder / "both"
+    build_gallery(a, entries(4, "a"), fingerprint=OURS, info={"masks": True, "reid": "x.pth"})
+    build_gallery(b, entries(3, "b", seed=1), fingerprint=OURS, info={"masks": False, "reid": "x.pth"})
+    assert merge_galleries(both, [a, b, path, a]) == 19
+    assert content(both) == content(a) + content(b) + content(path)
+    with open_gallery(both) as merged, open_gallery(b) as part:
+        assert merged.info == {} and np.array_equal(merged.vectors(4, 7), part.vectors())
+    assert merge_galleries(a, [a, b], overwrite=True) == 7
+    with open_gallery(a) as merged:
+        assert merged.info == {"reid": "x.pth"}
+    with pytest.raises(InputError, match="exists"):
+        merge_galleries(both, [a, b])
+    with pytest.raises(InputError, match="no galleries"):
+        merge_galleries(folder / "c", [])
+
+
+def test_merging_what_does_not_fit(path):
+    folder = path.parent
+    moved = entries(12)._replace(identities=["elsewhere"] * 12)
+    for number, (options, new, message) in enumerate(
+        [
+            ({"fingerprint": OTHER}, entries(2, "x"), "built with network bbbbbbbbbbbb and that of .* is aaaaaaaaaaaa"),
+            ({"metric": "euclidean"}, entries(2, "x"), "has metric cosine and .* euclidean"),
+            ({"dtype": "float32"}, entries(2, "x"), "has dtype float16 and .* float32"),
+            ({}, entries(2, "x", dim=8), "has dim 16 and .* 8"),
+            ({}, entries(12, seed=1), "different entries from 'bag/0.jpg'; remove it from one"),
+            ({}, moved, "different entries from 'bag/0.jpg'"),
+        ]
+    ):
+        build_gallery(folder / f"{number}", new, **{"fingerprint": OURS, **options})
+        with pytest.raises(InputError, match=message):
+            merge_galleries(folder / "out", [path, folder / f"{number}"])
+        assert not (folder / "out").exists()
+
+
+def test_another_network_is_refused(path):
+    build_gallery(path, entries(3), fingerprint=OURS, info={"reid": "runs/old/best.pth"}, overwrite=True)
+    with open_gallery(path) as gallery:
+        gallery.require(OURS, "runs/new/best.pth")
+        message = r"aaaaaaaaaaaa \(runs/old/best.pth\) and runs/new/best.pth is bbbbbbbbbbbb: .* build it again"
+        with pytest.raises(InputError, match=message):
+            gallery.require(OTHER, "runs/new/best.pth")
+
+
+def test_the_same_checkpoint_trained_further_is_named_once(path):
+    info = {"reid": os.path.abspath("runs/old/best.pth")}
+    build_gallery(path, entries(3), fingerprint=OURS, info=info, overwrite=True)
+    with open_gallery(path) as gallery:
+        for who in ("runs/old/best.pth", info["reid"]):
+            message = "when that was network aaaaaaaaaaaa; by now it is bbbbbbbbbbbb, trained further"
+            with pytest.raises(InputError, match=message) as caught:
+                gallery.require(OTHER, who)
+            assert str(caught.value).count("best.pth") == 1
+
+
+def test_an_identity_without_entries_is_damage(path):
+    """Searching trusts that there are as many identities as names."""
+    with open_gallery(path) as gallery:
+        offset = gallery._sections["numbers"][0]
+        assert sorted(set(gallery.numbers.tolist())) == [0, 1, 2, 3, 4]
+        numbers = np.where(gallery.numbers == 3, 0, gallery.numbers).astype("<i4").tobytes()
+    data = bytearray(path.read_bytes())
+    data[offset : offset + len(numbers)] = numbers
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="bags.gallery is damaged"):
+        open_gallery(path)
+
+
+def test_bad_files_get_one_line(path):
+    whole, bad = path.read_bytes(), path.with_name("bad.gallery")
+    cases = [(b"", "is empty"), (b"\x89PNG and so on" * 100, "not a gallery"), (whole[:30], "truncated")]
+    cases += [(whole[:length], "truncated|damaged") for length in range(40, len(whole), 97)]
+    cases += [(whole[:16] + (9).to_bytes(4, "little") + whole[20:], "has format 9 .* update Carousel")]
+    cases += [(whole.replace(b'"metric": "cosine"', b'"metric": "cosinx"'), "damaged")]
+    cases += [(whole.replace(b'"fingerprint": "a', b'"fingerprint": "b'), "damaged")]
+    for data, message in cases:
+        bad.write_bytes(data)
+        with pytest.raises(InputError, match=message) as caught:
+            open_gallery(bad)
+        assert "bad.gallery" in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="no such gallery; check the path, or build one"):
+        open_gallery(path.with_name("none"))
+    with pytest.raises(InputError, match="can't read the gallery"):
+        open_gallery(path.parent)
+
+
+def test_a_damaged_byte_is_an_answer_or_one_line(path):
+    whole, bad, chance = bytearray(path.read_bytes()), path.with_name("bad.gallery"), random.Random(0)
+    for _ in range(300):
+        data = bytearray(whole)
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        bad.write_bytes(data)
+        try:
+            content(bad)
+        except InputError as error:
+            assert "bad.gallery" in str(error)
+    whole[64:66] = b"\xff\xff"  # the first number of the first vector: NaN
+    bad.write_bytes(whole)
+    with open_gallery(bad) as gallery, pytest.raises(InputError, match="not finite: its file is damaged"):
+        gallery.search(torch.ones(1, 16), 1)
+
+
+def test_one_writer_at_a_time(path):
+    """Whoever comes second is told; what killed writers left goes, what belongs to others stays."""
+    dead, other = path.with_name(".bags.gallery.123456.tmp"), path.with_name(".other.gallery.123456.tmp")
+    lock = path.with_name(".bags.gallery.lock")
+    for file in (dead, other, lock):  # the lock of a killed process is a file that nobody holds
+        file.write_bytes(b"")
+
+    def new():
+        yield entries(2, "x")
+        for change in (
+            lambda: add_to_gallery(path, entries(2, "y"), fingerprint=OURS),
+            lambda: remove_from_gallery(path, ["bag-0"]),
+            lambda: build_gallery(path, entries(2, "y"), fingerprint=OURS, overwrite=True),
+        ):
+            with pytest.raises(InputError, match="another process is writing .*bags.gallery; wait"):
+                change()
+        assert build_gallery(path.with_name("second"), entries(2), fingerprint=OURS) == 2  # another gallery may
+        yield entries(1, "z")
+
+    assert add_to_gallery(path, new(), fingerprint=OURS) == (3, 0)
+    assert len(content(path)) == 15
+    assert sorted(file.name for file in path.parent.iterdir()) == [other.name, "bags.gallery", "second"]
+
+
+def test_killed_while_adding(tmp_path):
+    """Ten times, at random moments; the benchmark raises where the gallery is not whole after one."""
+    path = tmp_path / "bags.gallery"
+    build_gallery(path, entries(3000, dim=64), fingerprint="0" * 64)
+    whole, results = kill_while_adding(path, 3000, 64, 10)
+    assert whole > 0 and len(results) == 10 and {state for _, state, _ in results} <= {"old", "new"}
+    assert [file.name for file in tmp_path.iterdir()] == ["bags.gallery"]
