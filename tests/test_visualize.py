@@ -11,6 +11,7 @@ from PIL import Image
 
 from core import visualize
 from core.errors import InputError
+from core.visualize.sheet import Sheet
 
 GREEN, RED = (26, 150, 65), (215, 25, 28)
 
@@ -195,6 +196,15 @@ def test_curves_of_a_detection_run(tmp_path):
 def test_curves_of_a_run_that_has_just_begun(tmp_path, log):
     visualize.curves(tmp_path / "curves.png", log)
     assert Image.open(tmp_path / "curves.png").size == (1500, 460)
+
+
+@pytest.mark.parametrize("size", [(301, 201), (115, 29), (58, 219), (40, 600)])
+def test_a_picture_on_a_sheet_is_drawn_pixel_by_pixel(tmp_path, size):
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    sheet = Sheet(*size)
+    sheet.picture(Image.fromarray(noise), 0, 0)
+    sheet.save(tmp_path / "sheet.png")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB")), noise)
 
 
 def test_a_sheet_of_nothing_says_so(tmp_path):

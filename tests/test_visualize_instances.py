@@ -150,11 +150,9 @@ def test_without_instances_the_picture_stays_as_it_is(picture, tmp_path):
 
 def test_one_mask_is_unpacked_at_a_time(picture, monkeypatch):
     """Not N x H x W at once, which is 2.4 GB for 100 instances on 6000 x 4000."""
-    from core.visualize import instances as module
-
     sizes = []
-    decode = module.rle_codec.decode
-    monkeypatch.setattr(module.rle_codec, "decode", lambda rle: sizes.append(decode(rle).shape) or decode(rle))
+    decode = rle_codec.decode
+    monkeypatch.setattr(rle_codec, "decode", lambda rle: sizes.append(decode(rle).shape) or decode(rle))
     visualize.instance_panels(picture, [instance(picture.size, (10, 10, 90, 90)) for _ in range(5)])
     assert sizes == [(600, 800)] * 5
 

@@ -7,6 +7,9 @@ wrong, the line and a sign say it as well. A sheet of nothing is a small sheet t
 """
 
 from core.visualize.curves import COCO_COLUMNS, COCO_NUMBERS, DETECTION_METRICS, METRICS, RETRIEVAL_METRICS, curves
+from core.visualize.dataset import bar_figure, contact_sheet, histogram_figure, scatter_figure
+from core.visualize.embedding import embedding_plot
+from core.visualize.identification import comparison_sheet, identification_sheet
 from core.visualize.instances import (
     PANELS,
     augmentation_preview,
@@ -17,7 +20,7 @@ from core.visualize.instances import (
     precision_recall_curves,
 )
 from core.visualize.page import Card, index_page
-from core.visualize.retrieval import RankRow, augmentation_sheet, mask_sheet, rank_list_sheet
+from core.visualize.retrieval import RankRow, augmentation_sheet, heat_sheet, mask_sheet, rank_list_sheet
 from core.visualize.sheet import GAP, JPEG, MARGIN, PALETTE
 
 __all__ = [
@@ -35,13 +38,21 @@ __all__ = [
     "RankRow",
     "augmentation_preview",
     "augmentation_sheet",
+    "bar_figure",
+    "comparison_sheet",
+    "contact_sheet",
     "curves",
     "describe_instances",
     "draw_instances",
+    "embedding_plot",
+    "heat_sheet",
+    "histogram_figure",
+    "identification_sheet",
     "index_page",
     "instance_panels",
     "instance_sheet",
     "mask_sheet",
     "precision_recall_curves",
     "rank_list_sheet",
+    "scatter_figure",
 ]

@@ -7,18 +7,29 @@ so a hundred instances on a picture of 6000 x 4000 take the memory of a few pict
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
-from statistics import NormalDist
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image, ImageColor, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageColor, ImageDraw
 from pycocotools import mask as rle_codec
 
-from core.visualize.sheet import DPI, FAINT, GAP, INK, MARGIN, PALETTE, Sheet, empty_sheet, fit, save_figure, shorten
+from core.visualize.drawing import ink_on, label_font, outline_of, unpack_mask
+from core.visualize.sheet import (
+    DPI,
+    FAINT,
+    GAP,
+    INK,
+    MARGIN,
+    PALETTE,
+    Sheet,
+    empty_sheet,
+    fit,
+    plain,
+    save_figure,
+    shorten,
+)
 
 PANELS = {
     "original": "original",
@@ -162,17 +173,12 @@ def precision_recall_curves(path: str | Path, precision: dict[str, np.ndarray], 
         if len(names) <= len(PALETTE):
             for name, color, line in zip(names, PALETTE, values[0].T, strict=False):
                 if np.isfinite(line).all():
-                    axes.plot(recall, line, color=color, linewidth=1.5, label=_plain(name))
+                    axes.plot(recall, line, color=color, linewidth=1.5, label=plain(name))
         mean = values[:, :, there].mean(2)  # (10, 101)
         for line, style, text in ((mean[0], "-", "0.50"), (mean[5], "--", "0.75"), (mean.mean(0), ":", "0.50:0.95")):
             axes.plot(recall, line, style, color=INK, linewidth=2.2, label=f"mean, IoU {text}: AP {line.mean():.3f}")
         axes.legend(fontsize=8.5, loc="lower left", edgecolor="none", framealpha=0.85)
     save_figure(figure, path)
-
-
-def _plain(name: str) -> str:
-    """A class name that matplotlib takes as it stands: no formula, and not hidden from the legend for an underscore."""
-    return ("\N{ZERO WIDTH SPACE}" + name).replace("$", r"\$")
 
 
 def _instances_of(boxes, masks, labels) -> list[dict]:
@@ -223,44 +229,16 @@ def _paint_masks(layers: Sequence[tuple[Image.Image, float, str | None]], instan
         return
     half = max(0.9, _measure(layers[0][0].size) / 14)  # of the outline's width, pixels
     for instance in instances:
-        mask, corner = _unpack(instance["rle"], instance["factor"], margin=round(3 * half) + 1)
+        mask, corner = unpack_mask(instance["rle"], instance["factor"], margin=round(3 * half) + 1)
         if mask is None:
             continue
-        outline = _outline(mask, half)
+        outline = outline_of(mask, half)
         for canvas, opacity, ground in layers:
             if ground:  # around the mask, so that it keeps its shape and stands out from those under it
                 canvas.paste(ground, corner, outline)
             canvas.paste(instance["color"], corner, mask.point(lambda value, opacity=opacity: round(value * opacity)))
             if not ground:
                 canvas.paste(instance["color"], corner, outline)
-
-
-def _unpack(rle: dict, factor: int, margin: int) -> tuple[Image.Image | None, tuple[int, int]]:
-    """The part of a mask in which it isn't empty, with a margin, enlarged: (L picture of 0 and 255, its corner)."""
-    left, top, width, height = (int(value) for value in rle_codec.toBbox(rle))
-    if width == 0 or height == 0:
-        return None, (0, 0)
-    full = rle_codec.decode(rle)  # (H, W), by columns
-    cut = np.ascontiguousarray(full[top : top + height, left : left + width]) * np.uint8(255)
-    mask = Image.fromarray(cut).resize((width * factor, height * factor), Image.Resampling.NEAREST)
-    padded = Image.new("L", (mask.width + 2 * margin, mask.height + 2 * margin))
-    padded.paste(mask, (margin, margin))
-    return padded, (left * factor - margin, top * factor - margin)
-
-
-def _outline(mask: Image.Image, half: float) -> Image.Image:
-    """Where the edge of a mask is nearer than `half` pixels, smooth at the border.
-
-    A step blurred by a Gaussian of width sigma is Phi(d / sigma) at distance d, so the blurred value tells d.
-    """
-    sigma = half + 0.5
-    return mask.filter(ImageFilter.GaussianBlur(sigma)).point(_outline_table(half, sigma))
-
-
-@lru_cache
-def _outline_table(half: float, sigma: float) -> list[int]:
-    distances = [abs(sigma * NormalDist().inv_cdf(min(max(value, 0.5), 254.5) / 255)) for value in range(256)]
-    return [round(255 * min(max(half + 0.5 - distance, 0.0), 1.0)) for distance in distances]
 
 
 def _draw_boxes(canvas: Image.Image, instances: Sequence[dict]) -> None:
@@ -277,7 +255,7 @@ def _draw_boxes(canvas: Image.Image, instances: Sequence[dict]) -> None:
 def _draw_labels(canvas: Image.Image, instances: Sequence[dict], scores: bool, at_boxes: bool) -> None:
     """A label at the edge of each box, or in its middle, where it hides no other; the surest instance chooses first."""
     draw = ImageDraw.Draw(canvas)
-    font = _font(round(_measure(canvas.size)))
+    font = label_font(round(_measure(canvas.size)))
     pad = max(2, round(font.size * 0.28))
     height = round(font.size * 1.15) + pad
     taken, texts = np.zeros((0, 4)), []
@@ -291,7 +269,7 @@ def _draw_labels(canvas: Image.Image, instances: Sequence[dict], scores: bool, a
     for instance, place, text in reversed(list(zip(ordered, taken.tolist(), texts, strict=True))):
         draw.rounded_rectangle(place, radius=max(2, font.size // 5), fill=instance["color"])
         middle = (place[1] + place[3]) / 2
-        draw.text((place[0] + pad, middle), text, font=font, fill=_ink_on(instance["color"]), anchor="lm")
+        draw.text((place[0] + pad, middle), text, font=font, fill=ink_on(instance["color"]), anchor="lm")
 
 
 def _free_place(box, width, height, size, taken: np.ndarray, at_box: bool) -> np.ndarray:
@@ -308,12 +286,6 @@ def _free_place(box, width, height, size, taken: np.ndarray, at_box: bool) -> np
     return places[int(hidden.argmin())]
 
 
-@lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib."""
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"), size)
-
-
 def _cut(text: str, width: float, font) -> str:
     """The text, cut at its end to what fits into `width` pixels; at least its first letter."""
     if font.getlength(text) <= width:
@@ -321,9 +293,3 @@ def _cut(text: str, width: float, font) -> str:
     while len(text) > 1 and font.getlength(text + "…") > width:
         text = text[:-1]
     return text + "…"
-
-
-def _ink_on(color: tuple[int, int, int]) -> str:
-    """Dark or white, whichever can be read on this colour (luminance of ITU-R BT.601)."""
-    red, green, blue = color
-    return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "#ffffff"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from core.files import atomic_write
+from core.files import atomic_write, printable
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f6f6f4; --card: #fff; --ink: #222; --faint: #6b6b6b; --line: #e2e2de; }
@@ -97,7 +97,7 @@ def _card(card: Card) -> str:
 
 def _text(text: str) -> str:
     """For a place between tags or within quotes. A file name needs not be text: its strange bytes become a sign."""
-    return html.escape(os.fsencode(text).decode("utf-8", "replace"))
+    return html.escape(printable(text))
 
 
 def _link(path: str) -> str:

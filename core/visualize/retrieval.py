@@ -88,42 +88,63 @@ def mask_sheet(
 ) -> None:
     """Each picture beside its predicted mask, laid over it as a heat map, and beside the target if there is one.
 
-    images: (B, 3, H, W) in [0, 1]; masks, targets: (B, 1, h, w) in [0, 1], of any size. The colours are those of an
-    absolute scale from 0 to 1, so that an unsure mask looks unsure.
+    images: (B, 3, H, W) in [0, 1]; masks, targets: (B, 1, h, w) in [0, 1], of any size. Under each mask its highest
+    value.
+    """
+    layers = {"predicted mask": masks} if targets is None else {"predicted mask": masks, "target": targets}
+    peaks = [f"highest {peak:.2f}" for peak in masks.flatten(1).amax(1).tolist()] if len(masks) else []
+    heat_sheet(path, images, layers, {"predicted mask": peaks})
+
+
+def heat_sheet(
+    path: str | Path,
+    images: torch.Tensor,
+    layers: dict[str, torch.Tensor],
+    captions: dict[str, Sequence[str]] | None = None,
+) -> None:
+    """Each picture beside its heat maps, laid over it in grey.
+
+    The colours are those of an absolute scale from 0 to 1, so that an unsure mask looks unsure.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        layers: heading -> (B, 1, h, w) in [0, 1], of any size.
+        captions: "picture" or a heading of `layers` -> a line under each of them.
     """
     if len(images) == 0:
         return empty_sheet(path, "no pictures to show")
     pictures = to_pictures(images)
-    layers = {"picture": pictures, "predicted mask": _heat_maps(images, masks)}
-    if targets is not None:
-        layers["target"] = _heat_maps(images, targets)
+    columns = {"picture": pictures, **{name: _heat_maps(images, maps) for name, maps in layers.items()}}
     width, height = box_for(pictures, area=176 * 176)
-    group_width = len(layers) * (width + GAP // 2) - GAP // 2
-    groups = min(len(pictures), 4 if targets is None else 3)
+    group_width = len(columns) * (width + GAP // 2) - GAP // 2
+    groups = min(len(pictures), 4 if len(columns) == 2 else 3)
     lines = math.ceil(len(pictures) / groups)
     header, caption, bar = 22, 22, 44
     sheet_width = 2 * MARGIN + groups * (group_width + 2 * GAP) - 2 * GAP
     sheet = Sheet(sheet_width, 2 * MARGIN + header + lines * (height + caption + GAP) - GAP + bar)
 
-    peaks = masks.flatten(1).amax(1).tolist()
     for number in range(len(pictures)):
         group_left = MARGIN + number % groups * (group_width + 2 * GAP)
         top = MARGIN + header + number // groups * (height + caption + GAP)
-        for column, (name, layer) in enumerate(layers.items()):
+        for column, (name, layer) in enumerate(columns.items()):
             left = group_left + column * (width + GAP // 2)
             sheet.picture(fit(layer[number], width, height), left, top)
             if number < groups:
                 sheet.text(left + width / 2, MARGIN - 4, name, size=9.5, weight="bold")
-            if name == "predicted mask":
-                sheet.text(left + width / 2, top + height + 6, f"highest {peaks[number]:.2f}", color=FAINT)
-    scale_top = sheet.size[1] - MARGIN - 14
-    scale_width = min(240, sheet_width - 2 * MARGIN - 60)
-    scale_left = (sheet_width - scale_width) // 2
-    ramp = torch.linspace(0, 1, scale_width).expand(1, 1, 14, -1)
-    sheet.picture(_heat_maps(torch.full((1, 3, 14, scale_width), 0.5), ramp)[0], scale_left, scale_top)
-    sheet.text(scale_left - 10, scale_top - 1, "0", align="right")
-    sheet.text(scale_left + scale_width + 10, scale_top - 1, "1", align="left")
+            if captions and name in captions:
+                sheet.text(left + width / 2, top + height + 6, shorten(captions[name][number], width), color=FAINT)
+    _draw_scale(sheet)
     sheet.save(path)
+
+
+def _draw_scale(sheet: Sheet) -> None:
+    """The colours from 0 to 1, at the lower edge."""
+    top, width = sheet.size[1] - MARGIN - 14, min(240, sheet.size[0] - 2 * MARGIN - 60)
+    left = (sheet.size[0] - width) // 2
+    ramp = torch.linspace(0, 1, width).expand(1, 1, 14, -1)
+    sheet.picture(_heat_maps(torch.full((1, 3, 14, width), 0.5), ramp)[0], left, top)
+    sheet.text(left - 10, top - 1, "0", align="right")
+    sheet.text(left + width + 10, top - 1, "1", align="left")
 
 
 def augmentation_sheet(

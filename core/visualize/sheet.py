@@ -1,18 +1,18 @@
 """A page of pictures, frames and text, and what every sheet shares: its colours, its measures, its way to the disk."""
 
 import math
-import os
 import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageOps
 
-from core.files import atomic_write
+from core.files import atomic_write, printable
 
 DPI = 100
 GAP, MARGIN = 18, 28  # pixels between pictures, and around the sheet
@@ -54,13 +54,31 @@ class Sheet:
 
     def text(self, left: float, top: float, text: str, size=8.5, color=INK, align="center", weight="normal") -> None:
         # Names come from folders and files: a dollar sign in one is no formula, and some of its bytes may be no text.
-        text = os.fsencode(text).decode("utf-8", "replace")
+        text = printable(text)
         self.axes.text(left, top, text, fontsize=size, color=color, ha=align, va="top", weight=weight, parse_math=False)
 
     def save(self, path: str | Path) -> None:
-        width, height = self.size
-        self.axes.imshow(self.pixels, extent=(0, width, height, 0), aspect="auto", interpolation="nearest", zorder=0)
+        self.figure.add_artist(_Pixels(self.pixels))
         save_figure(self.figure, path)
+
+
+class _Pixels(Artist):
+    """Pixels (H, W, 3) drawn as they are, in bands: figimage and imshow resample, with a hundred bytes for each."""
+
+    zorder = -1
+
+    def __init__(self, pixels: np.ndarray):
+        super().__init__()
+        self.pixels = pixels
+
+    def draw(self, renderer) -> None:
+        context, height = renderer.new_gc(), len(self.pixels)
+        for top in range(0, height, 256):
+            band = self.pixels[top : top + 256]
+            rgba = np.full((*band.shape[:2], 4), 255, np.uint8)  # (h, W, 4)
+            rgba[..., :3] = band
+            renderer.draw_image(context, 0, height - top - len(band), rgba[::-1])  # from the lowest row up
+        context.restore()
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
@@ -94,6 +112,11 @@ def shorten(name: str, width: int) -> str:
     """The name, cut to what fits under a picture of `width` pixels; its end tells more than its beginning."""
     fits = max(4, int(width / 6.2))
     return name if len(name) <= fits else "…" + name[1 - fits :]
+
+
+def plain(name: str) -> str:
+    """A name that matplotlib takes as it stands: no formula, and not hidden from the legend for an underscore."""
+    return ("\N{ZERO WIDTH SPACE}" + printable(name)).replace("$", r"\$")
 
 
 def to_pictures(images: torch.Tensor) -> list[Image.Image]:

@@ -1,0 +1,244 @@
+"""What a data set is made of, as figures: bars, histograms, scatter plots, and sheets of its pictures.
+
+A group has its hatch, its marker or its own panel besides its colour, so that colour alone says nothing. Values that
+are not finite are left out, and the figure says how many.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from core.data.images import read_stored_image, turn_box
+from core.errors import InputError
+from core.visualize.sheet import (
+    DPI,
+    FAINT,
+    GAP,
+    INK,
+    MARGIN,
+    PALETTE,
+    Sheet,
+    empty_sheet,
+    fit,
+    plain,
+    save_figure,
+    shorten,
+)
+
+HATCHES = ("", "///", "...", "xx", "\\\\\\", "++", "oo")
+MARKERS = ("o", "^", "s", "D", "v", "P", "X")
+MOST_POINTS = 20_000  # of a series on a scatter plot: more take minutes and show nothing more
+MOST_LINES = 80  # of pictures on a sheet: matplotlib draws no more than 65,535 pixels
+CELL = 112  # pixels, the side of a picture on a sheet
+CARD = (224, 224, 224)  # where a picture can't be read
+
+
+def bar_figure(path: str | Path, title: str, groups: dict[str, dict[str, float | None]], ylabel: str) -> None:
+    """Bars side by side: one group on the x axis for each key, one bar for each key of its dict, its number above it.
+
+    groups: e.g. {"train": {"pictures": 400, "identities": 100}, "gallery": {...}}. A number that is missing or None is
+    an en dash, which is not 0.
+    """
+    if not any(groups.values()):
+        return empty_sheet(path, f"{title}: nothing to show")
+    series = list(dict.fromkeys(name for group in groups.values() for name in group))
+    step = 0.54 * max(len(series), 1) + 0.3  # inches for each group
+    longest = max(len(name) for name in groups)
+    figure, (axes,) = _figure(min(max(5.2, 1.2 + step * len(groups)), 40), 4.2, title)
+    width = 0.8 / max(len(series), 1)
+    for number, name in enumerate(series):
+        numbers = np.array([_number(group.get(name)) for group in groups.values()])
+        places = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * width
+        color, hatch = PALETTE[number % len(PALETTE)], HATCHES[(number + number // len(PALETTE)) % len(HATCHES)]
+        style = {"color": color, "hatch": hatch, "edgecolor": "white", "linewidth": 0.8}
+        bars = axes.bar(places, np.nan_to_num(numbers, posinf=0, neginf=0), width * 0.92, label=plain(name), **style)
+        axes.bar_label(bars, [_short(value) for value in numbers], padding=2, fontsize=8.5, color=INK)
+    narrow = longest * 0.085 > step  # a letter is about 0.085 inches wide
+    turned = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if narrow else {}
+    axes.set_xticks(range(len(groups)), [plain(shorten(name, 190)) for name in groups], **turned)
+    axes.set_xlim(-0.6, len(groups) - 0.4)
+    axes.margins(y=0.12)
+    axes.set_ylim(bottom=None if axes.dataLim.y0 < 0 else 0, top=None if axes.dataLim.y1 > 0 else 1)
+    axes.yaxis.set_major_formatter(lambda value, _: _short(value))
+    axes.set_ylabel(ylabel, color=INK)
+    if any(series) and series != [ylabel]:
+        figure.legend(loc="outside lower center", ncols=min(len(series), 5), frameon=False, fontsize=9)
+    save_figure(figure, path)
+
+
+def histogram_figure(
+    path: str | Path,
+    title: str,
+    series: dict[str, Sequence[float]],
+    xlabel: str,
+    bins: int | Sequence[float] | None = None,
+) -> None:
+    """How often each value occurs: one panel for each series, under each other, over the same bins.
+
+    bins: a number or the edges; None: one for each whole number where all values are whole and near each other, 30
+    otherwise. Edges that leave values out say how many.
+    """
+    values = {name: np.array([_number(value) for value in some], float) for name, some in series.items()}
+    everything = np.concatenate([np.zeros(0), *values.values()])
+    everything = everything[np.isfinite(everything)]
+    if not len(everything):
+        return empty_sheet(path, f"{title}: nothing to show")
+    edges = _edges(everything, bins)
+    figure, panels = _figure(7.2, 1.1 + 1.7 * len(values), title, len(values))
+    for number, (axes, (name, some)) in enumerate(zip(panels, values.items(), strict=True)):
+        shown = some[(some >= edges[0]) & (some <= edges[-1])]
+        axes.hist(shown, edges, color=PALETTE[number % len(PALETTE)], edgecolor="white", linewidth=0.6)
+        text = f"{len(some):,}"
+        if len(shown):
+            text += f", median {_short(np.median(shown))}, from {_short(shown.min())} to {_short(shown.max())}"
+        if len(shown) < len(some):
+            text += f"; {len(some) - len(shown):,} not shown"
+        axes.text(0, 1.04, f"{plain(name)}: {text}", transform=axes.transAxes, fontsize=9.5, color=INK)
+        axes.set_ylim(0, None if len(shown) else 1)
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        if edges[0] % 1 == 0.5:  # the bins are whole numbers, so no tick lies between them
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_formatter(lambda value, _: _short(value))
+        axes.set_ylabel("count", color=INK)
+    panels[-1].set_xlabel(xlabel, color=INK)
+    save_figure(figure, path)
+
+
+def scatter_figure(
+    path: str | Path, title: str, series: dict[str, Sequence[tuple[float, float]]], xlabel: str, ylabel: str
+) -> None:
+    """Points (x, y), a colour and a marker for each series; of more than 20,000 in one, so many evenly spread ones."""
+    points = {name: np.array(some, float).reshape(-1, 2) for name, some in series.items()}
+    points = {name: some[np.isfinite(some).all(1)] for name, some in points.items()}
+    if not any(map(len, points.values())):
+        return empty_sheet(path, f"{title}: nothing to show")
+    figure, (axes,) = _figure(7.2, 5.2, title)
+    most = max(map(len, points.values()))
+    opacity = 0.75 if most < 300 else 0.35 if most < 5000 else 0.15
+    for number, (name, some) in enumerate(points.items()):
+        text = f"{plain(name)}: {len(some):,}"
+        if len(some) > MOST_POINTS:
+            some = some[np.linspace(0, len(some) - 1, MOST_POINTS).round().astype(int)]
+            text += f", {MOST_POINTS:,} of them shown"
+        marker, color = MARKERS[number % len(MARKERS)], PALETTE[number % len(PALETTE)]
+        axes.scatter(*some.T, s=26, c=color, marker=marker, alpha=opacity, linewidths=0, label=text)
+    axes.set_xlabel(xlabel, color=INK)
+    axes.set_ylabel(ylabel, color=INK)
+    axes.grid(axis="x", color="#e6e6e6")
+    legend = axes.legend(loc="best", frameon=True, edgecolor="none", fontsize=9)
+    for handle in legend.legend_handles:
+        handle.set_alpha(1)
+    save_figure(figure, path)
+
+
+def contact_sheet(
+    path: str | Path,
+    title: str,
+    rows: Sequence[tuple[str, Sequence[str | Path], Sequence[str]]],
+    boxes: Sequence[Sequence[tuple[float, float, float, float] | None]] | None = None,
+    columns: int = 10,
+) -> None:
+    """Rows of pictures, each under its heading; a row of more than `columns` pictures goes on in the next line.
+
+    A picture that is missing or can't be read is a grey card that says so. Beyond 80 lines of pictures the sheet ends
+    and says how many rows it leaves out.
+
+    Args:
+        rows: (heading, paths of the pictures, a caption for each).
+        boxes: for each row and picture (x1, y1, x2, y2) in pixels of the stored picture, or None; framed in orange.
+    """
+    shown = _fitting_rows(rows, columns)
+    if not shown:
+        return empty_sheet(path, f"{title}: no pictures to show")
+    used = max(1, min(columns, max(len(paths) for _, paths, _ in shown)))
+    heading, line = 26, CELL + 24
+    lines = sum(max(1, -(-len(paths) // columns)) for _, paths, _ in shown)
+    left_out = len(rows) - len(shown)
+    height = 2 * MARGIN + 30 + len(shown) * (heading + GAP) + lines * line + 26 * bool(left_out) - GAP
+    sheet = Sheet(max(2 * MARGIN + used * (CELL + GAP) - GAP, 480), height)
+    room = sheet.size[0] - 2 * MARGIN
+    sheet.text(MARGIN, MARGIN - 10, shorten(title, room * 0.7), 13, align="left", weight="bold")
+    top = MARGIN + 30
+    for number, (name, paths, captions) in enumerate(shown):
+        sheet.text(MARGIN, top, shorten(name, room * 0.9), 10.5, align="left", weight="bold")
+        top += heading
+        if not paths:
+            sheet.text(MARGIN, top + CELL / 2 - 7, "no pictures", 9, FAINT, align="left")
+        for index, (picture, caption) in enumerate(zip(paths, captions, strict=True)):
+            place = MARGIN + index % columns * (CELL + GAP), top + index // columns * line
+            _cell(sheet, *place, picture, caption, boxes[number][index] if boxes else None)
+        top += max(1, -(-len(paths) // columns)) * line + GAP
+    if left_out:
+        sheet.text(MARGIN, top - 6, f"{left_out:,} more rows are not shown", 9.5, FAINT, align="left")
+    sheet.save(path)
+
+
+def _fitting_rows(rows, columns):
+    """The first rows that fit into MOST_LINES lines of pictures; one that is longer alone is cut."""
+    shown, lines = [], 0
+    for name, paths, captions in rows:
+        if not shown and len(paths) > columns * MOST_LINES:
+            name, paths = f"{name} (the first {columns * MOST_LINES} of {len(paths)})", paths[: columns * MOST_LINES]
+            captions = captions[: len(paths)]
+        lines += max(1, -(-len(paths) // columns))
+        if lines > MOST_LINES:
+            break
+        shown.append((name, paths, captions))
+    return shown
+
+
+def _cell(sheet: Sheet, left: int, top: int, path: str | Path, caption: str, box) -> None:
+    try:
+        picture, turn = read_stored_image(path)
+    except InputError:  # this is the report that shows it, not the run that stumbles over it
+        sheet.picture(Image.new("RGB", (CELL, CELL), CARD), left, top)
+        sheet.text(left + CELL / 2, top + CELL / 2 - 7, "not readable" if os.path.exists(path) else "missing", 9, FAINT)
+    else:
+        box = box if box is None or turn is None else turn_box(box, turn, *picture.size)
+        picture = picture if turn is None else picture.transpose(turn)
+        sheet.picture(fit(picture, CELL, CELL), left, top)
+        if box is not None:
+            scale = CELL / max(picture.size)
+            x, y = left + (CELL - picture.width * scale) / 2, top + (CELL - picture.height * scale) / 2
+            x1, x2 = (min(max(x + value * scale, left), left + CELL) for value in box[0::2])
+            y1, y2 = (min(max(y + value * scale, top), top + CELL) for value in box[1::2])
+            sheet.frame(x1, y1, x2 - x1, y2 - y1, "black", line=3)
+            sheet.frame(x1, y1, x2 - x1, y2 - y1, PALETTE[4], line=2)
+    sheet.text(left + CELL / 2, top + CELL + 5, shorten(caption, CELL), 8, FAINT)
+
+
+def _figure(width: float, height: float, title: str, panels: int = 1):
+    """A figure of width x height inches and its axes, under each other."""
+    figure = Figure(figsize=(width, min(height, 60)), dpi=DPI, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+    figure.suptitle(plain(title), fontsize=12, weight="bold", color=INK, x=0.02, ha="left")
+    axes = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+        one.grid(axis="y", color="#e6e6e6")
+        one.set_axisbelow(True)
+    return figure, axes
+
+
+def _edges(values: np.ndarray, bins) -> np.ndarray:
+    """Edges of the bins for finite values; the middle of a bin is a whole number where that is what is counted."""
+    low, high = values.min(), values.max()
+    if bins is None and (values == values.round()).all() and high - low <= 60:
+        return np.arange(low - 0.5, high + 1)
+    return np.histogram_bin_edges(values, 30 if bins is None else bins)
+
+
+def _number(value) -> float:
+    return np.nan if value is None else float(value)
+
+
+def _short(value: float) -> str:
+    """A number for people: 12,345; 0.257; a dash for one that is missing."""
+    if not np.isfinite(value):
+        return "–"
+    return f"{value:,.0f}" if value == round(value) or abs(value) >= 1000 else f"{value:.3g}"

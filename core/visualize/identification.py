@@ -1,0 +1,293 @@
+"""Who is in a scene, and whether two pictures show one object: what `demo.py` draws.
+
+Colours repeat after seven objects, so each has its number, in the scene and beside its matches. The scene is shrunk
+before anything is drawn on it, and one mask at a time is unpacked: a scene of 6000 x 4000 needs little beside itself.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.patches import Circle, Rectangle
+from PIL import Image, ImageColor, ImageDraw
+
+from core.files import printable
+from core.visualize.drawing import ink_on, label_font, outline_of, unpack_mask
+from core.visualize.sheet import DPI, FAINT, GAP, INK, MARGIN, PALETTE, RIGHT, WRONG, Sheet, fit
+
+MOST_ROWS, MOST_MATCHES = 300, 10  # on one sheet
+MANY = 40  # instances; with more of them the pictures in their rows are smaller
+DISC = 12  # radius in pixels of the disc that a number stands in
+LINE = 1.4  # half the width of an outline in pixels
+
+
+def identification_sheet(
+    path: str | Path,
+    scene: Image.Image,
+    instances: Sequence[dict],
+    cutouts: Sequence[Image.Image],
+    matches: Sequence[Sequence[dict]],
+    title: str = "",
+    caption: str = "",
+) -> None:
+    """A scene with its objects outlined and numbered, and for each number its cut-out and its best matches.
+
+    The match that is accepted has a frame and a tick, the others are faint. Only the first `MOST_ROWS` objects have a
+    row, which the sheet says; all have their outline and number.
+
+    Args:
+        path: PNG or JPEG by its suffix.
+        instances: as in `core.visualize.instances`, in the order of their numbers 1, 2, ...
+        cutouts: a picture of each instance.
+        matches: of each instance, nearest first, dicts of identity (str), distance, thumbnail (PIL picture or None) and
+            accepted (bool). The identity of the first that is accepted is the answer, and without one it is "unknown".
+    """
+    rows = list(zip(instances, cutouts, matches, strict=True))[:MOST_ROWS]
+    plan = _plan(scene.size, len(rows), max((len(found) for *_, found in rows), default=0))
+    top = MARGIN + (44 if title or caption else 0)
+    more = f"{len(instances) - len(rows)} more have a number in the scene and no row here"
+    note = more if len(instances) > len(rows) else "" if rows else "nothing found"
+    sheet = Sheet(plan.width + 2 * MARGIN, top + plan.height + (30 if note else 0) + MARGIN)
+    if title or caption:
+        sheet.text(MARGIN, MARGIN - 8, _shorten(title, plan.width, 13), 13, align="left", weight="bold")
+        sheet.text(MARGIN, MARGIN + 14, _shorten(caption, plan.width, 9.5), 9.5, FAINT, align="left")
+    _draw_scene(sheet, scene, instances, MARGIN, top, plan.scene)
+    for number, row in enumerate(rows):
+        column, line = divmod(number, plan.lines)
+        left = MARGIN + plan.first[0] + column * (plan.row[0] + 2 * GAP)
+        _draw_row(sheet, number, *row, left, top + plan.first[1] + line * (plan.row[1] + GAP), plan.row[0], plan.tile)
+    if note:
+        sheet.text(MARGIN, top + plan.height + 14, note, 11, FAINT, align="left")
+    sheet.save(path)
+
+
+def comparison_sheet(
+    path: str | Path,
+    pictures: Sequence[Image.Image],
+    names: Sequence[str],
+    cutouts: Sequence[Image.Image | None],
+    distance: float,
+    threshold: float | None,
+    verdict: str,
+    caption: str = "",
+) -> None:
+    """Two pictures side by side, the verdict over them and a line from 0 on which distance and threshold lie.
+
+    Args:
+        path: PNG or JPEG by its suffix.
+        pictures, names: two of each.
+        cutouts: what was compared, two pictures; None for one that was compared as a whole.
+        distance: of the two; at most `threshold` means the same object. threshold: None where the network carries none.
+        verdict: in words, such as "yes, the same object".
+        caption: a fainter line under the verdict.
+    """
+    aspect = float(np.median([picture.width / picture.height for picture in pictures]))
+    width, small, head = 440, 150, 52
+    height = round(min(max(width / aspect, 220), 560))
+    cuts = 22 + small if any(cutouts) else 0
+    sheet = Sheet(2 * MARGIN + 2 * width + GAP, MARGIN + head + height + 26 + cuts + 118)
+    color, sign = INK, ""
+    if threshold is not None:
+        color, sign = (RIGHT, "✓ ") if distance <= threshold else (WRONG, "✗ ")
+    room = sheet.size[0] - 2 * MARGIN
+    sheet.text(MARGIN, MARGIN - 10, sign + _shorten(verdict, room - 24, 15), 15, color, align="left", weight="bold")
+    sheet.text(MARGIN, MARGIN + 18, _shorten(caption, room, 9.5), 9.5, FAINT, align="left")
+    for side in (0, 1):
+        left, top = MARGIN + side * (width + GAP), MARGIN + head
+        sheet.picture(fit(pictures[side], width, height), left, top)
+        sheet.text(left, top + height + 7, _shorten(names[side], width, 10), 10, align="left", weight="bold")
+        if cuts:
+            top += height + 30
+            whole = cutouts[side] is None
+            sheet.picture(fit(pictures[side] if whole else cutouts[side], small, small), left, top)
+            words = "the whole picture" if whole else "cut out of it"
+            sheet.text(left + small + 12, top, f"compared:\n{words}", 9.5, FAINT, align="left")
+    _draw_scale(sheet, distance, threshold, color, MARGIN, sheet.size[1] - 64, room)
+    sheet.save(path)
+
+
+class _Plan(NamedTuple):
+    """Where the parts of an identification sheet lie, in pixels without the margin and the title."""
+
+    width: int
+    height: int
+    scene: tuple[int, int]  # its width and height
+    first: tuple[int, int]  # left and top of the first row
+    row: tuple[int, int]  # its width and height
+    lines: int  # rows below each other; there are as many columns as it takes
+    tile: int  # side of the pictures in a row
+
+
+def _plan(size: tuple[int, int], count: int, matches: int) -> _Plan:
+    """Rows beside the scene or below it, in so many columns that the sheet is smallest and no ribbon."""
+    if not count:
+        scene = _scaled(size, 900, 700)
+        return _Plan(max(scene[0], 360), scene[1], scene, (0, 0), (0, 0), 1, 0)
+    tile = 96 if count <= MANY else 64
+    row = max(tile + 24 + min(matches, MOST_MATCHES) * (tile + 8) - 8, 300), tile + 66
+    plans = []
+    for columns in range(1, min(count, 12) + 1):
+        lines = math.ceil(count / columns)
+        wide, high = columns * (row[0] + 2 * GAP) - 2 * GAP, lines * (row[1] + GAP) - GAP
+        scene = _scaled(size, 960 if count <= MANY else 1800, min(max(high, 600), 1400))
+        left = scene[0] + 2 * GAP
+        plans.append(_Plan(left + wide, max(scene[1], high), scene, (left, 0), row, lines, tile))
+        scene = _scaled(size, max(wide, 640), min(max(0.6 * wide, 480), 1400))
+        top = scene[1] + 2 * GAP
+        plans.append(_Plan(max(wide, scene[0]), top + high, scene, (0, top), row, lines, tile))
+    ribbon = [max(plan.width / plan.height, plan.height / plan.width) for plan in plans]
+    return min(zip(ribbon, plans, strict=True), key=lambda pair: (max(pair[0], 1.6), pair[1].width * pair[1].height))[1]
+
+
+def _scaled(size: tuple[int, int], width: float, height: float) -> tuple[int, int]:
+    """The largest size of this shape within width x height; a ribbon becomes no thinner than 8 pixels."""
+    scale = min(width / size[0], height / size[1])
+    return max(8, round(size[0] * scale)), max(8, round(size[1] * scale))
+
+
+def _draw_scene(sheet: Sheet, scene: Image.Image, instances, left: int, top: int, size: tuple[int, int]) -> None:
+    """The scene in `size`, with the outline of each mask (of the box, where the mask is empty) and its number."""
+    enlarged = size[0] > 4 * scene.width  # its pixels are to be seen as they are
+    canvas = scene if scene.mode == "RGB" else scene.convert("RGB")
+    canvas = canvas.resize(size, Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS)
+    scale = size[0] / scene.width, size[1] / scene.height
+    centres = np.zeros((0, 2))
+    for number, instance in enumerate(instances):
+        mask, corner = _shrunk_mask(instance["rle"], scale)
+        if mask is None:
+            places = _draw_box(canvas, instance["box"], scale, _color(number))
+        else:
+            for half, color in ((LINE + 1, INK), (LINE, _color(number))):
+                canvas.paste(color, corner, outline_of(mask, half))
+            places = _places(np.asarray(mask) > 127) + corner
+        centres = np.vstack([centres, _free_place(places, centres)])
+    sheet.picture(canvas, left, top)
+    for number, (x, y) in enumerate(centres):
+        _disc(sheet, left + min(max(x, 0), size[0]), top + min(max(y, 0), size[1]), number)
+
+
+def _shrunk_mask(rle: dict, scale: tuple[float, float]) -> tuple[Image.Image | None, tuple[int, int]]:
+    """The part of a mask in which it isn't empty, in pixels of the sheet, with room for its outline: (L, corner)."""
+    mask, (left, top) = unpack_mask(rle, 1, 0)
+    if mask is None:
+        return None, (0, 0)
+    x, y = round(left * scale[0]), round(top * scale[1])
+    width = max(1, round((left + mask.width) * scale[0]) - x)
+    height = max(1, round((top + mask.height) * scale[1]) - y)
+    if scale[0] > 1:
+        small = mask.resize((width, height), Image.Resampling.BILINEAR)
+    else:  # thin parts stay
+        small = mask.resize((width, height), Image.Resampling.BOX).point(lambda value: 255 * (value > 0))
+    room = math.ceil(3 * (LINE + 1)) + 1
+    padded = Image.new("L", (width + 2 * room, height + 2 * room))
+    padded.paste(small, (room, room))
+    return padded, (x - room, y - room)
+
+
+def _draw_box(canvas: Image.Image, box, scale: tuple[float, float], color: str) -> np.ndarray:
+    """A frame for an object without a mask; returns its middle (1, 2)."""
+    x1, x2 = sorted(min(max(x * scale[0], 0), canvas.width - 1) for x in box[0::2])
+    y1, y2 = sorted(min(max(y * scale[1], 0), canvas.height - 1) for y in box[1::2])
+    ImageDraw.Draw(canvas).rectangle((x1, y1, x2, y2), outline=color, width=round(2 * LINE))
+    return np.array([[(x1 + x2) / 2, (y1 + y2) / 2]])
+
+
+def _places(mask: np.ndarray) -> np.ndarray:
+    """Pixels (P, 2) of a mask, x and y, about a thousand at most, the nearest to its centre first."""
+    step = math.ceil(math.sqrt(np.count_nonzero(mask) / 1000))
+    y, x = np.nonzero(mask[::step, ::step])
+    if not len(x):  # so thin that every step misses it
+        step, (y, x) = 1, np.nonzero(mask)
+    places = np.stack([x, y], 1) * step  # (P, 2)
+    return places[np.argsort(((places - places.mean(0)) ** 2).sum(1), kind="stable")]
+
+
+def _free_place(places: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    """The first place (2,) whose disc hides none of those at `taken` (T, 2), else the one farthest from them."""
+    if not len(taken):
+        return places[0]
+    distance = np.hypot(*(places[:, None] - taken[None]).transpose(2, 0, 1)).min(1)  # (P,)
+    return places[int((distance >= 2 * DISC + 2).argmax() if distance.max() >= 2 * DISC + 2 else distance.argmax())]
+
+
+def _draw_row(sheet: Sheet, number: int, instance, cutout, matches, left: int, top: int, width: int, tile: int) -> None:
+    """Number, answer and class; under them the cut-out, then its matches with name and distance."""
+    answer = next((match["identity"] for match in matches if match["accepted"]), None)
+    score = "" if instance["score"] is None else f" {instance['score']:.2f}"
+    label = _shorten(instance["label"], 0.3 * width, 8.5) + score
+    words = "unknown" if answer is None else _shorten(answer, 0.5 * width, 11)
+    _disc(sheet, left + DISC, top + DISC, number)
+    sheet.text(left + 2 * DISC + 8, top + 2, words, 11, FAINT if answer is None else INK, "left", "bold")
+    sheet.text(left + width, top + 4, label, 8.5, FAINT, "right")
+    top += 2 * DISC + 8
+    sheet.picture(fit(cutout, tile, tile), left, top)
+    sheet.frame(left, top, tile, tile, _color(number), line=3)
+    if not matches:
+        sheet.text(left + tile + 24, top + tile / 2 - 6, "nothing to compare with", 8.5, FAINT, "left")
+    for place, match in enumerate(matches[:MOST_MATCHES]):
+        _draw_match(sheet, match, left + tile + 24 + place * (tile + 8), top, tile)
+
+
+def _draw_match(sheet: Sheet, match: dict, left: int, top: int, tile: int) -> None:
+    accepted, thumbnail = match["accepted"], match["thumbnail"]
+    picture = fit(thumbnail or Image.new("RGB", (1, 1), "#dcdcdc"), tile, tile)
+    if not accepted:
+        picture = Image.blend(picture, Image.new("RGB", picture.size, "white"), 0.45)
+    sheet.picture(picture, left, top)
+    if thumbnail is None:
+        sheet.text(left + tile / 2, top + tile / 2 - 6, "no picture", 7.5, FAINT)
+    color, weight = (RIGHT, "bold") if accepted else (FAINT, "normal")
+    if accepted:
+        sheet.frame(left, top, tile, tile, RIGHT, line=4)
+    sheet.text(left + tile / 2, top + tile + 5, _shorten(match["identity"], tile, 8), 8, color, weight=weight)
+    distance = f"{'✓ ' * accepted}{match['distance']:.3f}"
+    sheet.text(left + tile / 2, top + tile + 19, distance, 8, color, weight=weight)
+
+
+def _draw_scale(sheet: Sheet, distance: float, threshold: float | None, color, left: int, top: int, width: int) -> None:
+    """The line from 0 on, `top` its upper edge: up to the threshold the same object, hatched, beyond it another."""
+    end = max(1.25 * distance, 2 * (threshold or 0), 1e-6)
+    bar, limit, x = 20, (threshold or 0) / end * width, left + distance / end * width
+    zones = [(left, width, "#e8e8e8", None, "")]
+    if threshold is not None:
+        zones = [
+            (left, limit, "#cfe8d2", "////", "the same object"),
+            (left + limit, width - limit, "#f3d3d3", None, "another object"),
+        ]
+        sheet.axes.add_line(Line2D([left + limit] * 2, [top - 4, top + bar + 6], color=INK, linewidth=1.5))
+        sheet.text(left + limit, top + bar + 8, f"threshold {threshold:.3f}", 9)
+    for start, long, fill, hatch, words in zones:
+        sheet.axes.add_patch(Rectangle((start, top), long, bar, facecolor=fill, hatch=hatch, edgecolor="#ffffff"))
+        if long > 120:
+            sheet.text(start + long / 2, top + 3, words, 9)
+    sheet.text(left, top + bar + 8, "0", 9, FAINT, "left")
+    sheet.axes.add_line(Line2D([x], [top - 6], color=color, marker="v", markersize=9))
+    words, half = f"distance {distance:.3f}", 60
+    sheet.text(min(max(x, left + half), left + width - half), top - 32, words, 10, color, weight="bold")
+
+
+def _disc(sheet: Sheet, x: float, y: float, number: int) -> None:
+    """The number of an instance, counted from 1, in a disc of its colour."""
+    size = 8.5 if number < 99 else 7
+    sheet.axes.add_patch(Circle((x, y), DISC, facecolor=_color(number), edgecolor="white", linewidth=1))
+    sheet.text(
+        x, y - 0.55 * size * DPI / 72, str(number + 1), size, ink_on(ImageColor.getrgb(_color(number))), weight="bold"
+    )
+
+
+def _color(number: int) -> str:
+    return PALETTE[number % len(PALETTE)]
+
+
+def _shorten(text: str, width: float, size: float) -> str:
+    """The text on one line, cut in its middle to `width` pixels in letters of `size` points: both ends tell names."""
+    text = " ".join(printable(text).split())
+    font, kept = label_font(round(size * DPI / 72)), min(len(text), 300)
+    short = text
+    while kept > 1 and font.getlength(short) > width:
+        kept -= 1
+        short = text[: (kept + 1) // 2] + "…" + text[len(text) - kept // 2 :]
+    return short

@@ -1,0 +1,239 @@
+"""Who is in a scene: what stands where on the sheet, what is marked as found, what nasty input does."""
+
+import os
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as rle_codec
+
+from core import visualize
+from core.visualize import identification
+
+BLUE, ORANGE, GREEN = (0, 114, 178), (213, 94, 0), (0, 158, 115)  # the first colours of the palette
+RIGHT, WRONG = (26, 150, 65), (215, 25, 28)
+SAME, OTHER = (207, 232, 210), (243, 211, 211)  # the zones of the scale
+PURPLE = (120, 10, 200)
+
+
+def instance(size, box, label="bag", score=0.9):
+    """An instance whose mask is its box, in a picture of size (w, h)."""
+    mask = np.zeros((size[1], size[0]), np.uint8, order="F")
+    x1, y1, x2, y2 = box
+    mask[y1:y2, x1:x2] = 1
+    return {"box": list(box), "label": label, "score": score, "rle": rle_codec.encode(mask)}
+
+
+def plain(color):
+    return Image.new("RGB", (40, 40), color)
+
+
+def match(identity="0061", distance=0.1, color=(10, 200, 120), accepted=False):
+    return {"identity": identity, "distance": distance, "thumbnail": plain(color), "accepted": accepted}
+
+
+def count(picture, color):
+    return int((np.asarray(picture) == np.array(color)).all(2).sum())
+
+
+def columns(picture, color):
+    """First and last column that hold this colour."""
+    found = np.nonzero((np.asarray(picture) == np.array(color)).all(2).any(0))[0]
+    return found[0], found[-1]
+
+
+@pytest.fixture
+def draw(tmp_path):
+    def sheet(scene, instances, cutouts, matches, **words):
+        visualize.identification_sheet(tmp_path / "sheet.png", scene, instances, cutouts, matches, **words)
+        return Image.open(tmp_path / "sheet.png").convert("RGB")
+
+    return sheet
+
+
+@pytest.fixture
+def compare(tmp_path):
+    def sheet(distance, threshold, cutouts=(None, None), pictures=None, names=("a.jpg", "b.jpg")):
+        pictures = pictures or [plain(PURPLE), plain((10, 200, 120))]
+        words = "verdict", "caption"
+        visualize.comparison_sheet(tmp_path / "pair.png", pictures, names, cutouts, distance, threshold, *words)
+        return Image.open(tmp_path / "pair.png").convert("RGB")
+
+    return sheet
+
+
+SCENE = Image.new("RGB", (800, 600), (200, 200, 200))
+
+
+def test_objects_are_outlined_and_numbered_and_stay_visible(draw):
+    boxes = [(100, 100, 300, 300), (400, 100, 700, 500)]
+    sheet = draw(SCENE, [instance(SCENE.size, box) for box in boxes], [plain(PURPLE)] * 2, [[], []])
+    none = draw(SCENE, [], [], [])
+    assert count(none, BLUE) == count(none, ORANGE) == 0
+    for color in (BLUE, ORANGE):
+        assert 1500 < count(sheet, color) < 8000  # a line, a disc and a frame: no filled mask
+    assert count(sheet, (200,) * 3) > 250_000  # the scene shows through
+
+
+def test_the_accepted_match_is_marked_and_the_others_are_faint(draw):
+    found = [instance(SCENE.size, (100, 100, 300, 300))]
+    colors = (10, 200, 120), (240, 20, 160)
+    for accepted in (True, False):
+        matches = [match(color=colors[0], accepted=accepted), match("0075", 0.3, colors[1])]
+        sheet = draw(SCENE, found, [plain(PURPLE)], [matches])
+        assert count(sheet, PURPLE) == 96 * 96
+        assert count(sheet, colors[0]) == accepted * 96 * 96 and count(sheet, colors[1]) == 0
+        assert (count(sheet, RIGHT) > 800) == accepted
+        faint = [round(value + (255 - value) * 0.45) for value in colors[1]]
+        near = np.abs(np.asarray(sheet).astype(int) - faint).max(2) <= 1
+        assert near.sum() == 96 * 96
+
+
+@pytest.mark.parametrize("size", [(640, 480), (300, 900)])
+@pytest.mark.parametrize("number", [1, 4, 9])
+def test_every_object_has_its_row(draw, monkeypatch, size, number):
+    monkeypatch.setattr(identification, "MANY", 8)
+    found = [instance(size, (5 * place, 10, 5 * place + 60, 200)) for place in range(number)]
+    cutouts = [plain((place, 77, 255 - place)) for place in range(number)]
+    sheet = draw(Image.new("RGB", size), found, cutouts, [[match()]] * number, title="t", caption="c")
+    tile = 96 if number <= 8 else 64
+    assert [count(sheet, (place, 77, 255 - place)) for place in range(number)] == [tile**2] * number
+    assert max(sheet.size) < 2.5 * min(sheet.size)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (640, 480), (300, 900), (6000, 200), (2, 5000)])
+def test_the_parts_do_not_overlap_however_many(size):
+    for number in (1, 2, 7, 8, 41, 200, identification.MOST_ROWS):
+        for matches in (0, 1, 5, 500):
+            plan = identification._plan(size, number, matches)
+            columns = -(-number // plan.lines)
+            right = plan.first[0] + columns * (plan.row[0] + 2 * visualize.GAP) - 2 * visualize.GAP
+            bottom = plan.first[1] + plan.lines * (plan.row[1] + visualize.GAP) - visualize.GAP
+            assert right <= plan.width and bottom <= plan.height
+            assert plan.scene[0] <= plan.width and plan.scene[1] <= plan.height
+            assert plan.first[0] > plan.scene[0] or plan.first[1] > plan.scene[1]
+            assert max(plan.width, plan.height) < 14000  # JPEG ends at 65500
+
+
+def test_a_number_stands_on_its_object_and_hides_no_other():
+    ring = np.zeros((100, 120), bool)
+    ring[10:90, 10:110], ring[20:80, 20:100] = True, False
+    thin = np.zeros((100, 5000), bool)
+    thin[51] = True
+    for mask in (ring, thin, np.eye(3, dtype=bool)):
+        x, y = identification._places(mask).T
+        assert mask[y, x].all() and 0 < len(x) <= 3000
+    places = identification._places(np.ones((200, 200), bool))
+    first = identification._free_place(places, np.zeros((0, 2)))
+    assert np.abs(first - 99.5).max() < 8  # its centre
+    second = identification._free_place(places, first[None])
+    assert 2 * identification.DISC <= np.hypot(*(second - first)) < 4 * identification.DISC
+    assert (identification._free_place(places[:1], first[None]) == places[0]).all()  # no room at all
+
+
+@pytest.mark.parametrize("size", [(1, 1), (16, 16), (3, 700), (5000, 2), (6000, 4000)])
+def test_scenes_of_any_size(draw, size):
+    sheet = draw(Image.new("RGB", size, PURPLE), [instance(size, (0, 0, *size))], [plain((9, 9, 9))], [[match()]])
+    assert max(sheet.size) < 2000 and count(sheet, BLUE) > 300
+    assert count(sheet, PURPLE) > 100_000 or min(size) < 4  # a ribbon is all outline
+
+
+def test_nothing_found_is_said(draw):
+    said, title = draw(SCENE, [], [], []), draw(SCENE, [], [], [], title="scene.jpg")
+    assert said.height > 700 and (np.asarray(said)[730:].min() < 160) and title.height > said.height
+    assert draw(Image.new("RGB", (16, 16)), [], [], []).width >= 360
+
+
+def test_nasty_instances_and_names(draw):
+    empty = instance(SCENE.size, (0, 0, 0, 0))
+    empty["box"] = [500.0, 400.0, -20.0, 9000.0]
+    text = instance(SCENE.size, (0, 0, 50, 50), label="", score=None)
+    text["rle"] = {"size": [600, 800], "counts": text["rle"]["counts"].decode()}  # as it comes from JSON
+    corner = instance(SCENE.size, (790, 590, 800, 600), label="class " * 99)
+    names = ["W" * 5000, "$title_ 猫\n" + os.fsdecode(b"\xff"), ""]
+    matches = [[match(name, 1e9, accepted=True) | {"thumbnail": None}] * 2 for name in names]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # of letters that the font lacks
+        sheet = draw(SCENE, [empty, text, corner], [plain(PURPLE)] * 3, matches, title=names[0], caption=names[1])
+    assert max(sheet.size) < 2000 and count(sheet, PURPLE) == 3 * 96 * 96
+    assert all(count(sheet, color) > 500 for color in (BLUE, ORANGE, GREEN))
+    grey = Image.new("L", (64, 48), 90)
+    assert count(draw(grey, [instance(grey.size, (9, 9, 30, 30))], [plain(PURPLE)], [[]]), (90,) * 3) > 1000
+
+
+def test_names_keep_both_ends():
+    assert identification._shorten("red-samsonite", 200, 8) == "red-samsonite"
+    short = identification._shorten("red-samsonite-of-the-gate-0012", 96, 8)
+    assert "…" in short and short.startswith("red") and short.endswith("12") and len(short) < 20
+    assert identification._shorten("a\nb", 200, 8) == "a b" and identification._shorten("", 5, 8) == ""
+
+
+def test_objects_beyond_the_last_row_keep_their_number(draw, monkeypatch):
+    found = [instance(SCENE.size, (100 + 200 * place, 100, 250 + 200 * place, 300)) for place in range(3)]
+    monkeypatch.setattr(identification, "MOST_ROWS", 2)
+    sheet = draw(SCENE, found, [plain(PURPLE), plain(PURPLE), plain((1, 2, 3))], [[], [], []])
+    assert count(sheet, PURPLE) == 2 * 96 * 96 and count(sheet, (1, 2, 3)) == 0 and count(sheet, GREEN) > 500
+
+
+def test_one_mask_is_unpacked_at_a_time(draw, monkeypatch):
+    sizes = []
+    decode = rle_codec.decode
+    monkeypatch.setattr(rle_codec, "decode", lambda rle: sizes.append(decode(rle).shape) or decode(rle))
+    draw(SCENE, [instance(SCENE.size, (10, 10, 90, 90))] * 3, [plain(PURPLE)] * 3, [[]] * 3)
+    assert sizes == [(600, 800)] * 3
+
+
+def test_lists_of_different_lengths_are_refused(draw):
+    with pytest.raises(ValueError):
+        draw(SCENE, [instance(SCENE.size, (10, 10, 90, 90))], [], [])
+
+
+def test_the_sheets_are_of_the_kind_that_their_names_say(tmp_path):
+    for name, kind in (("a.png", "PNG"), ("b.jpg", "JPEG")):
+        visualize.identification_sheet(tmp_path / name, SCENE, [], [], [])
+        with Image.open(tmp_path / name) as sheet:
+            assert sheet.format == kind
+        visualize.comparison_sheet(tmp_path / name, [SCENE] * 2, ["a", "b"], [None] * 2, 0.1, 0.2, "yes")
+        with Image.open(tmp_path / name) as sheet:
+            assert sheet.format == kind
+
+
+@pytest.mark.parametrize(
+    "distance, threshold", [(0.1, 0.3), (0.3, 0.3), (0.5, 0.3), (5.0, 0.3), (0.0, 0.0), (1e-9, 0.0)]
+)
+def test_the_verdict_has_the_colour_of_its_side_of_the_threshold(compare, distance, threshold):
+    sheet = compare(distance, threshold)
+    color, wrong = (RIGHT, WRONG) if distance <= threshold else (WRONG, RIGHT)
+    assert count(sheet, color) > 300 and count(sheet, wrong) == 0
+
+
+def test_the_mark_lies_on_its_side_of_the_threshold(compare):
+    for distance in (0.1, 0.29, 0.31, 0.5, 2.0):
+        sheet = compare(distance, 0.3)
+        scale = sheet.crop((0, sheet.height - 72, sheet.width, sheet.height - 64))  # the mark alone, above the zones
+        mark = sum(columns(scale, RIGHT if distance <= 0.3 else WRONG)) / 2
+        start, limit, end = columns(sheet, SAME)[0], columns(sheet, OTHER)[0], columns(sheet, OTHER)[1]
+        expected = start + (limit - start) * distance / 0.3
+        assert start < limit < end and mark <= end
+        assert abs(mark - expected) < 6, (distance, mark, expected)
+
+
+def test_without_a_threshold_there_is_no_side(compare):
+    sheet = compare(0.4, None)
+    assert [count(sheet, color) for color in (RIGHT, WRONG, SAME, OTHER)] == [0] * 4
+    assert count(sheet, PURPLE) > 10_000
+    compare(0.0, None)
+
+
+def test_what_was_compared_is_shown(compare):
+    without = compare(0.1, 0.3)
+    cut = compare(0.1, 0.3, (plain((1, 2, 3)), None))
+    assert cut.height > without.height and count(cut, (1, 2, 3)) == 150 * 150
+    assert count(cut, (10, 200, 120)) == count(without, (10, 200, 120)) + 150 * 150  # as a whole
+
+
+def test_pictures_of_any_shape_are_compared(compare):
+    for sizes in ([(1, 1), (16, 16)], [(5000, 2), (3, 700)], [(4000, 3000), (30, 40)]):
+        sheet = compare(0.1, 0.3, pictures=[Image.new("RGB", size) for size in sizes], names=["W" * 999, "$_\n猫"])
+        assert sheet.width < 1000 and sheet.height < 1000
