@@ -4,6 +4,8 @@ A checkpoint is a dict of tensors and plain values: `kind` ("reid", "mask_rcnn",
 `args`, and what is needed to use it without them. `evaluate.py` and `demo.py` need only its path.
 """
 
+import hashlib
+import json
 import os
 import re
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 from core.engine import distributed
 from core.errors import InputError
 from core.files import atomic_write, sync_folder
-from core.models.weights import load_file
+from core.models.weights import best_weights, load_file
 
 # What a checkpoint of each kind must hold for its network to be used; what only training needs is checked there.
 REQUIRED = {
@@ -74,6 +76,24 @@ def check_checkpoint(state, path, *kinds):
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}: it is not whole, or another version of Carousel wrote it")
     return state
+
+
+def fingerprint(state):
+    """What tells one trained network from another: the sha256, in hexadecimal, of all that shapes its answers.
+
+    That is the weights that count (averaged ones where there are any), the network's options and its input size: the
+    same for best.pth and for a copy of it, another one after an epoch more. Galleries and cached masks keep it.
+
+    Args:
+        state: a checkpoint, as `load_checkpoint` gives it.
+    """
+    digest = hashlib.sha256()
+    for key, tensor in sorted(best_weights(state).items()):
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())  # numpy knows no bfloat16
+    options = {"network": state["network"], "input_size": state.get("input_size")}
+    digest.update(json.dumps(options, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def open_run(output, name, resume=None):

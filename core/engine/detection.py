@@ -86,7 +86,7 @@ def _settle_paths(args, say):
     if args.data is None and not (args.train_annotations or args.val_annotations):
         with distributed.main_first():
             if not (SYNTHETIC / MARKER).is_file():
-                say(f"rendering the synthetic baggage set into {SYNTHETIC}, about half a minute")
+                say(f"rendering the synthetic baggage set into {SYNTHETIC}, about two minutes")
                 make_synthetic_baggage(SYNTHETIC)
         args.data = str(SYNTHETIC / "scenes")
     for split in ("train", "val"):

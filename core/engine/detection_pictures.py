@@ -52,31 +52,28 @@ def draw_predictions(folder, network, images, categories, device, *, amp="off", 
     for index, stem in zip(indices, stems, strict=True):
         item = images[index]
         with autocast(device, amp):
-            (output,) = network([item["image"].to(device)])
+            (output,) = network([item["image"].to(device)], min_score=score)
         found = encode_detections(output, tuple(item["image"].shape[-2:]), item["image_id"], categories)
-        panels = instance_panels(to_pil_image(item["image"]), instances(*found, names, score))
+        panels = instance_panels(to_pil_image(item["image"]), instances(*found, names))
         instance_sheet(Path(folder) / f"{stem}.jpg", panels)
 
 
-def instances(box_results, mask_results, names, score=0.0):
+def instances(box_results, mask_results, names):
     """COCO results of one picture -> what `core.visualize` draws: dicts of box (x1, y1, x2, y2), label, score, rle.
 
-    Args:
-        names: category id -> name.
-        score: results below it are left out.
+    names: category id -> name.
     """
     found = []
     for box, mask in zip(box_results, mask_results, strict=True):
-        if box["score"] >= score:
-            x, y, width, height = box["bbox"]
-            found.append(
-                {
-                    "box": [x, y, x + width, y + height],
-                    "label": names[box["category_id"]],
-                    "score": box["score"],
-                    "rle": mask["segmentation"],
-                }
-            )
+        x, y, width, height = box["bbox"]
+        found.append(
+            {
+                "box": [x, y, x + width, y + height],
+                "label": names[box["category_id"]],
+                "score": box["score"],
+                "rle": mask["segmentation"],
+            }
+        )
     return found
 
 

@@ -138,7 +138,8 @@ def add_reid_data_options(parser):
     group.add_argument(
         "--dataset",
         help="market1501, dukemtmc, msmt17, cuhk03_np, veri776, vehicleid, personx, vehiclex, mvb, suitcase, folder, "
-        "or synthetic (default without --data: baggage that Carousel renders itself)",
+        "or synthetic (default without --data: baggage that Carousel renders itself), synthetic_hard (the same bags "
+        "among others, on restless floors)",
     )
     group.add_argument("--data", metavar="ROOT", help="the data set's folder (default: data/<dataset>)")
     group.add_argument("--height", type=positive_int, default=256, help="picture height in pixels after resizing")
@@ -158,6 +159,13 @@ def add_reid_evaluation_options(parser):
     )
     group.add_argument("--distance", choices=METRICS, default="cosine", help="between embeddings")
     group.add_argument("--eval-batch-size", type=positive_int, default=64, help="pictures per process")
+    group.add_argument(
+        "--false-accept-rate",
+        type=fraction_below_one,
+        default=0.01,
+        help="share of the pairs of two objects that may pass as one: it sets the distance up to which two pictures "
+        "show the same object",
+    )
     return group
 
 

@@ -23,9 +23,13 @@ from core.engine.logger import progress_is_shown
 from core.engine.updater import autocast
 from core.errors import InputError
 from core.losses.mask import box_masks, gaussian_masks
+from core.losses.spec import needs_mask
 from core.models.reid import build_reid_model
 from core.models.weights import best_weights
 from core.retrieval.ranking import rank_features, summarise
+from core.retrieval.verification import choose_threshold
+
+BACKGROUNDS = {"synthetic": "plain", "synthetic_hard": "hard"}  # of the sets that are rendered
 
 
 def load_data(args, say=print, training=False):
@@ -41,14 +45,14 @@ def load_data(args, say=print, training=False):
         args.dataset = "synthetic"
     args.data = str(Path(args.data or Path("data") / args.dataset).expanduser())
     args.protocol = args.protocol or default_protocol(args.dataset)
-    if args.dataset == "synthetic":
+    if args.dataset in BACKGROUNDS:
         with distributed.main_first():
             if not (Path(args.data) / MARKER).is_file():
-                say(f"rendering the synthetic baggage set into {args.data}, about half a minute")
-                make_synthetic_baggage(args.data)
+                say(f"rendering the set {args.dataset} of baggage into {args.data}, about two minutes")
+                make_synthetic_baggage(args.data, background=BACKGROUNDS[args.dataset])
     data = load_reid_dataset(args.dataset, args.data)
     if args.skip_broken:
-        data = _without_broken(data, say, with_masks=training and args.mask_target == "instance")
+        data = _without_broken(data, say, with_masks=training and may_read_masks(args))
     if training:
         check_training(data)
     if training and not data.query and not data.gallery:
@@ -86,6 +90,17 @@ def describe(data):
     return ", ".join(parts)
 
 
+def may_read_masks(args):
+    """Whether a training may read the data's own masks: `--mask-target` is settled only when the data is known."""
+    regressed = args.mask_target in (None, "instance") and needs_mask(args.loss)
+    return (regressed or args.hide_background > 0) and not args.mask_checkpoint
+
+
+def reads_masks(args):
+    """Whether a training reads the masks of its samples, the data's own or predicted ones."""
+    return args.mask_target in ("instance", "predicted") or args.hide_background > 0
+
+
 def build_train_loader(args, data, device):
     """PK batches of augmented pictures; `loader.batch_sampler.set_epoch` starts an epoch."""
     sampler = PKSampler(
@@ -106,8 +121,9 @@ def build_train_loader(args, data, device):
         autoaugment=args.autoaugment,
         blur=args.blur,
         erasing=args.erasing,
+        hide_background=args.hide_background,
     )
-    images = ReIDImages(data.train, transform, seed=args.seed, with_masks=args.mask_target == "instance")
+    images = ReIDImages(data.train, transform, seed=args.seed, with_masks=reads_masks(args))
     return DataLoader(
         images,
         batch_sampler=KeyedBatches(sampler),
@@ -139,10 +155,10 @@ def target_masks(batch, kind, size, sigma_ratio, device):
 
     Args:
         batch: collated samples with `box` (B, 4) in [0, 1] and, for "instance", `mask` (B, 1, H, W).
-        kind: "gaussian" and "box" are made from the box, "instance" is the true mask.
+        kind: "gaussian" and "box" are made from the box, "instance" and "predicted" are the sample's own mask.
         size: (h, w) of the decoder's output.
     """
-    if kind == "instance":
+    if kind in ("instance", "predicted"):
         masks = batch["mask"].to(device).float()
         return torch.nn.functional.interpolate(masks, size, mode="bilinear")
     boxes = batch["box"].to(device)
@@ -176,7 +192,7 @@ def extract_features(model, loader, device, *, amp="off", flip=False, descriptio
     Each rank embeds its share (see `build_eval_loader`), then all exchange. `flip` averages with the mirrored picture.
     """
     model.eval()
-    features = [torch.zeros(0, model.feature_dim, device=device)]
+    features = [torch.zeros(0, model.embedding_dim, device=device)]
     bar = tqdm(batches(loader), description, len(loader), leave=False, disable=not progress_is_shown())
     for batch in bar:
         pictures = batch["image"].to(device, non_blocking=True)
@@ -247,13 +263,30 @@ def evaluate(network, loaders, data, args, device):
     return Evaluation(metrics(rank_embeddings(query, gallery, data, args.protocol, args.distance)), query, gallery)
 
 
+def threshold(query, gallery, data, args):
+    """`Threshold` between one object and two at `--false-accept-rate`, of the embeddings (Q, D), (G, D) of `data`.
+
+    None where all pictures are of one object. The ranks do not share the work: the one that needs it does it.
+    """
+    if len({sample.id for sample in data.query + data.gallery}) < 2:
+        return None
+    (query_ids, query_cameras), (gallery_ids, gallery_cameras) = labels(data.query), labels(data.gallery)
+    return choose_threshold(
+        query, gallery, query_ids, gallery_ids, query_cameras, gallery_cameras, args.protocol,
+        false_accept_rate=args.false_accept_rate, metric=args.distance,
+    )  # fmt: skip
+
+
 def metrics(result):
     """The columns of a log for a RankingResult: fractions in [0, 1]."""
     return {"mAP": result.mean_ap, "mINP": result.mean_inp, **{f"rank{k}": result.rank(k) for k in (1, 5, 10)}}
 
 
-def checkpoint_state(epoch, best, network, network_options, loss, updater, args, data):
-    """Everything that a run needs to go on, and that `evaluate.py` and `demo.py` need to use the network alone."""
+def checkpoint_state(epoch, best, network, network_options, loss, updater, args, data, threshold):
+    """Everything that a run needs to go on, and that `evaluate.py` and `demo.py` need to use the network alone.
+
+    threshold: `Threshold` of the last evaluation, or None.
+    """
     names = {sample.id: sample.name for sample in data.train}
     return {
         "kind": "reid",
@@ -268,11 +301,13 @@ def checkpoint_state(epoch, best, network, network_options, loss, updater, args,
         "normalisation": {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
         "identities": [names[i] for i in range(len(names))],
         "distance": args.distance,
+        "threshold": threshold and threshold._asdict(),
     }
 
 
 def restore(state, path, network, network_options, loss, updater):
     """Continue from a checkpoint. Raises InputError if it was trained with another network, naming what differs."""
+    state = {**state, "network": {"mask_decoder": "full", "mask_pooling": "off"} | state["network"]}  # of before them
     training.check_same_network(state, path, network_options)
     training.restore(state, path, ("model", network), ("loss", loss), (None, updater))
 

@@ -1,11 +1,13 @@
 """The picture sheets of a ReID run: what the network is shown, whom it finds, and where it sees the object."""
 
 import torch
+import torch.nn.functional as F
 
 from core import visualize
 from core.data.transforms import denormalise
 from core.engine.reid import labels
 from core.retrieval.distance import nearest
+from core.retrieval.projection import principal_components
 from core.retrieval.ranking import junk_mask
 
 NUM_ROWS = 8  # queries on a rank list, pictures on a mask sheet
@@ -59,3 +61,48 @@ def draw_masks(path, network, images, device):
     pictures = torch.stack([images[index]["image"] for index in spread(len(images), NUM_ROWS)])  # (N, 3, H, W)
     masks = network(pictures.to(device), return_mask=True).mask.float().cpu()  # (N, 1, h, w)
     visualize.mask_sheet(path, denormalise(pictures), masks)
+
+
+@torch.inference_mode()
+def draw_activations(path, network, images, device, num_pictures=NUM_ROWS):
+    """Where the backbone's last stage is active in query pictures; beside it the predicted mask, if there is one."""
+    network.eval()
+    pictures, layers, names = [], {}, []
+    for index in spread(len(images), num_pictures):  # one at a time: any number fits into memory
+        picture = images[index]["image"][None]  # (1, 3, H, W)
+        sample = images.samples[index]
+        pictures.append(picture)
+        names.append(sample.name or str(sample.id))
+        layers.setdefault("activation", []).append(activation_map(network, picture.to(device)).cpu())
+        if network.mask_decoder is not None:
+            mask = network(picture.to(device), return_mask=True).mask  # (1, 1, h, w)
+            layers.setdefault("predicted mask", []).append(mask.float().cpu())
+    layers = {name: torch.cat(maps) for name, maps in layers.items()}
+    visualize.heat_sheet(path, denormalise(torch.cat(pictures)), layers, {"picture": names})
+
+
+def activation_map(network, pictures):
+    """How active the last stage is at each position: (B, 3, H, W), normalised -> (B, 1, h, w), the highest of each 1.
+
+    The sum over channels of the squared values (Zagoruyko and Komodakis 2017, equation 1 with p = 2). Their division
+    by the map's L2 norm goes with the scaling to 1. The trap: it shows where the network answers, not why, and nothing
+    of what the pooling behind it leaves out. A stage that is 0 everywhere gives 0.
+    """
+    *_, stage = network.backbone.forward_stages(pictures)  # (B, C, h, w)
+    energy = stage.float().square().sum(1, keepdim=True)  # (B, 1, h, w)
+    return energy / energy.amax((2, 3), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def draw_embeddings(path, query, gallery, data, metric):
+    """The embeddings of query and gallery on the plane of their first two principal components.
+
+    Cosine distance compares directions, so there the unit vectors are drawn.
+    """
+    one_set = data.gallery == data.query  # VehicleID: each picture once
+    features = gallery if one_set else torch.cat([query, gallery])  # (N, D)
+    samples = data.gallery if one_set else [*data.query, *data.gallery]
+    coordinates, explained = principal_components(F.normalize(features) if metric == "cosine" else features)
+    is_query = None if one_set else [number < len(data.query) for number in range(len(samples))]
+    names = [sample.name or str(sample.id) for sample in samples]
+    title = f"Embeddings of {len(samples):,} pictures of {len(set(names)):,} identities"
+    visualize.embedding_plot(path, coordinates, names, explained, is_query, title)

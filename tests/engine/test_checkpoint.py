@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.engine.checkpoint import REQUIRED, load_checkpoint, open_run, save_checkpoint, save_run
+from core.engine.checkpoint import REQUIRED, fingerprint, load_checkpoint, open_run, save_checkpoint, save_run
 from core.errors import InputError
 from core.files import atomic_write
 
@@ -278,3 +278,43 @@ def test_an_unwritable_run_folder(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="Permission denied") as error:
         open_run(tmp_path / "runs", "bags")
     assert "--output" in str(error.value)
+
+
+def reid_state(**changes):
+    generator = torch.Generator().manual_seed(0)
+    model = {"a.weight": torch.rand(3, 2, generator=generator), "a.num_batches_tracked": torch.tensor(7)}
+    return {**STATE, "model": model, "ema": None, "network": {"backbone": "x"}, "input_size": [8, 4], **changes}
+
+
+def test_the_fingerprint_is_of_the_network_not_of_the_file(tmp_path):
+    state = reid_state()
+    own = fingerprint(state)
+    assert len(own) == 64 and int(own, 16) >= 0
+    save_checkpoint(tmp_path / "copy.pth", {**state, "epoch": 9, "args": {"name": "other"}})
+    assert fingerprint(load_checkpoint(tmp_path / "copy.pth")) == own
+    backwards = dict(reversed(state["model"].items()))
+    assert fingerprint({**state, "model": backwards}) == own
+    # Averaged weights are those that count: the plain ones beside them don't.
+    averaged = {"n_averaged": torch.tensor(5), **{f"module.{key}": value for key, value in state["model"].items()}}
+    assert fingerprint({**state, "ema": averaged, "model": {"a.weight": torch.zeros(3, 2)}}) == own
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("model", {"a.weight": torch.rand(3, 2), "a.num_batches_tracked": torch.tensor(7)}),
+        ("model", {**reid_state()["model"], "a.weight": reid_state()["model"]["a.weight"].reshape(2, 3)}),
+        ("model", {**reid_state()["model"], "a.weight": reid_state()["model"]["a.weight"].bfloat16()}),
+        ("model", {"b.weight": reid_state()["model"]["a.weight"], "a.num_batches_tracked": torch.tensor(7)}),
+        ("network", {"backbone": "y"}),
+        ("input_size", [4, 8]),
+    ],
+)
+def test_another_network_has_another_fingerprint(key, value):
+    assert fingerprint(reid_state(**{key: value})) != fingerprint(reid_state())
+
+
+def test_a_mask_rcnn_without_input_size_has_a_fingerprint():
+    state = reid_state(kind="mask_rcnn")
+    del state["input_size"]
+    assert fingerprint(state) != fingerprint(reid_state())

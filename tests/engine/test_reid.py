@@ -25,7 +25,8 @@ OPTIONS = {
     "mask_target": "gaussian", "optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0, "momentum": 0.0, "epochs": 3,
     "schedule": "step", "milestones": [], "step_size": 9, "gamma": 0.1, "min_lr": 0.0, "warmup_epochs": 0,
     "warmup_factor": 0.0, "clip_gradient": 0.0, "accumulate": 1, "ema": 0.0, "amp": "off", "channels_last": False,
-    "center_lr": 0.5, "dataset": None, "data": None, "protocol": None, "skip_broken": False,
+    "center_lr": 0.5, "dataset": None, "data": None, "protocol": None, "skip_broken": False, "loss": "cross_entropy",
+    "hide_background": 0.0, "mask_checkpoint": None,
 }  # fmt: skip
 
 
@@ -34,6 +35,20 @@ def options(**changes):
 
 
 # What a mask decoder learns
+
+
+def test_a_run_of_before_mask_pooling_can_be_continued():
+    network = build_reid_model("resnet18", 2)
+    how = {"backbone": "resnet18", "mask_decoder": "full", "mask_pooling": "off"}
+    loss = build_loss("cross_entropy", 2, network.feature_dim)
+    updater = Updater(network, loss, options(), CPU)
+    state = {"model": network.state_dict(), "loss": loss.state_dict(), **updater.state_dict()}
+    reid.restore({**state, "network": {"backbone": "resnet18"}}, "last.pth", network, how, loss, updater)
+    with pytest.raises(InputError, match="mask_pooling is off there and soft here"):
+        reid.restore(
+            {**state, "network": {"backbone": "resnet18"}}, "last.pth", network, {**how, "mask_pooling": "soft"}, loss,
+            updater,
+        )  # fmt: skip
 
 
 def test_box_and_gaussian_targets_by_hand():
@@ -64,7 +79,7 @@ def test_instance_targets_are_the_true_mask_in_the_size_of_the_decoder():
 class Pixels(nn.Module):
     """A few pixels as embedding, not the same for a mirrored picture."""
 
-    feature_dim = 6
+    embedding_dim = 6
 
     def forward(self, images):
         return ReIDOutput(images[:, :, :2, 0].flatten(1), [], [])
@@ -347,15 +362,16 @@ def test_load_data_settles_the_options(baggage, monkeypatch, tmp_path):
     )
     assert reid.load_data(options(dataset="mvb", data=str(baggage), protocol="no_camera")).train == data.train
 
-    monkeypatch.setattr(reid, "make_synthetic_baggage", made.append)
+    monkeypatch.setattr(reid, "make_synthetic_baggage", lambda root, background: made.append((str(root), background)))
     monkeypatch.setattr(reid, "load_reid_dataset", lambda name, root: data)
     args = options()
     reid.load_data(args)
     assert (args.dataset, args.data, args.protocol) == ("synthetic", "data/synthetic", "no_camera")
-    assert [str(path) for path in made] == ["data/synthetic"]
+    reid.load_data(options(dataset="synthetic_hard"))
+    assert made == [("data/synthetic", "plain"), ("data/synthetic_hard", "hard")]
     args = options(dataset="market1501", protocol="no_camera")
     reid.load_data(args)
-    assert (args.data, args.protocol) == ("data/market1501", "no_camera") and len(made) == 1
+    assert (args.data, args.protocol) == ("data/market1501", "no_camera") and len(made) == 2
 
 
 def test_data_without_query_and_gallery_train_only(data, monkeypatch):

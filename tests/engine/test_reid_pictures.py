@@ -98,3 +98,56 @@ def test_augmentations_are_those_of_the_first_epoch(tmp_path, monkeypatch):
     assert len(asked) == 24 and asked[0] == (1, 0, 0) and asked[-1] == (1, 23, 49)
     path, pictures, boxes, masks = caught.given
     assert pictures.shape == (24, 3, 4, 4) and boxes.shape == (24, 4) and masks is None
+
+
+@pytest.fixture
+def sheet(monkeypatch):
+    """What is handed to the sheet of heat maps, which is not drawn."""
+    caught = SimpleNamespace()
+    monkeypatch.setattr(reid_pictures.visualize, "heat_sheet", lambda *given: setattr(caught, "given", given))
+    return caught
+
+
+def test_activation_map_by_hand():
+    """Squares over two channels: 9 + 16, 0; 4, 1. The highest is 1, and a stage of zeros stays 0."""
+    stage = torch.tensor([[[3.0, 0.0], [-2.0, 0.0]], [[4.0, 0.0], [0.0, 1.0]]])  # (2, 2, 2)
+    stages = [torch.randn(2, 1, 8, 8)] * 3 + [torch.stack([stage, torch.zeros_like(stage)])]
+    network = SimpleNamespace(backbone=SimpleNamespace(forward_stages=lambda pictures: stages))
+    maps = reid_pictures.activation_map(network, torch.zeros(2, 3, 64, 64))
+    assert maps.shape == (2, 1, 2, 2)
+    torch.testing.assert_close(maps[0, 0], torch.tensor([[25.0, 0.0], [4.0, 1.0]]) / 25)
+    assert (maps[1] == 0).all()
+
+
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_activations_of_spread_queries_and_masks_where_there_is_a_decoder(baggage, sheet, with_mask):
+    data = load_reid_dataset("mvb", baggage)
+    network = build_reid_model("resnet18", 0, with_mask=with_mask, mask_size=[8, 8]).train()
+    images = ReIDImages(data.query, build_transform(64, 32, training=False))
+    reid_pictures.draw_activations("sheet.png", network, images, torch.device("cpu"), 3)
+    path, pictures, drawn, captions = sheet.given
+    assert path == "sheet.png" and pictures.shape == (3, 3, 64, 32) and pictures.min() >= 0 and pictures.max() <= 1
+    assert list(drawn) == ["activation", "predicted mask"][: 1 + with_mask]
+    assert captions == {"picture": [data.query[index].name for index in (0, 2, 5)]}
+    assert drawn["activation"].shape == (3, 1, 4, 2) and (drawn["activation"].amax((1, 2, 3)) == 1).all()
+    assert not network.training  # as in evaluation
+    if with_mask:
+        expected = network(images[5]["image"][None], return_mask=True).mask
+        torch.testing.assert_close(drawn["predicted mask"][2:], expected)
+
+
+def test_embeddings_are_those_that_retrieval_compares(tmp_path, monkeypatch):
+    caught = []
+    monkeypatch.setattr(reid_pictures.visualize, "embedding_plot", lambda *given: caught.append(given))
+    query, gallery = samples((7, 0), part="q"), samples((7, 0), (8, 0), part="g")
+    features = torch.tensor([[3.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    data = ReIDDataset([], query, gallery)
+    for metric in ("cosine", "euclidean"):
+        reid_pictures.draw_embeddings("plot.png", *features, data, metric)
+    _, cosine, names, explained, is_query, title = caught[0]
+    assert names == ["bag 7", "bag 7", "bag 8"] and is_query == [True, False, False]
+    assert torch.dist(cosine[0], cosine[1]) == 0 and explained[0] == pytest.approx(1)  # one direction
+    assert torch.dist(caught[1][1][0], caught[1][1][1]) == pytest.approx(2)
+    assert "3 pictures of 2 identities" in title
+    reid_pictures.draw_embeddings("plot.png", features[1], features[1], ReIDDataset([], gallery, gallery), "cosine")
+    assert len(caught[2][1]) == 2 and caught[2][4] is None  # VehicleID: each picture once
