@@ -1,74 +1,191 @@
-"""Find the objects in pictures: boxes, classes and masks, drawn and as JSON.
+"""Find the objects in pictures, and say who they are.
 
-One picture, several, a folder, a pattern:
+Boxes, classes and masks of one picture, several, a folder, a pattern:
     python demo.py photo.jpg
-    python demo.py photo.jpg belt.png --weights runs/NAME/best.pth --score 0.7
-    python demo.py photos/ --classes suitcase backpack
-    python demo.py "photos/**/*.jpg" --device cuda --amp fp16
+    python demo.py photos/ "more/**/*.jpg" --segment runs/MASKS/best.pth --score 0.7 --classes suitcase backpack
+A gallery out of pictures of one object each, and who of it is in a scene:
+    python demo.py --build-gallery bags/ --gallery bags.gallery
+    python demo.py scene.jpg --gallery bags.gallery --segment runs/MASKS/best.pth --reid runs/REID/best.pth
+    python demo.py --build-gallery new/ --gallery bags.gallery --add
+    python demo.py --gallery bags.gallery --remove 0010 red-samsonite
+    python demo.py --gallery all.gallery --merge bags.gallery more.gallery
+Do two pictures show the same object?
+    python demo.py a.jpg b.jpg --compare
 
-The network is that of --weights: a checkpoint of train_mask_rcnn.py, or torchvision's COCO file of Mask R-CNN. Without
-it the newest best.pth of a Mask R-CNN under runs/ is taken (last.pth of a run that was not evaluated), and where there
-is none, the published COCO weights.
+--segment is the network that finds objects: a checkpoint of train_mask_rcnn.py, or torchvision's COCO file of Mask
+R-CNN. Without it the newest best.pth of a Mask R-CNN under runs/ is taken (last.pth of a run that was not evaluated),
+and where there is none, the published COCO weights. --reid is the one that recognises them, a checkpoint of
+train_reid.py, or else the one that the gallery was built with, or the newest under runs/.
+
+In a gallery's folder each sub-folder is an identity; pictures beside them are of the identity that an MVB name says
+(0010_g_1.jpg), or that their own name is. Objects are cut out along their masks, unless --no-masks is given.
 
 For each picture there is a folder <--output>/<its name> with
-    sheet.jpg           six panels: the picture; boxes with class and score; masks; masks over the picture; masks and
-                        classes; all together. Each is a file, too: original, boxes, masks, overlay, classes, all
     instances.json      of each instance the class, score, box [x1, y1, x2, y2] in pixels, and the mask as a run-length
                         code that pycocotools.mask.decode reads; both are of the upright picture: turned as its
-                        EXIF orientation says, as viewers show it
-and index.html shows them all. A folder that exists is never overwritten, the next free number is added.
+                        EXIF orientation says, as viewers show it. With a gallery also `identity`, null where it is
+                        unknown, and `matches`, the nearest identities with their distances; an object that was
+                        found twice, as two classes, is there once
+    sheet.jpg           six panels: the picture; boxes with class and score; masks; masks over the picture; masks and
+                        classes; all together. Each is a file, too: original, boxes, masks, overlay, classes, all.
+                        With a gallery: the scene, its instances numbered, and beside each number its best matches;
+                        identities.jpg is the scene alone
+and index.html shows them all; two pictures that are compared leave comparison.jpg and comparison.json. A folder that
+exists is never overwritten, the next free number is added.
 """
 
 import glob
-import json
 import os
 import sys
+from collections import Counter
+from itertools import chain
 from pathlib import Path
 
-import torch
-from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
-from core import visualize
 from core.data.images import IMAGE_SUFFIXES, list_images, read_image
-from core.engine import detection, distributed, options
-from core.engine.checkpoint import check_checkpoint, load_checkpoint, open_run
-from core.engine.coco_evaluation import encode_detections
-from core.engine.detection_pictures import instances
+from core.engine import distributed, identification, options
+from core.engine.checkpoint import open_run
+from core.engine.identification_pictures import write_comparison, write_identities, write_instances
 from core.engine.logger import progress_is_shown
-from core.engine.updater import autocast
-from core.errors import InputError
-from core.files import atomic_write, distinct_names, make_folder
-from core.models import weights
-from core.models.mask_rcnn import MaskRCNN
-from core.models.mask_rcnn_weights import (
-    COCO_CATEGORIES,
-    COCO_LABELS,
-    HEAD_KEYS,
-    PUBLISHED_COCO,
-    load_detection_weights,
-    rename_old_keys,
+from core.engine.trained import (
+    TRAIN_MASKS,
+    TRAIN_REID,
+    NothingTrained,
+    choose_labels,
+    find_instances,
+    load_detector,
+    load_encoder,
 )
+from core.errors import InputError
+from core.files import distinct_names, printable
+from core.retrieval import gallery
+from core.visualize import index_page
 
-THUMBNAIL = (640, 480)  # pixels at most
-JPEG_LIMIT = 65500  # pixels; a picture with a longer side is written as PNG
+# The ways of use, each known by its option, and what else it takes. What has no effect is refused, not ignored.
+USES = {
+    "compare": ("pictures", "segment", "reid", "threshold", "no_masks", "output"),
+    "build_gallery": ("gallery", "add", "segment", "reid", "no_masks"),
+    "remove": ("gallery",),
+    "merge": ("gallery",),
+    "gallery": ("pictures", "segment", "reid", "threshold", "matches", "score", "classes", "output"),
+    "pictures": ("segment", "score", "classes", "output"),
+}
 
 
 def get_parser():
     parser = options.Parser(__doc__)
-    parser.add_argument("pictures", nargs="+", help="files, folders, patterns such as 'photos/*.jpg'")
-    parser.add_argument("--weights", metavar="PATH", help="a checkpoint of train_mask_rcnn.py, or torchvision's file")
-    parser.add_argument(
+    parser.add_argument("pictures", nargs="*", help="files, folders, patterns such as 'photos/*.jpg'")
+    group = parser.add_argument_group("what to do, instead of finding the objects alone")
+    group.add_argument("--gallery", metavar="FILE", help="say who they are, by this gallery")
+    group.add_argument("--compare", action="store_true", help="do two pictures show the same object?")
+    group.add_argument("--build-gallery", metavar="FOLDER", help="make --gallery out of the pictures in a folder")
+    group.add_argument("--add", action="store_true", help="with --build-gallery: add them to a gallery that exists")
+    group.add_argument("--remove", nargs="+", metavar="IDENTITY", help="take identities out of --gallery")
+    group.add_argument("--merge", nargs="+", metavar="FILE", help="make --gallery out of these")
+    group = parser.add_argument_group("networks")
+    group.add_argument(
+        "--segment", "--weights", metavar="PATH", help="a checkpoint of train_mask_rcnn.py, or torchvision's file"
+    )
+    group.add_argument("--reid", metavar="PATH", help="a checkpoint of train_reid.py")
+    group = parser.add_argument_group("answers")
+    group.add_argument(
         "--score",
         type=options.fraction,
         default=0.5,
         help="least score of what is shown; below the network's own --min-score (0.05 unless trained otherwise) "
         "changes nothing",
     )
-    parser.add_argument("--classes", nargs="+", metavar="NAME", help="show only these (default: all)")
-    parser.add_argument("--output", default="runs/demo", metavar="FOLDER", help="folder for the results")
+    group.add_argument("--classes", nargs="+", metavar="NAME", help="show only these (default: all)")
+    group.add_argument(
+        "--threshold",
+        type=options.non_negative_float,
+        metavar="DISTANCE",
+        help="two are the same up to this distance (default: that of the ReID checkpoint)",
+    )
+    group.add_argument("--matches", type=options.positive_int, default=5, help="identities shown beside an instance")
+    group.add_argument("--no-masks", action="store_true", help="gallery and comparison: whole pictures, not cut out")
+    group.add_argument("--output", default="runs/demo", metavar="FOLDER", help="folder for the results")
     options.add_device_options(parser, timeout=False)
     return parser
+
+
+def choose_use(args):
+    """Which of `USES` is asked for. Raises InputError for options that don't belong together, or are missing."""
+    default = vars(get_parser().parse_args([]))
+    given = [name for name in default if getattr(args, name) != default[name] and name not in ("device", "amp")]
+    use = next((name for name in USES if name in given), "pictures")
+    strange = [name for name in given if name != use and name not in USES[use]]
+    if strange:
+        together = "pictures alone" if use == "pictures" else as_options([use])
+        raise InputError(f"{as_options(strange)}: not an option together with {together}; leave it out")
+    if "gallery" in USES[use] and not args.gallery:
+        raise InputError(f"{as_options([use])}: give the file with --gallery FILE")
+    if use == "compare" and len(args.pictures) != 2:
+        raise InputError(f"--compare needs two pictures, {len(args.pictures)} given")
+    if use in ("gallery", "pictures") and not args.pictures:
+        raise InputError("no pictures given: name files, folders or patterns such as 'photos/*.jpg'")
+    return use
+
+
+def as_options(names):
+    return ", ".join(name if name == "pictures" else f"--{name.replace('_', '-')}" for name in names)
+
+
+def main(args):
+    use = choose_use(args)
+    device = distributed.setup(args.device)
+    if use == "compare":
+        compare(args, device)
+    elif use == "build_gallery":
+        build_gallery(args, device)
+    elif use in ("remove", "merge"):
+        change_gallery(args)
+    else:
+        show(args, device)
+
+
+def say(text):
+    """A line for the person; it may name files of any name."""
+    print(printable(text))
+
+
+# Pictures -> instances -> who they are
+
+
+def show(args, device):
+    """Find the objects in every picture and, with a gallery, say who they are."""
+    paths = list_pictures(args.pictures)
+    memory = open_memory(args, device) if args.gallery else None
+    detector = load_detector(args.segment, device, args.amp)
+    labels = choose_labels(detector.categories, args.classes)
+    say(detector.message)
+    if not detector.is_own and not args.segment:
+        say(f"to train for your own objects: {TRAIN_MASKS} finds them, {TRAIN_REID} recognises them")
+    output, _ = open_run(Path(args.output).parent, Path(args.output).name)
+    classes = [category[1] for category in detector.categories if category]
+    cards, skipped = [], []
+    folders = distinct_names(paths, taken={"index.html"})
+    bar = tqdm(list(zip(paths, folders, strict=True)), disable=not progress_is_shown(), unit="picture")
+    for path, folder in bar:
+        try:
+            picture = read_image(path)
+        except InputError as error:
+            skipped.append(str(error))
+            bar.write(f"skipped: {printable(error)}", file=sys.stderr)
+            continue
+        found = find_instances(detector, picture, labels, args.score)
+        where = output / folder, os.path.basename(path), picture
+        if memory:
+            cards.append(write_identities(*where, found, memory))
+        else:
+            cards.append(write_instances(*where, found, classes))
+        bar.write(f"{printable(path)}: {printable(cards[-1].caption)}", file=sys.stdout)
+    title = f"{len(cards)} picture{'s' * (len(cards) != 1)}"
+    about = f"{detector.message}; score at least {args.score}" + (f"; {memory}" if memory else "")
+    index_page(output / "index.html", title, about, cards, skipped)
+    say(f"written to {output}; {output / 'index.html'} shows it")
+    stop_for(skipped, len(paths))
 
 
 def list_pictures(patterns):
@@ -94,143 +211,124 @@ def list_pictures(patterns):
     return list(found.values())
 
 
-def load_network(path, device):
-    """The network, its classes ((category id, name), or None, for label 1, 2, ...), and a line about its weights."""
-    path, content = (path, weights.load_file(path)) if path else newest_checkpoint("runs")
-    if path is None:
-        path = published_file()
-        content = weights.load_file(path)
-    if isinstance(content, dict) and "kind" in content:
-        check_checkpoint(content, path, "mask_rcnn")
-        network, state = detection.network_from_checkpoint(path, device, state=content)
-        return network, state["categories"], f"weights: {path}, epoch {state['epoch']}"
-    state = rename_old_keys(weights.find_state_dict(content, path))
-    if len(state.get(HEAD_KEYS[0], ())) != len(COCO_LABELS) + 1:
-        raise InputError(f"{path} is neither a checkpoint of train_mask_rcnn.py nor torchvision's COCO file")
-    network = MaskRCNN("resnet50", len(COCO_LABELS) + 1, norm="frozen")
-    report = load_detection_weights(network, str(path), "resnet50", COCO_CATEGORIES)
-    return network.to(device).eval(), COCO_LABELS, report.message
+def open_memory(args, device):
+    """The gallery, the network that it was built with, and what counts as the same: `identification.Memory`."""
+    if not os.path.lexists(args.gallery):
+        raise InputError(f"{args.gallery}: no such gallery; --build-gallery FOLDER makes one")
+    known = gallery.open_gallery(args.gallery)
+    if len(known) == 0:
+        raise InputError(f"{args.gallery} is empty: nobody is known; fill it with --build-gallery FOLDER --add")
+    encoder = load_encoder(args.reid or network_of(known), device, args.amp)
+    known.require(encoder.fingerprint, encoder.path)
+    threshold = identification.settle_threshold(encoder, args.threshold)
+    memory = identification.Memory(known, encoder, threshold, args.matches)
+    say(memory)
+    if threshold is None:
+        say("this checkpoint carries no threshold: everyone is unknown; give --threshold")
+    return memory
 
 
-def newest_checkpoint(runs):
-    """(path, content) of the newest Mask R-CNN under a folder, or (None, None); a file that is none is named.
-
-    In each folder best.pth is what counts, and last.pth where there is none: of a training without evaluation.
-    """
-    best = {path.parent: path for name in ("last.pth", "best.pth") for path in Path(runs).rglob(name) if path.is_file()}
-    for path in sorted(best.values(), key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        try:
-            state = load_checkpoint(path)
-            if state["kind"] == "mask_rcnn":
-                return path, state
-        except InputError as error:
-            print(f"skipped: {printable(error)}", file=sys.stderr)
-    return None, None
+def network_of(known):
+    """The ReID checkpoint that a gallery was built with, if it is still there, or None."""
+    path = known.info.get("reid")
+    return path if path and os.path.isfile(path) else None
 
 
-def published_file():
-    """The local copy of the published COCO weights, downloaded if need be."""
-    url = PUBLISHED_COCO["resnet50"]
-    try:
-        return weights.fetch(url)
-    except weights.DownloadError as error:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
-        raise InputError(
-            f"no weights: no checkpoint of a Mask R-CNN is under runs/, and {url} can't be had ({error}); train with "
-            f"`python train_mask_rcnn.py`, put that file into {folder}, or give --weights PATH"
-        ) from error
-
-
-def choose_labels(categories, wanted):
-    """The labels 1, 2, ... to show; all classes of a name. Raises InputError for one that the network doesn't know."""
-    names = [category[1].casefold() if category else None for category in categories]
-    unknown = [name for name in wanted or () if name.casefold() not in names]
-    if unknown:
-        known = ", ".join(category[1] for category in categories if category)
-        raise InputError(f"--classes {' '.join(unknown)}: the network doesn't know this; it knows {known}")
-    chosen = {name.casefold() for name in wanted} if wanted else set(names) - {None}
-    return [label for label, name in enumerate(names, start=1) if name in chosen]
-
-
-@torch.inference_mode()
-def find_instances(network, picture, categories, labels, device, *, score, amp):
-    """COCO results (boxes, masks) of one PIL picture: what scores at least `score` and has one of these labels."""
-    image = (pil_to_tensor(picture).float() / 255).to(device)  # (3, H, W)
-    with autocast(device, amp):
-        (found,) = network([image])
-    kept = (found["scores"] >= score) & torch.isin(found["labels"], torch.tensor(labels, device=device))  # (N,)
-    found = {name: value[kept] for name, value in found.items()}
-    return encode_detections(found, (picture.height, picture.width), 0, [pair or (None, "") for pair in categories])
-
-
-def write_picture(folder, name, picture, found, box_results, names):
-    """Everything about one picture into its folder; returns its card for the page."""
-    make_folder(folder)
-    panels = visualize.instance_panels(picture, found, names)
-    files = {}
-    for panel, drawn in panels.items():
-        files[panel] = f"{panel}.jpg" if max(drawn.size) <= JPEG_LIMIT else f"{panel}.png"
-        save(folder / files[panel], drawn)
-    caption = visualize.describe_instances(found)
-    size = f"{picture.width} x {picture.height} pixels"
-    visualize.instance_sheet(folder / "sheet.jpg", panels, name, f"{size}, {caption}")
-    panels["all"].thumbnail(THUMBNAIL)
-    save(folder / "thumbnail.jpg", panels["all"])
-    rows = [
-        {"class": one["label"], "category_id": result["category_id"]}
-        | {"score": one["score"], "box": one["box"], "mask": one["rle"]}
-        for one, result in zip(found, box_results, strict=True)
-    ]
-    lines = ",\n  ".join(map(json.dumps, rows))  # an instance on each line
-    head = f'"picture": {json.dumps(name)}, "width": {picture.width}, "height": {picture.height}'
-    with atomic_write(folder / "instances.json") as file:
-        file.write(f'{{{head}, "instances": [\n  {lines}\n]}}\n'.encode())
-    links = {"sheet": "sheet.jpg", **files, "JSON": "instances.json"}
-    links = {word: f"{folder.name}/{file}" for word, file in links.items()}
-    return visualize.Card(name, caption, f"{folder.name}/thumbnail.jpg", links["sheet"], links)
-
-
-def save(path, picture):
-    """Write a PIL picture, JPEG or PNG by its suffix, whole or not at all."""
-    with atomic_write(path) as file:
-        if path.suffix == ".jpg":
-            picture.save(file, "JPEG", **visualize.JPEG)
-        else:
-            picture.save(file, "PNG")
-
-
-def main(args):
-    device = distributed.setup(args.device)
-    paths = list_pictures(args.pictures)
-    network, categories, message = load_network(args.weights, device)
-    labels = choose_labels(categories, args.classes)
-    print(message)
-    output, _ = open_run(Path(args.output).parent, Path(args.output).name)
-    names = {category[0]: category[1] for category in categories if category}
-    cards, skipped = [], []
-    folders = distinct_names(paths, taken={"index.html"})
-    bar = tqdm(list(zip(paths, folders, strict=True)), disable=not progress_is_shown(), unit="picture")
-    for path, folder in bar:
-        try:
-            picture = read_image(path)
-        except InputError as error:
-            skipped.append(str(error))
-            bar.write(f"skipped: {printable(error)}", file=sys.stderr)
-            continue
-        results = find_instances(network, picture, categories, labels, device, score=args.score, amp=args.amp)
-        found = instances(*results, names)
-        cards.append(write_picture(output / folder, os.path.basename(path), picture, found, results[0], names.values()))
-        bar.write(f"{printable(path)}: {cards[-1].caption}", file=sys.stdout)
-    title = f"{len(cards)} picture{'s' * (len(cards) != 1)}"
-    visualize.index_page(output / "index.html", title, f"{message}; score at least {args.score}", cards, skipped)
-    print(f"written to {output}; {output / 'index.html'} shows it")
+def stop_for(skipped, total):
+    """Raises InputError where pictures were skipped, when all else is done."""
     if skipped:
-        raise InputError(f"{len(skipped)} of {len(paths)} pictures were skipped, the first is {printable(skipped[0])}")
+        raise InputError(f"{len(skipped)} of {total} pictures were skipped, the first is {printable(skipped[0])}")
 
 
-def printable(text):
-    """The trap: a file name may hold bytes that are no text, and print stops at them."""
-    return os.fsencode(str(text)).decode("utf-8", "replace")
+# A gallery
+
+
+def build_gallery(args, device):
+    """A gallery out of the pictures in a folder, or more of them for one that exists; each shows one object."""
+    paths = identification.pictures_of_gallery(args.build_gallery)
+    known = gallery.open_gallery(args.gallery) if args.add else None
+    if known is None and os.path.lexists(args.gallery):
+        raise InputError(f"{args.gallery} is there already: --add adds to it; else give another name")
+    encoder = load_encoder(args.reid or (None if known is None else network_of(known)), device, args.amp)
+    if known is not None:
+        known.require(encoder.fingerprint, encoder.path)
+        if known.info.get("masks") == args.no_masks:
+            how = "taken whole" if args.no_masks is False else "cut out along masks"
+            raise InputError(f"{args.gallery}: its pictures were {how}: give --no-masks for both or for neither")
+    say(encoder.message)
+    detector = None if args.no_masks else subject_detector(args, device, needed=args.add)
+    names = identification.name_identities(paths, args.build_gallery, () if known is None else known.names)
+    subjects = identification.Subjects(paths, names, encoder, detector)
+    if known is not None:
+        _, replaced = gallery.add_to_gallery(args.gallery, subjects, fingerprint=encoder.fingerprint)
+        say(f"replaced, since they were in it before: {replaced} of {len(paths)} pictures")
+    else:
+        info = identification.gallery_info(encoder, detector)
+        gallery.build_gallery(args.gallery, subjects, fingerprint=encoder.fingerprint, metric=encoder.metric, info=info)
+    if detector and subjects.whole:
+        say(f"nothing found in {subjects.whole} of {len(paths)} pictures: these are taken whole")
+    say(f"written to {args.gallery}: {identification.size_of(gallery.open_gallery(args.gallery))}")
+    stop_for(subjects.skipped, len(paths))
+
+
+def subject_detector(args, device, needed=False):
+    """The network that cuts objects out; None, which is said, where there is none and none is needed."""
+    try:
+        detector = load_detector(args.segment, device, args.amp)
+    except NothingTrained as error:
+        if needed:
+            raise
+        say(f"pictures are taken whole, not cut out along masks: {error}")
+        return None
+    say(detector.message)
+    return detector
+
+
+def change_gallery(args):
+    """Take identities out of a gallery, or make one out of several."""
+    if args.remove:
+        count = gallery.remove_from_gallery(args.gallery, args.remove)
+        say(f"removed: {count} picture{'s' * (count != 1)}")
+    else:
+        merge(args.gallery, args.merge)
+    say(f"written to {args.gallery}: {identification.size_of(gallery.open_gallery(args.gallery))}")
+
+
+def merge(target, paths):
+    """Make the gallery `target`, which may be one of them, out of several; says who is in more than one."""
+    masks, names = {}, {}
+    for path in paths:
+        with gallery.open_gallery(path) as part:
+            masks[os.path.realpath(path)], names[os.path.realpath(path)] = part.info.get("masks"), part.names
+    is_own = os.path.realpath(target) in names
+    if os.path.lexists(target) and not is_own:
+        raise InputError(f"{target} is there already: name it after --merge too, or give another --gallery")
+    if len(set(masks.values())) > 1:
+        raise InputError("--merge: some were cut out along masks and some taken whole: they can't be compared")
+    counts = Counter(chain.from_iterable(names.values()))
+    joined = sorted(name for name, count in counts.items() if count > 1)
+    gallery.merge_galleries(target, paths, overwrite=is_own)
+    if joined:
+        number = "1 identity is" if len(joined) == 1 else f"{len(joined)} identities are"
+        say(f"{number} in more than one of them: {', '.join(joined[:5])}{', ...' * (len(joined) > 5)}")
+
+
+# Two pictures
+
+
+def compare(args, device):
+    """Do two pictures show the same object? Says the distance and, where there is a threshold, yes or no."""
+    pictures = [read_image(path) for path in args.pictures]
+    encoder = load_encoder(args.reid, device, args.amp)
+    say(encoder.message)
+    detector = None if args.no_masks else subject_detector(args, device)
+    verdict, cuts = identification.compare(pictures, encoder, detector, args.threshold)
+    if detector and None in cuts:
+        say("the object was not found in both pictures: both are taken whole")
+    output, _ = open_run(Path(args.output).parent, Path(args.output).name)
+    write_comparison(output, args.pictures, pictures, cuts, verdict, encoder)
+    say(f"{verdict.answer}: {verdict.reason}")
+    say(f"written to {output / 'comparison.jpg'}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 ReID: CMC, mAP, mINP, re-ranking, features, rank list; on the data it was trained on, and on other data (cross-domain):
     python evaluate.py runs/NAME/best.pth --rerank
     python evaluate.py runs/NAME/best.pth --dataset market1501 --data PATH --flip --save-features features.npz
+Where the network looks, and its embeddings on a plane:
+    python evaluate.py runs/NAME/best.pth --activation-map --embedding-plot
 The floor that a ReID network must beat, the pixels themselves:
     python evaluate.py --raw-pixels
 Mask R-CNN: the COCO numbers of boxes and masks, a table of classes, COCO result files, precision over recall, pictures:
@@ -40,6 +42,7 @@ from core.visualize import precision_recall_curves
 # An option that says nothing about a network of the other kind is refused, not ignored.
 REID_OPTIONS = ("dataset", "height", "width", "protocol", "distance", "eval_batch_size", "flip", "query_expansion")
 REID_OPTIONS += ("expansion_k", "expansion_alpha", "rerank", "k1", "k2", "lambda_value", "save_features", "rank_list")
+REID_OPTIONS += ("activation_map", "embedding_plot", "false_accept_rate")
 DETECTION_OPTIONS = ("images", "annotations", "predictions", "score")
 
 
@@ -48,7 +51,7 @@ class RawPixels(torch.nn.Module):
 
     def __init__(self, height, width):
         super().__init__()
-        self.feature_dim = 3 * height * width
+        self.embedding_dim = 3 * height * width
 
     def forward(self, images):
         return ReIDOutput(images.flatten(1), [], [], None)
@@ -81,6 +84,16 @@ def get_parser():
     group.add_argument(
         "--rank-list", type=options.non_negative_int, default=8, help="queries on the sheet; 0: no sheet"
     )
+    group.add_argument(
+        "--activation-map",
+        nargs="?",
+        type=options.positive_int,
+        const=8,
+        default=0,
+        metavar="N",
+        help="sheet of where the last stage is active in N queries (default: none; 8 without N)",
+    )
+    group.add_argument("--embedding-plot", action="store_true", help="the embeddings on a plane, by identity")
     group = parser.add_argument_group("Mask R-CNN", "data by --data ROOT, too: the val part in the layout of COCO 2017")
     group.add_argument("--images", metavar="FOLDER", help="pictures (default: those that its training evaluated on)")
     group.add_argument("--annotations", metavar="FILE", help="their annotations, COCO JSON with masks")
@@ -174,6 +187,8 @@ def table(results):
 
 
 def evaluate_reid(args, state, device, say):
+    if args.raw_pixels and args.activation_map:
+        raise InputError("--activation-map needs a network, and raw pixels have none: leave it out")
     network = load_network(args, state, device)
     data = reid.load_data(args, say)
     if args.rerank and args.protocol == "vehicleid":
@@ -198,20 +213,40 @@ def evaluate_reid(args, state, device, say):
         if args.rerank:
             results[f"{how} + re-ranking"] = re_ranked(query, gallery, data, args)
         print(table(results))
-        write_reid_results(folder, results, query, gallery, data, args)
+        threshold = reid.threshold(query, gallery, data, args)
+        if threshold:
+            print(describe_threshold(threshold))
+        write_reid_results(folder, results, threshold, query, gallery, data, args)
+        if args.activation_map:
+            path = folder / "activation_map.png"
+            reid_pictures.draw_activations(path, network, loaders[0].dataset, device, args.activation_map)
         print(f"written to {folder}")
 
 
-def write_reid_results(folder, results, query, gallery, data, args):
-    """The table, every number as JSON, and the rank list."""
+def describe_threshold(threshold):
+    """One line: up to which distance two pictures show the same object, and how often that is right."""
+    if threshold.distance < 0:
+        return f"no distance lets at most {100 * threshold.false_accept_rate:g} % of the pairs of two objects pass"
+    return (
+        f"the same object up to distance {threshold.distance:.4f}: {100 * threshold.true_accept_rate:.1f} % of "
+        f"{threshold.genuine_pairs} pairs of one object pass, and at most {100 * threshold.false_accept_rate:g} % of "
+        f"{threshold.impostor_pairs} pairs of two"
+    )
+
+
+def write_reid_results(folder, results, threshold, query, gallery, data, args):
+    """The table, every number as JSON, and the pictures that need no network."""
     numbers = {
         name: {**reid.metrics(result), "cmc": result.cmc.tolist(), "num_valid_queries": result.num_valid_queries}
         for name, result in results.items()
     }
-    write_texts(folder, table(results), {"results": numbers}, args)
+    threshold = threshold and no_nan(threshold._asdict())
+    write_texts(folder, table(results), {"results": numbers, "threshold": threshold}, args)
     if args.rank_list:
         path = folder / "rank_list.png"
         reid_pictures.draw_rank_list(path, query, gallery, data, args.protocol, args.distance, args.rank_list)
+    if args.embedding_plot:
+        reid_pictures.draw_embeddings(folder / "embeddings.png", query, gallery, data, args.distance)
 
 
 # Mask R-CNN

@@ -40,8 +40,8 @@ RECIPES = {
     # Small pictures and few steps: from nothing to usable masks in minutes on two CPU cores. Half of the RoIs may be
     # objects, and the rate stays high to the end while the weights that are kept are an average: both found on nuts.
     "quick": {
-        "backbone": "resnet18", "min_size": 256, "max_size": 400, "batch_size": 2, "augmentation": 1,
-        "weights": "none", "rois_per_image": 64, "roi_positives": 0.5, "pre_nms_train": 500, "post_nms_train": 200,
+        "backbone": "resnet18", "min_size": 192, "max_size": 300, "batch_size": 2, "augmentation": 1,
+        "weights": "none", "rois_per_image": 32, "roi_positives": 0.5, "pre_nms_train": 500, "post_nms_train": 200,
         "pre_nms_test": 500, "post_nms_test": 200, "optimizer": "adamw", "lr": 4e-4, "weight_decay": 1e-4,
         "clip_gradient": 5.0, "ema": 0.98, "epochs": 6, "iterations_per_epoch": 50,
         "schedule": "cosine", "min_lr": 1.5e-4, "warmup_iterations": 30, "warmup_factor": 0.001,

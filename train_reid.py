@@ -20,12 +20,14 @@ import torch
 from core.engine import distributed, options, reid, reid_pictures, training
 from core.engine.checkpoint import load_checkpoint, open_run, save_run
 from core.engine.logger import Announcer, RunLog, check_loggers
+from core.engine.pseudo_masks import predicted_masks
 from core.engine.updater import Updater, freeze, seed_everything
 from core.errors import InputError
+from core.layers.mask_decoder import MASK_DECODERS
 from core.layers.pooling import POOLINGS
 from core.losses.mask import REGRESSIONS
 from core.losses.spec import build_loss, needs_logits, needs_mask
-from core.models.reid import NECKS, build_reid_model
+from core.models.reid import MASK_POOLINGS, NECKS, build_reid_model
 from core.models.weights import load_weights
 
 RECIPES = {
@@ -48,7 +50,8 @@ RECIPES = {
     # Small pictures and few epochs: the whole run in minutes on two CPU cores.
     "quick": {
         "height": 64, "width": 64, "ids_per_batch": 8, "images_per_id": 4, "pooling": "avg",
-        "optimizer": "adam", "lr": 5e-4, "weight_decay": 5e-4, "epochs": 8, "schedule": "cosine", "min_lr": 1e-5,
+        "optimizer": "adam", "lr": 5e-4, "weight_decay": 5e-4, "epochs": 8, "iterations_per_epoch": 20,
+        "schedule": "cosine", "min_lr": 1e-5,
         "warmup_epochs": 1, "warmup_factor": 0.1, "label_smoothing": 0.1, "margin": 0.3,
         "flip": 0.5, "pad": 4, "erasing": 0.3,
     },
@@ -77,6 +80,12 @@ def get_parser():
     group.add_argument("--autoaugment", action=argparse.BooleanOptionalAction, default=False, help="ImageNet policy")
     group.add_argument("--blur", type=options.fraction, default=0.0, help="probability of Gaussian blur")
     group.add_argument("--erasing", type=options.fraction, default=0.5, help="probability of random erasing")
+    group.add_argument(
+        "--hide-background",
+        type=options.fraction,
+        default=0.0,
+        help="probability that only the object is shown; needs masks (of the data, or --mask-target predicted)",
+    )
 
     group = parser.add_argument_group("network")
     group.add_argument(
@@ -93,6 +102,15 @@ def get_parser():
     )
     group.add_argument(
         "--mask-size", type=options.positive_int, nargs=2, default=[256, 256], metavar=("H", "W"), help="in pixels"
+    )
+    group.add_argument(
+        "--mask-decoder", choices=list(MASK_DECODERS), default="full", help="light: a fortieth of the work"
+    )
+    group.add_argument(
+        "--mask-pooling",
+        choices=MASK_POOLINGS,
+        default="off",
+        help="the predicted mask weights the features of stage 4 before pooling: soft, or in a second branch",
     )
     group.add_argument(
         "--weights", default="imagenet", help="imagenet (the published file), none, or the path of a file"
@@ -114,9 +132,14 @@ def get_parser():
     group.add_argument("--center-lr", type=options.non_negative_float, default=0.5, help="of the centers (SGD)")
     group.add_argument(
         "--mask-target",
-        choices=["gaussian", "box", "instance"],
-        help="gaussian and box are made from the object's box, instance is its true mask (default: instance where "
-        "every training picture has a mask, else gaussian)",
+        choices=["gaussian", "box", "instance", "predicted"],
+        help="gaussian and box are made from the object's box, instance is its true mask, predicted is what "
+        "--mask-checkpoint finds (default: instance where every training picture has a mask, else gaussian)",
+    )
+    group.add_argument(
+        "--mask-checkpoint",
+        metavar="PATH",
+        help="a checkpoint of train_mask_rcnn.py, for --mask-target predicted; its masks are kept beside the data",
     )
     group.add_argument("--mask-loss", choices=list(REGRESSIONS), default="mse", help="kind of gaussian_mask")
     group.add_argument("--sigma-ratio", type=options.positive_float, default=0.1, help="sigma / side of the box")
@@ -132,7 +155,7 @@ def get_parser():
 
 
 def default_recipe(args):
-    return "quick" if args.data is None and args.dataset in (None, "synthetic") else "bot"
+    return "quick" if args.data is None and args.dataset in (None, *reid.BACKGROUNDS) else "bot"
 
 
 def build_network(args, data, say):
@@ -142,6 +165,15 @@ def build_network(args, data, say):
         raise InputError(f"--loss {args.loss} needs a mask: use --backbone {args.backbone}_with_mask")
     if has_decoder and not wants_mask:
         say(f"no loss in {args.loss} uses a mask: no mask decoder is built")
+    if args.mask_decoder != "full" and not wants_mask:
+        raise InputError(f"--mask-decoder {args.mask_decoder}: use a --backbone ..._with_mask and a --loss with a mask")
+    if args.mask_pooling != "off" and not wants_mask:
+        raise InputError(
+            f"--mask-pooling {args.mask_pooling} needs a mask that is learned: use a --backbone ..._with_mask, and a "
+            "--loss with a mask in it such as 1*combined_mask"
+        )
+    if args.mask_pooling == "branch" and "center" in args.loss:
+        raise InputError("--loss center has one center for each identity, --mask-pooling branch two features: use soft")
     if wants_mask and args.mask_threshold and args.mask_target != "gaussian":
         say(f"--mask-threshold is for Gaussian targets: every pixel counts with --mask-target {args.mask_target}")
     network_options = {
@@ -155,10 +187,10 @@ def build_network(args, data, say):
         "embedding_dim": args.embedding_dim,
         "mask_size": list(args.mask_size),
         "with_mask": wants_mask,
+        "mask_decoder": args.mask_decoder,
+        "mask_pooling": args.mask_pooling,
     }
     network = build_reid_model(**network_options)
-    if not network_options["num_classes"]:
-        network.neck.requires_grad_(False)  # the embedding's BatchNorm learns from the classifier alone
     with distributed.main_first():  # one process downloads, the others find the file
         report = load_weights(network, args.weights, args.backbone)
     say(f"warning: {report.message}" if report.warning else report.message)
@@ -177,19 +209,36 @@ def build_network(args, data, say):
     return network, loss, network_options
 
 
-def settle_mask_target(args, data):
-    """What the masks are regressed on; None where no loss in the sum regresses masks, so that none are read."""
-    if not needs_mask(args.loss):
-        return None
+def settle_masks(args, data, device, say):
+    """Settle what masks are regressed on, None where no loss regresses masks; the data, with masks that were predicted.
+
+    Raises InputError where masks are needed that nobody gives.
+    """
+    if (args.mask_target == "predicted") != bool(args.mask_checkpoint):
+        raise InputError("--mask-target predicted and --mask-checkpoint PATH belong together: give both or neither")
+    if args.mask_checkpoint and not needs_mask(args.loss) and not args.hide_background:
+        raise InputError(
+            "--mask-target predicted: nothing would use the masks: use a --backbone ..._with_mask, or --hide-background"
+        )
+    if args.mask_checkpoint:
+        train = predicted_masks(data.train, args.data, args.mask_checkpoint, device, amp=args.amp, say=say)
+        data = data._replace(train=train)
     has_masks = all(sample.mask is not None for sample in data.train)
-    return args.mask_target or ("instance" if has_masks else "gaussian")
+    if args.hide_background and not has_masks:
+        raise InputError(
+            "--hide-background needs a mask of every training picture: use data with segmentation, or --mask-target "
+            "predicted with --mask-checkpoint"
+        )
+    wanted = args.mask_target or ("instance" if has_masks else "gaussian")
+    args.mask_target = wanted if needs_mask(args.loss) else None
+    return data
 
 
 def mask_target_maker(args, images, device, say):
     """Function: batch -> target masks (None if no loss wants them); says once where the boxes behind them come from."""
     if args.mask_target is None:
         return None
-    if args.mask_target != "instance" and not images.has_boxes:
+    if args.mask_target in ("gaussian", "box") and not images.has_boxes:
         say("the data has no boxes: the mask target is made from the centre of each picture")
     return lambda batch: reid.target_masks(batch, args.mask_target, args.mask_size, args.sigma_ratio, device)
 
@@ -233,7 +282,7 @@ def main(args):
             "own pictures, --recipe bot or suitcase trains in earnest"
         )
     data = reid.load_data(args, say, training=True)
-    args.mask_target = settle_mask_target(args, data)
+    data = settle_masks(args, data, device, say)
     announce(say, args, data)
     train_loader = reid.build_train_loader(args, data, device)
     eval_loaders = reid.query_gallery_loaders(args, data, device)
@@ -275,14 +324,18 @@ def main(args):
             epoch=epoch, seed=args.seed, device=device, amp=args.amp, make_targets=make_targets, frozen=frozen,
         )  # fmt: skip
         updater.end_epoch()
-        if epoch % args.eval_every == 0 or epoch == args.epochs:
+        is_evaluated = epoch % args.eval_every == 0 or epoch == args.epochs
+        if is_evaluated:
             evaluation = reid.evaluate(updater.averaged, eval_loaders, data, args, device)
             row |= evaluation.metrics if evaluation else {}
         log.epoch(row)
         improved = row.get("mAP", -1.0) > best
         best = row["mAP"] if improved else best
         if distributed.is_main():
-            state = reid.checkpoint_state(epoch, best, network, network_options, loss, updater, args, data)
+            threshold = None  # of these weights, or of none
+            if is_evaluated and evaluation:
+                threshold = reid.threshold(evaluation.query, evaluation.gallery, data, args)
+            state = reid.checkpoint_state(epoch, best, network, network_options, loss, updater, args, data, threshold)
             save_run(folder, state, improved)
 
     if evaluation is None:  # a finished run that was resumed

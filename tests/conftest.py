@@ -4,7 +4,9 @@ import importlib.util
 import json
 import shutil
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -155,3 +157,24 @@ def run(capsys):
         return code, out, err
 
     return command
+
+
+class Links(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [unquote(value, errors="surrogateescape") for name, value in attrs if name in ("href", "src")]
+
+
+@pytest.fixture
+def links_of():
+    """Function: path of an HTML page -> the paths that it links to or shows."""
+
+    def find(page):
+        parser = Links()
+        parser.feed(page.read_text(encoding="utf-8"))
+        return parser.found
+
+    return find

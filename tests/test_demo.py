@@ -5,9 +5,7 @@ import os
 import resource
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ from PIL import Image
 from pycocotools import mask as rle_codec
 
 import demo
+from core.engine import trained
 from core.engine.checkpoint import REQUIRED
 from core.models import weights
 from core.models.mask_rcnn import MaskRCNN
@@ -60,21 +59,11 @@ def photos(tmp_path, monkeypatch):
     return folder
 
 
-class Links(HTMLParser):
-    def __init__(self, page):
-        super().__init__()
-        self.found = []
-        self.feed(page.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag, attrs):
-        self.found += [unquote(value, errors="surrogateescape") for name, value in attrs if name in ("href", "src")]
-
-
 def read(folder):
     return json.loads((folder / "instances.json").read_text())
 
 
-def test_one_picture_gives_a_sheet_six_panels_and_json(run, checkpoint, photos):
+def test_one_picture_gives_a_sheet_six_panels_and_json(run, checkpoint, photos, links_of):
     code, out, err = run(demo, photos / "one.png", "--weights", checkpoint, "--score", 0.2, "--device", "cpu")
     assert (code, err) == (0, "")
     assert f"weights: {checkpoint}, epoch 3" in out and "one.png: 9 instances: " in out
@@ -91,14 +80,14 @@ def test_one_picture_gives_a_sheet_six_panels_and_json(run, checkpoint, photos):
         assert rle_codec.decode(found["mask"]).shape == (120, 180)
     original = Image.open(folder / "original.jpg")
     assert original.width == 4 * 180 and original.height == 4 * 120  # enlarged, so that labels can be read
-    page = Links(Path("runs/demo/index.html"))
-    assert {Path(link).name for link in page.found} == FILES
-    assert all((Path("runs/demo") / link).is_file() for link in page.found)
+    links = links_of(Path("runs/demo/index.html"))
+    assert {Path(link).name for link in links} == FILES
+    assert all((Path("runs/demo") / link).is_file() for link in links)
 
 
 def test_json_holds_what_the_network_says(run, checkpoint, photos):
     run(demo, photos / "one.png", "--weights", checkpoint, "--score", 0, "--device", "cpu")
-    network, _, _ = demo.load_network(str(checkpoint), torch.device("cpu"))
+    network = trained.load_detector(str(checkpoint), torch.device("cpu")).network
     image = torch.from_numpy(np.array(Image.open(photos / "one.png"))).permute(2, 0, 1) / 255
     with torch.inference_mode():
         (expected,) = network([image])
@@ -141,7 +130,7 @@ def test_a_broken_picture_is_named_and_the_others_are_there(run, checkpoint, pho
     assert (content["width"], content["height"]) == (120, 180)  # upright
 
 
-def test_pictures_of_one_name_and_of_odd_names_have_their_own_folders(run, checkpoint, photos):
+def test_pictures_of_one_name_and_of_odd_names_have_their_own_folders(run, checkpoint, photos, links_of):
     content = (photos / "one.png").read_bytes()
     names = ["one.bmp", "ONE.jpg", "...png", "index.html.png", "a <b>&\"'#%?.png", os.fsdecode(b"\xff.png")]
     for name in names:
@@ -152,9 +141,9 @@ def test_pictures_of_one_name_and_of_odd_names_have_their_own_folders(run, check
     folders = {path.name for path in Path("runs/demo").iterdir()} - {"index.html"}
     assert len({name.casefold() for name in folders}) == len(names) + 2  # each picture once, though named three times
     assert {"one", "ONE-2", "one-3", "picture", "index.html-2", "turned"} <= folders
-    page = Links(Path("runs/demo/index.html"))
-    assert len(page.found) == 10 * len(folders)
-    assert all((Path("runs/demo") / link).is_file() for link in page.found)
+    links = links_of(Path("runs/demo/index.html"))
+    assert len(links) == 10 * len(folders)
+    assert all((Path("runs/demo") / link).is_file() for link in links)
     assert {path.name for path in Path("runs").iterdir()} == {"demo"}
 
 
@@ -244,9 +233,14 @@ def test_the_checkpoint_is_read_once(run, checkpoint, photos, monkeypatch, given
 
 def test_classes_of_one_name_are_shown_together():
     categories = [(1, "bag"), (2, "Bag"), None, (3, "cup")]
-    assert demo.choose_labels(categories, None) == [1, 2, 4]
-    assert demo.choose_labels(categories, ["bag"]) == demo.choose_labels(categories, ["BAG", "bag"]) == [1, 2]
-    assert demo.choose_labels(categories, ["cup", "bag"]) == [1, 2, 4]
+    assert trained.choose_labels(categories, None) == [1, 2, 4]
+    assert trained.choose_labels(categories, ["bag"]) == trained.choose_labels(categories, ["BAG", "bag"]) == [1, 2]
+    assert trained.choose_labels(categories, ["cup", "bag"]) == [1, 2, 4]
+
+
+def test_the_commands_to_train_are_those_of_the_readme():
+    text = (Path(demo.__file__).parent / "README.md").read_text(encoding="utf-8")
+    assert all(command.strip("`") in text.splitlines() for command in (trained.TRAIN_MASKS, trained.TRAIN_REID))
 
 
 def test_without_any_weights_one_line_says_how_to_get_some(run, photos, monkeypatch):
@@ -257,11 +251,12 @@ def test_without_any_weights_one_line_says_how_to_get_some(run, photos, monkeypa
     code, _, err = run(demo, photos)
     assert code == 2 and err.count("\n") == 1
     for part in (
-        "runs/",
+        "nothing is trained yet",
         "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
         "no connection",
-        "train_mask_rcnn.py",
-        "--weights",
+        "`python train_mask_rcnn.py`",
+        trained.TRAIN_REID,
+        "--segment",
     ):
         assert part in err
 

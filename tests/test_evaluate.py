@@ -97,6 +97,15 @@ def test_what_it_leaves_behind(evaluated, trained):
     assert metrics["args"]["distance"] == "cosine" and metrics["args"]["height"] == 32
 
 
+def test_the_threshold_of_a_checkpoint_is_the_one_of_its_evaluation(evaluated, trained):
+    said, metrics, _ = evaluated(trained / "last.pth")
+    assert metrics["threshold"] == pytest.approx(load_checkpoint(trained / "last.pth")["threshold"], abs=1e-6)
+    assert f"the same object up to distance {metrics['threshold']['distance']:.4f}: " in said
+    _, looser, _ = evaluated(trained / "last.pth", "--false-accept-rate", "0.5")
+    assert looser["threshold"]["distance"] > metrics["threshold"]["distance"]
+    assert looser["threshold"]["true_accept_rate"] >= metrics["threshold"]["true_accept_rate"]
+
+
 def test_without_output_the_results_lie_beside_the_checkpoint(run, trained, tmp_path):
     shutil.copy(trained / "last.pth", tmp_path / "mine.pth")
     code, _, err = run(evaluate, tmp_path / "mine.pth", *CPU, "--rank-list", 0)
@@ -368,3 +377,22 @@ def test_results_that_cannot_be_written(run, baggage, tmp_path):
         run, *data, "--output", tmp_path / "results", "--save-features", tmp_path / "folder"
     )
     assert not [path for path in tmp_path.rglob(".*.tmp")]
+
+
+def test_activation_map_and_embedding_plot(evaluated, trained, run):
+    _, metrics, folder = evaluated(trained / "last.pth", "--activation-map", 3, "--embedding-plot")
+    assert {path.name for path in folder.glob("*.png")} == {"activation_map.png", "embeddings.png"}
+    wide = Image.open(folder / "activation_map.png").size[0]
+    assert metrics["args"]["activation_map"] == 3 and metrics["args"]["embedding_plot"] is True
+    _, metrics, folder = evaluated(trained / "last.pth", "--activation-map")
+    assert metrics["args"]["activation_map"] == 8 and Image.open(folder / "activation_map.png").size[0] > wide
+    _, _, folder = evaluated(*RAW, "--dataset", "mvb", "--data", metrics["args"]["data"], "--embedding-plot")
+    assert {path.name for path in folder.glob("*.png")} == {"embeddings.png"}
+
+
+@pytest.mark.parametrize("count", ["0", "few"])
+def test_activation_map_asks_for_a_network_and_a_number(run, baggage, count):
+    code, _, err = run(evaluate, *RAW, "--dataset", "mvb", "--data", baggage, "--activation-map")
+    assert code == 2 and "raw pixels" in err and len(err.strip().splitlines()) == 1
+    code, _, err = run(evaluate, *RAW, "--activation-map", count)
+    assert code == 2 and "--activation-map" in err

@@ -20,6 +20,7 @@ import evaluate
 import train_reid
 from core.data.images import list_images
 from core.engine.checkpoint import load_checkpoint
+from core.models.mask_rcnn import MaskRCNN
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["--backbone", "resnet18", "--weights", "none", "--height", "32", "--width", "32", "--pad", "2"]
@@ -81,6 +82,9 @@ def test_the_readme_command_in_small(baggage, tmp_path):
     assert args["recipe"] == "quick" and args["epochs"] == 2 and args["versions"]["torch"] == torch.__version__
     state = load_checkpoint(folder / "best.pth", "reid")
     assert state["input_size"] == [32, 32] and len(state["identities"]) == 6 and state["network"]["with_mask"]
+    threshold = state["threshold"]  # of the pairs of 3 bags, 2 pictures of each side: 6 x 6 less 3 x 4
+    assert (threshold["impostor_pairs"], threshold["genuine_pairs"]) == (24, 12)
+    assert threshold["false_accept_rate"] == 0.01 and 0 <= threshold["true_accept_rate"] <= 1
 
 
 def test_options_win_over_recipes_and_recipes_are_the_published_ones():
@@ -116,6 +120,7 @@ EVERYTHING = [
 ]
 EVERYTHING += ["1", "--freeze-epochs", "1", "--loss", "cross_entropy+triplet+0.0005*center+0.05*gaussian_mask"]
 EVERYTHING += ["--backbone", "resnet18_with_mask", "--mask-size", "16", "16", "--schedule", "cosine"]
+EVERYTHING += ["--mask-decoder", "light", "--mask-pooling", "soft", "--hide-background", "0.5"]
 
 
 @pytest.mark.slow
@@ -223,6 +228,44 @@ def test_nothing_left_to_learn(run, baggage, tmp_path):
     assert "leaves nothing to learn" in refused(run, *options, "--loss", "triplet", "--freeze-epochs", 1)
 
 
+def test_masks_of_a_checkpoint_for_data_that_has_none(run, tmp_path, baggage):
+    """Predicted once and kept beside the data; with a second branch, evaluated every second epoch, and resumed."""
+    data = copy(baggage, tmp_path / "data")
+    content = json.loads((data / "MVB_train" / "Info" / "train.json").read_text())
+    for entry in content["image"]:
+        del entry["bbox"], entry["segmentation"]
+    (data / "MVB_train" / "Info" / "train.json").write_text(json.dumps(content))
+    detector = MaskRCNN("resnet18", 2, min_size=32, max_size=48, box_roi_output_size=2, rpn_post_nms_top_n_test=20)
+    state = {"kind": "mask_rcnn", "model": detector.state_dict(), "ema": None, "network": detector.options, "args": {}}
+    torch.save({**state, "categories": [[1, "bag"]], "epoch": 1, "best": 0.1}, tmp_path / "mask.pth")
+    arguments = [*SMALL, "--backbone", "resnet18_with_mask", "--recipe", "quick", "--dataset", "mvb", "--data", data]
+    arguments += ["--height", 32, "--mask-size", 8, 8, "--mask-target", "predicted", "--output", tmp_path]
+    arguments += ["--mask-checkpoint", tmp_path / "mask.pth", "--mask-pooling", "branch", "--hide-background", 0.5]
+    arguments += ["--iterations-per-epoch", 1, "--eval-every", 2, "--name", "bags"]
+    code, said, err = run(train_reid, *arguments, "--epochs", 2)
+    assert code == 0, err
+    (cache,) = data.glob("masks-*.json")
+    assert len(json.loads(cache.read_text())["masks"]) == 24 and "24 pictures" in said
+    state = load_checkpoint(tmp_path / "bags" / "last.pth")
+    assert state["threshold"] and "mask_branch.1.weight" in state["model"]
+
+    code, said, err = run(train_reid, *arguments, "--epochs", 4, "--resume")
+    assert code == 0, err
+    assert "looks for the object" not in said and "after epoch 2" in said
+    assert [row["mAP"] != "" for row in read_log(tmp_path / "bags")] == [True, False, True, False, True]
+
+
+def test_a_checkpoint_has_no_threshold_of_other_weights(run, baggage, tmp_path, monkeypatch):
+    saved = {}
+    monkeypatch.setattr(
+        train_reid, "save_run", lambda folder, state, improved: saved.update({state["epoch"]: state["threshold"]})
+    )
+    options = ["--dataset", "mvb", "--data", baggage, "--output", tmp_path, "--epochs", 3, "--eval-every", 2]
+    code, _, err = run(train_reid, *SMALL, *options, "--iterations-per-epoch", 1)
+    assert code == 0, err
+    assert {epoch: threshold is not None for epoch, threshold in saved.items()} == {1: False, 2: True, 3: True}
+
+
 def test_data_without_query_and_gallery(run, baggage, tmp_path, monkeypatch):
     """vehiclex is published for training only."""
     whole = train_reid.reid.load_reid_dataset("mvb", baggage)
@@ -323,6 +366,20 @@ def refused(run, *arguments):
         (["--ids-per-batch", "7"], "set --ids-per-batch to 6"),
         (["--device", "tpu"], "unknown device 'tpu'"),
         (["--sigma-ratio", "0"], "argument --sigma-ratio: '0' is not a finite number above 0"),
+        (["--mask-pooling", "soft"], "--mask-pooling soft needs a mask that is learned"),
+        (["--mask-decoder", "light"], "--mask-decoder light: use a --backbone ..._with_mask"),
+        (["--mask-target", "predicted"], "--mask-checkpoint PATH belong together"),
+        (["--mask-checkpoint", "mask.pth"], "--mask-checkpoint PATH belong together"),
+        (["--mask-target", "predicted", "--mask-checkpoint", "mask.pth"], "nothing would use the masks"),
+        (
+            ["--mask-target", "predicted", "--mask-checkpoint", "no/mask.pth", "--hide-background", "1"],
+            "no such file: no/mask.pth",
+        ),
+        (
+            ["--backbone", "resnet18_with_mask", "--mask-pooling", "branch"]
+            + ["--loss", "cross_entropy+center+combined_mask"],
+            "--mask-pooling branch two features",
+        ),
     ],
 )
 def test_bad_options_are_one_line(run, baggage, tmp_path, arguments, said):

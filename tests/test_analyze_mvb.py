@@ -1,0 +1,156 @@
+import json
+import os
+import re
+import shutil
+
+import pytest
+from PIL import Image
+
+import analyze_mvb
+from core.data.reid_datasets import load_reid_dataset
+from core.engine.dataset_figures import evenly
+from core.engine.dataset_report import code, table
+
+TRAIN = "MVB_train/Info/train.json"
+
+
+def report_of(folder):
+    text = (folder / "report.md").read_text()
+    for name in re.findall(r"\]\((.+?)\)", text):
+        assert (folder / name).is_file(), name
+    return text, json.loads((folder / "numbers.json").read_text())
+
+
+def test_a_clean_set(run, baggage, tmp_path):
+    arguments = ("--data", baggage, "--output", tmp_path / "analysis", "--convert", tmp_path / "out")
+    code, out, err = run(analyze_mvb, *arguments)
+    assert code == 0, err
+    assert "36 pictures of 9 identities (train 24 of 6, gallery 6 of 3, probe 6 of 3)" in out
+    assert "faults: none" in out and f"report: {tmp_path / 'analysis/report.md'}" in out
+    text, numbers = report_of(tmp_path / "analysis")
+    assert "**No faults found.**" in text and "published" not in text + out
+    assert numbers["faults"]["all"] == 0 and numbers["pictures"]["all"] == 36
+    pictures = {name for name in os.listdir(tmp_path / "analysis") if name.endswith(".png")}
+    assert len(pictures) == 12 and pictures == {name for name in pictures if f"({name})" in text}
+    for name in pictures:
+        Image.open(tmp_path / "analysis" / name).verify()
+    assert len(load_reid_dataset("mvb", tmp_path / "out").train) == 24
+
+    code, out, err = run(analyze_mvb, "--data", tmp_path / "out", "--output", tmp_path / "analysis")
+    assert code == 0 and "converted layout: 36 pictures of 9 identities" in out and "faults: none" in out, err
+    text, _ = report_of(tmp_path / "analysis-2")  # the first is as it was
+    assert "These data name none: file names" in text and "4,519" in text
+
+
+def test_a_set_with_faults(run, baggage, tmp_path):
+    root = shutil.copytree(baggage, tmp_path / "set", ignore=shutil.ignore_patterns("scenes", "synthetic.json"))
+    (root / "MVB_train/Image/0001_g_1.jpg").write_bytes(b"")
+    shutil.copy(root / "MVB_train/Image/0002_g_1.jpg", root / "MVB_train/Image/*stray*|`.jpg")
+    content = json.loads((root / TRAIN).read_text())["image"]
+    content[9] |= {"bbox": [-30, 0, 40, 40]}
+    content[10] |= {"id": None}
+    content += [content[5] | {"image_name": f"gone\ud800{number}.jpg"} for number in range(30)]
+    (root / TRAIN).write_text(json.dumps(content))
+    arguments = ("--data", root, "--output", tmp_path / "analysis", "--convert", tmp_path / "out", "--copy")
+    code, out, err = run(analyze_mvb, *arguments)
+    assert code == 0, err
+    text, numbers = report_of(tmp_path / "analysis")
+    assert numbers["faults"]["by_kind"] == {
+        "metadata": 1,
+        "metadata_without_picture": 30,
+        "picture_without_metadata": 1,
+        "unreadable": 1,
+        "box_outside": 1,
+    }
+    assert len(numbers["faults"]["list"]) == 34 and "faults: 34" in out
+    assert (
+        "      30  metadata without picture: MVB_train/Info/train.json, entry 24 (gone\\ud8000.jpg): there is no" in out
+    )
+    assert "and 10 more, in numbers.json" in text and "`` MVB_train/Image/*stray*|`.jpg ``" in text
+    assert text.index("## Faults") < text.index("## Pictures and identities")
+    assert "converted: 34 pictures" in out and "(34 copied)" in out and "left out: 31 pictures" in out
+    assert "this is not the published MVB" in out and "pictures: 35, and the published set has 22,660" in out
+
+
+def test_convert_is_refused_before_pictures_are_read(run, baggage, tmp_path, monkeypatch):
+    monkeypatch.delattr(analyze_mvb, "measure_pictures")
+    (tmp_path / "set/query").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    for data, target, said in (
+        (tmp_path / "set", "out", "in the converted layout already"),
+        (baggage, "file/out", "can't be written"),
+    ):
+        code, _, err = run(analyze_mvb, "--data", data, "--convert", tmp_path / target)
+        assert code == 2 and said in err
+
+
+def test_convert_says_what_is_empty_and_the_report_comes_first(run, tmp_path):
+    folder = tmp_path / "set/MVB_train"
+    (folder / "Info").mkdir(parents=True)
+    (folder / "Image").mkdir()
+    (folder / "Info/train.json").write_text('[{"image_name": "0001_g_1.png"}]')
+    arguments = ("--data", tmp_path / "set", "--output", tmp_path / "analysis", "--convert", tmp_path / "out")
+    code, out, err = run(analyze_mvb, *arguments)
+    assert code == 2 and "nothing to convert" in err and "report: " in out
+    Image.new("RGB", (40, 40)).save(folder / "Image/0001_g_1.png")
+    code, out, err = run(analyze_mvb, *arguments)
+    assert code == 0 and "empty: query, bounding_box_test; " in out, err
+
+
+def test_names_that_are_no_text(run, tmp_path):
+    (tmp_path / "converted/query").mkdir(parents=True)
+    (tmp_path / "original/MVB_val/Info").mkdir(parents=True)
+    for name in ("b\udce4g.jpg", "0001_p_\udce4.jpg", "0001_p_1\udce4.jpg"):
+        Image.new("RGB", (40, 40)).save(tmp_path / "converted/query" / name)
+    (tmp_path / "original/MVB_val/Info/\udce4.json").write_text("[{}, 7]")
+    for layout, where in (("converted", "query/b\\udce4g.jpg"), ("original", "MVB_val/Info/\\udce4.json, entry 0")):
+        code, out, err = run(analyze_mvb, "--data", tmp_path / layout, "--output", tmp_path / "analysis" / layout)
+        assert code == 0, err
+        text, numbers = report_of(tmp_path / "analysis" / layout)
+        assert where in text and where in [fault["where"] for fault in numbers["faults"]["list"]]
+
+
+def test_data_without_anything(run, tmp_path):
+    (tmp_path / "set/MVB_val").mkdir(parents=True)
+    code, out, err = run(analyze_mvb, "--data", tmp_path / "set", "--output", tmp_path / "analysis")
+    assert code == 0 and "0 pictures of 0 identities" in out and "missing part" in out, err
+    report_of(tmp_path / "analysis")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "{root}/absent"], "no such folder"),
+        (["--data", "{root}"], "not laid out as mvb"),
+        (["--data", "{set}", "--copy"], "--copy says how to --convert"),
+        (["--data", "{set}", "--convert", "{root}"], "is there already"),
+        (["--data", "{set}", "--convert", "{root}/out"], "in the converted layout already"),
+        (["--data", "{set}", "--min-side", "0"], "--min-side"),
+    ],
+)
+def test_bad_input_is_one_line(run, tmp_path, arguments, message):
+    (tmp_path / "set/query").mkdir(parents=True)
+    Image.new("RGB", (40, 40)).save(tmp_path / "set/query/0001_p_1.jpg")
+    arguments = [argument.format(root=tmp_path, set=tmp_path / "set") for argument in arguments]
+    code, out, err = run(analyze_mvb, *arguments, "--output", tmp_path / "analysis")
+    assert code == 2 and message in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "analysis").exists()
+
+
+def test_the_synthetic_set_is_made_where_it_lacks(baggage, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(analyze_mvb, "make_synthetic_baggage", lambda root: shutil.copytree(baggage, root))  # quicker
+    for message in ("rendering the synthetic baggage set into data/synthetic, about two minutes\n", ""):
+        survey, _ = analyze_mvb.survey_data(analyze_mvb.get_parser().parse_args([]))
+        assert len(survey.pictures) == 36 and survey.faults == [] and capsys.readouterr().out == message
+
+
+def test_evenly():
+    assert evenly(range(10), 4) == [0, 3, 6, 9] and evenly("abc", 5) == ["a", "b", "c"]
+    assert evenly([1, 2], 1) == [1] and evenly([], 3) == []
+
+
+def test_markdown():
+    assert table(["a", "b"], [["x|y", 1234], ["z", None]]) == "| a | b |\n| --- | ---: |\n| x\\|y | 1,234 |\n| z | – |"
+    assert table(["a"], [["p"]]).splitlines()[1] == "| --- |"
+    assert code("a_b*") == "`a_b*`" and code("a`b") == "`` a`b ``"
