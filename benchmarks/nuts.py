@@ -31,6 +31,7 @@ def train(seed, args, folder):
     """Metrics after the last epoch of a run with this seed, and its minutes."""
     data = Path(args.data).absolute()
     command = ["train_mask_rcnn.py", "--recipe", "quick", "--vertical-flip", 0.5]
+    command += ["--min-size", 256, "--max-size", 400, "--rois-per-image", 64]
     command += ["--epochs", 6, "--iterations-per-epoch", 50, "--eval-every", 6]  # 300 steps, as the reference
     for split in ("train", "val"):
         command += [f"--{split}-images", data / "images"]
