@@ -22,7 +22,7 @@ from core.data.inspection import identity_faults, inspect, one_line
 from core.data.inspection_numbers import dataset_numbers
 from core.data.inspection_pictures import MIN_SIDE, Measure, copy_faults, measure_pictures, picture_faults
 from core.data.perceptual_hash import BITS, MOST_BITS
-from core.data.synthetic import MARKER, make_synthetic_baggage
+from core.data.synthetic import MARKER, settle_synthetic_baggage
 from core.engine import distributed, options
 from core.engine.checkpoint import open_run
 from core.engine.dataset_figures import write_figures
@@ -55,9 +55,7 @@ def get_parser():
 def survey_data(args):
     """Read all there is: (survey with its faults, measures of the pictures)."""
     if args.data is None:
-        if not (SYNTHETIC / MARKER).is_file():
-            print(f"rendering the synthetic baggage set into {SYNTHETIC}, about two minutes")
-            make_synthetic_baggage(SYNTHETIC)
+        settle_synthetic_baggage(SYNTHETIC, "plain", print)
         args.data = SYNTHETIC
     survey = inspect(args.data)
     if args.convert and survey.layout == "converted":  # before all pictures are read
@@ -94,7 +92,7 @@ def convert(args, survey, measures, numbers, is_synthetic):
     done = mvb_convert.convert(usable, args.convert, args.copy)
     how = " and ".join(f"{count:,} {words}" for words, count in sorted(done.items()))
     print(
-        f"converted: {len(usable):,} pictures into {args.convert} ({how}); materials, boxes and masks have no place "
+        f"converted: {len(usable):,} pictures into {one_line(args.convert)} ({how}); materials, boxes and masks have no place "
         "there and are lost"
     )
     if len(usable) < len(survey.pictures):
@@ -102,7 +100,7 @@ def convert(args, survey, measures, numbers, is_synthetic):
     filled = {picture.part for picture in usable}
     empty = [folder for part, folder in mvb_convert.FOLDERS.items() if part not in filled]
     if empty:
-        print(f"empty: {', '.join(empty)}; training and evaluation will refuse {args.convert}")
+        print(f"empty: {', '.join(empty)}; training and evaluation will refuse {one_line(args.convert)}")
     if (Path(args.convert).expanduser() / mvb_convert.NAMES).exists():
         print(f"identities that are no numbers were numbered; {mvb_convert.NAMES} has their names")
     differences = mvb_convert.published_differences(published_counts(numbers))
@@ -125,7 +123,7 @@ def main(args):
     limits = {"min_side": args.min_side, "most_bits": args.copy_bits}
     write_report(output, numbers, figures, limits, is_synthetic)
     print("\n".join(describe(survey, numbers)))
-    print(f"report: {output / 'report.md'}")
+    print(f"report: {one_line(output / 'report.md')}")
     if args.convert:  # last: the report stands, whatever becomes of this
         convert(args, survey, measures, numbers, is_synthetic)
 

@@ -52,7 +52,6 @@ from core.engine.trained import (
     TRAIN_MASKS,
     TRAIN_REID,
     NothingTrained,
-    choose_labels,
     find_instances,
     load_detector,
     load_encoder,
@@ -64,8 +63,8 @@ from core.visualize import index_page
 
 # The ways of use, each known by its option, and what else it takes. What has no effect is refused, not ignored.
 USES = {
-    "compare": ("pictures", "segment", "reid", "threshold", "no_masks", "output"),
-    "build_gallery": ("gallery", "add", "segment", "reid", "no_masks"),
+    "compare": ("pictures", "segment", "reid", "threshold", "classes", "no_masks", "output"),
+    "build_gallery": ("gallery", "add", "segment", "reid", "classes", "no_masks"),
     "remove": ("gallery",),
     "merge": ("gallery",),
     "gallery": ("pictures", "segment", "reid", "threshold", "matches", "score", "classes", "output"),
@@ -96,7 +95,7 @@ def get_parser():
         help="least score of what is shown; below the network's own --min-score (0.05 unless trained otherwise) "
         "changes nothing",
     )
-    group.add_argument("--classes", nargs="+", metavar="NAME", help="show only these (default: all)")
+    group.add_argument("--classes", nargs="+", metavar="NAME", help="look for these only (default: all)")
     group.add_argument(
         "--threshold",
         type=options.non_negative_float,
@@ -157,8 +156,7 @@ def show(args, device):
     """Find the objects in every picture and, with a gallery, say who they are."""
     paths = list_pictures(args.pictures)
     memory = open_memory(args, device) if args.gallery else None
-    detector = load_detector(args.segment, device, args.amp)
-    labels = choose_labels(detector.categories, args.classes)
+    detector = load_detector(args.segment, device, args.amp, args.classes)
     say(detector.message)
     if not detector.is_own and not args.segment:
         say(f"to train for your own objects: {TRAIN_MASKS} finds them, {TRAIN_REID} recognises them")
@@ -174,7 +172,7 @@ def show(args, device):
             skipped.append(str(error))
             bar.write(f"skipped: {printable(error)}", file=sys.stderr)
             continue
-        found = find_instances(detector, picture, labels, args.score)
+        found = find_instances(detector, picture, args.score)
         where = output / folder, os.path.basename(path), picture
         if memory:
             cards.append(write_identities(*where, found, memory))
@@ -274,7 +272,7 @@ def build_gallery(args, device):
 def subject_detector(args, device, needed=False):
     """The network that cuts objects out; None, which is said, where there is none and none is needed."""
     try:
-        detector = load_detector(args.segment, device, args.amp)
+        detector = load_detector(args.segment, device, args.amp, args.classes)
     except NothingTrained as error:
         if needed:
             raise

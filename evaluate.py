@@ -209,11 +209,11 @@ def evaluate_reid(args, state, device, say):
         query, gallery = expand_queries(query, gallery, args.expansion_k, args.expansion_alpha)
         how += " + expansion"
     results = {how: reid.rank_embeddings(query, gallery, data, args.protocol, args.distance)}
+    threshold = reid.threshold(query, gallery, data, args)
     if distributed.is_main():
         if args.rerank:
             results[f"{how} + re-ranking"] = re_ranked(query, gallery, data, args)
         print(table(results))
-        threshold = reid.threshold(query, gallery, data, args)
         if threshold:
             print(describe_threshold(threshold))
         write_reid_results(folder, results, threshold, query, gallery, data, args)

@@ -331,10 +331,10 @@ def main(args):
         log.epoch(row)
         improved = row.get("mAP", -1.0) > best
         best = row["mAP"] if improved else best
+        threshold = None  # of these weights, or of none
+        if is_evaluated and evaluation:
+            threshold = reid.threshold(evaluation.query, evaluation.gallery, data, args)
         if distributed.is_main():
-            threshold = None  # of these weights, or of none
-            if is_evaluated and evaluation:
-                threshold = reid.threshold(evaluation.query, evaluation.gallery, data, args)
             state = reid.checkpoint_state(epoch, best, network, network_options, loss, updater, args, data, threshold)
             save_run(folder, state, improved)
 

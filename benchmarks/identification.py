@@ -33,9 +33,8 @@ from core.data.cutouts import cut_out
 from core.data.images import read_image
 from core.data.reid_datasets import load_reid_dataset
 from core.engine import distributed, options
-from core.engine.identification import embed, one_per_object, settle_threshold
-from core.engine.pseudo_masks import object_mask
-from core.engine.trained import choose_labels, find_instances, load_detector, load_encoder
+from core.engine.identification import embed, one_per_object, settle_threshold, subject
+from core.engine.trained import find_instances, load_detector, load_encoder
 from core.errors import InputError
 from core.files import atomic_write
 from core.retrieval.distance import nearest
@@ -91,7 +90,6 @@ def identities_of(annotations_path):
 
 def read_scenes(data, identity_of, detector, encoder, score):
     """`Scenes` of COCO data."""
-    labels = choose_labels(detector.categories, None)
     rows, numbers, strays = {way: [] for way in WAYS}, [], {way: [] for way in WAYS[:3]}
     found_flags = []
     for scene in tqdm(data.pictures, "scenes", unit="picture", disable=None):
@@ -100,7 +98,7 @@ def read_scenes(data, identity_of, detector, encoder, score):
             (one.box, encode_mask(one.segmentation, scene.width, scene.height), identity_of[one.id])
             for one in scene.annotations
         ]
-        found = [(one["box"], one["rle"]) for one in one_per_object(find_instances(detector, picture, labels, score))]
+        found = [(one["box"], one["rle"]) for one in one_per_object(find_instances(detector, picture, score))]
         matched = match([mask for _, mask in found], [mask for _, mask, _ in annotated])
         by_way = {"masks": embed_boxes(encoder, picture, found, True), "boxes": embed_boxes(encoder, picture, found)}
         by_way["pictures"] = by_way["boxes"]
@@ -127,7 +125,7 @@ def read_gallery(samples, detector, encoder):
     for sample in tqdm(samples, "gallery", unit="picture", disable=None):
         picture = read_image(sample.path)
         whole = ((0, 0, *picture.size), None)
-        found = object_mask(detector.network, picture, detector.device, amp=detector.amp)
+        found = subject(picture, detector)
         nothing += found is None
         one = (found["box"], found["rle"]) if found else whole
         true = (sample.box, sample.mask) if sample.box else whole

@@ -13,7 +13,7 @@ def make_folder(path):
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"can't make the folder {path}: {error.strerror}; give another --output") from error
+        raise InputError(f"can't make the folder {path}: {error.strerror}; give another place") from error
 
 
 def distinct_names(paths, taken=()):
@@ -51,7 +51,7 @@ class atomic_write:
         try:
             self.file = open(self.temporary, "wb")
         except OSError as error:
-            raise InputError(f"can't write {self.path}: {error.strerror}; give another --output") from error
+            raise InputError(f"can't write {self.path}: {error.strerror}; give another place") from error
         return self.file
 
     def __exit__(self, kind, error, traceback):

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 import analyze_mvb
+from core.data import synthetic
 from core.data.reid_datasets import load_reid_dataset
 from core.engine.dataset_figures import evenly
 from core.engine.dataset_report import code, table
@@ -139,8 +140,9 @@ def test_bad_input_is_one_line(run, tmp_path, arguments, message):
 
 def test_the_synthetic_set_is_made_where_it_lacks(baggage, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(analyze_mvb, "make_synthetic_baggage", lambda root: shutil.copytree(baggage, root))  # quicker
-    for message in ("rendering the synthetic baggage set into data/synthetic, about two minutes\n", ""):
+    monkeypatch.setattr(synthetic, "make_synthetic_baggage", lambda root, background: shutil.copytree(baggage, root))
+    said = "rendering the synthetic baggage set with a plain background into data/synthetic, about two minutes\n"
+    for message in (said, ""):
         survey, _ = analyze_mvb.survey_data(analyze_mvb.get_parser().parse_args([]))
         assert len(survey.pictures) == 36 and survey.faults == [] and capsys.readouterr().out == message
 

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle_codec
 
-from core.visualize.drawing import ink_on, label_font, outline_of, unpack_mask
+from core.visualize.drawing import ink_on, outline_of, unpack_mask
+from core.visualize.sheet import label_font
 
 
 def code(mask):

@@ -10,6 +10,7 @@ from pycocotools import mask as rle_codec
 
 from core import visualize
 from core.visualize import identification
+from core.visualize.sheet import shorten
 
 BLUE, ORANGE, GREEN = (0, 114, 178), (213, 94, 0), (0, 158, 115)  # the first colours of the palette
 RIGHT, WRONG = (26, 150, 65), (215, 25, 28)
@@ -163,10 +164,10 @@ def test_nasty_instances_and_names(draw):
 
 
 def test_names_keep_both_ends():
-    assert identification._shorten("red-samsonite", 200, 8) == "red-samsonite"
-    short = identification._shorten("red-samsonite-of-the-gate-0012", 96, 8)
+    assert shorten("red-samsonite", 200, 8) == "red-samsonite"
+    short = shorten("red-samsonite-of-the-gate-0012", 96, 8)
     assert "…" in short and short.startswith("red") and short.endswith("12") and len(short) < 20
-    assert identification._shorten("a\nb", 200, 8) == "a b" and identification._shorten("", 5, 8) == ""
+    assert shorten("a\nb", 200, 8) == "a b" and shorten("", 5, 8) == ""
 
 
 def test_objects_beyond_the_last_row_keep_their_number(draw, monkeypatch):

@@ -104,12 +104,33 @@ def make_synthetic_baggage(
     return root
 
 
+def settle_synthetic_baggage(root, background, say):
+    """Makes the set at `root`, and says so, unless it is there.
+
+    Raises InputError where `root` holds the set with the other background.
+    """
+    parameters = parameters_of(Path(root))
+    if parameters is None:
+        say(f"rendering the synthetic baggage set with a {background} background into {root}, about two minutes")
+        make_synthetic_baggage(root, background=background)
+    elif parameters.get("background", "plain") != background:
+        raise InputError(
+            f"{root} holds the synthetic baggage set with a {parameters.get('background', 'plain')} background, "
+            f"the one with a {background} background is wanted: give another --data, or another --dataset"
+        )
+
+
+def parameters_of(root):
+    """What the set in `root` was made with; None where there is no whole set."""
+    try:
+        return json.loads((root / MARKER).read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+
+
 def is_complete(root, parameters):
     """Whether `root` holds a whole set made with these parameters."""
-    try:
-        return json.loads((root / MARKER).read_text()) == parameters
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        return False
+    return parameters_of(root) == parameters
 
 
 def put_in_place(partial, root, parameters):

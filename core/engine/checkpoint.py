@@ -55,12 +55,12 @@ def save_run(folder, state, improved):
         save_checkpoint(last, state)
 
 
-def load_checkpoint(path, *kinds):
-    """Read a checkpoint of Carousel onto the CPU.
+def load_checkpoint(path, *kinds, mmap=False):
+    """Read a checkpoint of Carousel onto the CPU, with `mmap` each tensor only when it is used.
 
     Raises InputError if the file is missing, not whole, holds code, or is not what `check_checkpoint` wants.
     """
-    return check_checkpoint(load_file(path), path, *kinds)
+    return check_checkpoint(load_file(path, mmap), path, *kinds)
 
 
 def check_checkpoint(state, path, *kinds):

@@ -15,7 +15,7 @@ from core.data.coco_images import CocoImages, collate_detection, split_broken
 from core.data.detection_transforms import build_detection_transform
 from core.data.loading import batches
 from core.data.samplers import AspectRatioBatches, KeyedBatches
-from core.data.synthetic import MARKER, make_synthetic_baggage
+from core.data.synthetic import settle_synthetic_baggage
 from core.engine import distributed, training
 from core.engine.checkpoint import load_checkpoint
 from core.engine.coco_evaluation import encode_detections, evaluate_detections
@@ -85,9 +85,7 @@ def _settle_paths(args, say):
             raise InputError(f"--{split}-images and --{split}-annotations belong together: give both or neither")
     if args.data is None and not (args.train_annotations or args.val_annotations):
         with distributed.main_first():
-            if not (SYNTHETIC / MARKER).is_file():
-                say(f"rendering the synthetic baggage set into {SYNTHETIC}, about two minutes")
-                make_synthetic_baggage(SYNTHETIC)
+            settle_synthetic_baggage(SYNTHETIC, "plain", say)
         args.data = str(SYNTHETIC / "scenes")
     for split in ("train", "val"):
         if args.data is not None and not getattr(args, f"{split}_images"):
@@ -172,7 +170,7 @@ def train_one_epoch(model, loader, updater, *, epoch, seed, device, amp="off"):
             return model(images, targets)
 
     row = training.train_one_epoch(model, compute_losses, loader, updater, epoch=epoch, seed=seed)
-    everywhere = distributed.all_reduce_mean(dropped.to(device)) * distributed.world_size()
+    everywhere = distributed.all_reduce_sum(dropped.to(device))
     return {**row, "dropped": round(everywhere.item())}
 
 

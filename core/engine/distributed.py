@@ -279,14 +279,18 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
-def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
-    """Mean over ranks of a float tensor of the same shape everywhere; a new tensor, no gradient."""
-    mean = tensor.detach().clone()
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum over ranks of a tensor of the same shape everywhere; a new tensor, no gradient."""
+    total = tensor.detach().clone()
     if dist.is_initialized():
         with collective("all_reduce"):
-            dist.all_reduce(mean)
-        mean /= world_size()
-    return mean
+            dist.all_reduce(total)
+    return total
+
+
+def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
+    """Mean over ranks of a float tensor of the same shape everywhere; a new tensor, no gradient."""
+    return all_reduce_sum(tensor) / world_size()
 
 
 def all_gather_variable(tensor: torch.Tensor) -> torch.Tensor:

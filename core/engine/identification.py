@@ -86,12 +86,18 @@ def cut_instances(picture, found, with_masks):
     return (cut_out(picture, one["box"], one["rle"] if with_masks else None) for one in found)
 
 
+def subject(picture, detector):
+    """The picture's one object, as `object_mask` gives it, or None."""
+    network, device = detector.network, detector.device
+    return object_mask(network, picture, device, amp=detector.amp, labels=detector.labels)
+
+
 def cut_subject(picture, detector):
     """(the picture's one object cut out along its mask, True); or (the whole picture, False) where there is none.
 
     detector: `core.engine.trained.Detector`, or None for whole pictures.
     """
-    found = detector and object_mask(detector.network, picture, detector.device, amp=detector.amp)
+    found = detector and subject(picture, detector)
     return (cut_out(picture, found["box"], found["rle"]), True) if found else (picture, False)
 
 

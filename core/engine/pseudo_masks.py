@@ -39,8 +39,8 @@ ROUND = 256  # pictures of each rank between two writes of the cache
 
 
 @torch.inference_mode()
-def object_mask(network, picture, device, *, amp="off", box=None, canvas=CANVAS, min_score=MIN_SCORE):
-    """The one object that a picture shows, of whatever class, as a Mask R-CNN sees it.
+def object_mask(network, picture, device, *, amp="off", box=None, labels=None, canvas=CANVAS, min_score=MIN_SCORE):
+    """The one object that a picture shows, as a Mask R-CNN sees it.
 
     Of all instances it is the one with the highest product of its score and of how well its mask lies where the object
     should be: the IoU with `box` or, where there is none, the share of the picture's middle (`CENTRE_BOX`) covered.
@@ -49,6 +49,7 @@ def object_mask(network, picture, device, *, amp="off", box=None, canvas=CANVAS,
         network: `core.models.mask_rcnn.MaskRCNN` in evaluation mode.
         picture: PIL image, mode RGB, upright.
         box: (x1, y1, x2, y2) of the object in pixels, roughly, or None.
+        labels: of the classes that it may be; None: of any.
         canvas: sides of the canvas, in sides of the picture; 1: the picture alone.
         min_score: what scores less is not looked at.
 
@@ -59,7 +60,8 @@ def object_mask(network, picture, device, *, amp="off", box=None, canvas=CANVAS,
     image, place = _on_canvas(picture, canvas)
     with autocast(device, amp):
         (found,) = network([image.to(device)], min_score=min_score)
-    scores, boxes, masks = (found[name].float().cpu() for name in ("scores", "boxes", "masks"))
+    is_wanted = torch.isin(found["labels"].cpu(), torch.tensor(labels)) if labels else slice(None)
+    scores, boxes, masks = (found[name].float().cpu()[is_wanted] for name in ("scores", "boxes", "masks"))
     boxes = resize_boxes(boxes - place.offset, place.size, (picture.height, picture.width))
     fits = scores * _fit(boxes, masks, picture.size, box)  # (N,)
     if not (fits > 0).any():

@@ -15,7 +15,7 @@ from core.data.reid_datasets import check_evaluation, check_training, default_pr
 from core.data.reid_images import ReIDImages, collate, split_broken
 from core.data.samplers import KeyedBatches, PKSampler
 from core.data.samples import ReIDDataset, relabel
-from core.data.synthetic import MARKER, make_synthetic_baggage
+from core.data.synthetic import settle_synthetic_baggage
 from core.data.transforms import IMAGENET_MEAN, IMAGENET_STD, build_transform
 from core.engine import distributed, training
 from core.engine.checkpoint import load_checkpoint
@@ -47,9 +47,7 @@ def load_data(args, say=print, training=False):
     args.protocol = args.protocol or default_protocol(args.dataset)
     if args.dataset in BACKGROUNDS:
         with distributed.main_first():
-            if not (Path(args.data) / MARKER).is_file():
-                say(f"rendering the set {args.dataset} of baggage into {args.data}, about two minutes")
-                make_synthetic_baggage(args.data, background=BACKGROUNDS[args.dataset])
+            settle_synthetic_baggage(args.data, BACKGROUNDS[args.dataset], say)
     data = load_reid_dataset(args.dataset, args.data)
     if args.skip_broken:
         data = _without_broken(data, say, with_masks=training and may_read_masks(args))
@@ -224,8 +222,7 @@ def rank_embeddings(query, gallery, data, protocol, metric):
     A query's answer is a few numbers, so that is what travels; VehicleID, whose queries are also its gallery, is
     answered by every rank for itself.
     """
-    shares = 1 if protocol == "vehicleid" else distributed.world_size()
-    own = slice(distributed.rank() % shares, None, shares)
+    shares, own = _share_of_queries(protocol)
     gallery_ids, gallery_cameras = labels(data.gallery)
     query_ids, query_cameras = labels(data.query)
     answers = rank_features(
@@ -240,6 +237,12 @@ def rank_embeddings(query, gallery, data, protocol, metric):
             }
         )
     return summarise(answers, protocol)
+
+
+def _share_of_queries(protocol):
+    """(how many processes share the queries, slice of those that are this rank's)."""
+    shares = 1 if protocol == "vehicleid" else distributed.world_size()
+    return shares, slice(distributed.rank() % shares, None, shares)
 
 
 def labels(samples):
@@ -266,14 +269,16 @@ def evaluate(network, loaders, data, args, device):
 def threshold(query, gallery, data, args):
     """`Threshold` between one object and two at `--false-accept-rate`, of the embeddings (Q, D), (G, D) of `data`.
 
-    None where all pictures are of one object. The ranks do not share the work: the one that needs it does it.
+    None where all pictures are of one object. The ranks share the queries, and each gets the answer.
     """
     if len({sample.id for sample in data.query + data.gallery}) < 2:
         return None
+    shares, own = _share_of_queries(args.protocol)
     (query_ids, query_cameras), (gallery_ids, gallery_cameras) = labels(data.query), labels(data.gallery)
     return choose_threshold(
-        query, gallery, query_ids, gallery_ids, query_cameras, gallery_cameras, args.protocol,
+        query[own], gallery, query_ids[own], gallery_ids, query_cameras[own], gallery_cameras, args.protocol,
         false_accept_rate=args.false_accept_rate, metric=args.distance,
+        add_up=distributed.all_reduce_sum if shares > 1 else None,
     )  # fmt: skip
 
 

@@ -34,11 +34,12 @@ TRAIN_REID = (
 
 
 class Detector(NamedTuple):
-    """Finds instances. categories: (category id, name) for each label 1, 2, ..., or None. path, message: its
-    weights. is_own: whether it was trained here, and is not the published one."""
+    """Finds instances. categories: (category id, name) for each label 1, 2, ..., or None. labels: those to look for.
+    path, message: its weights. is_own: whether it was trained here, and is not the published one."""
 
     network: torch.nn.Module
     categories: list
+    labels: list
     path: str
     message: str
     device: torch.device
@@ -73,7 +74,7 @@ def newest_checkpoint(runs, kind):
     best = {path.parent: path for name in ("last.pth", "best.pth") for path in Path(runs).rglob(name) if path.is_file()}
     for path in sorted(best.values(), key=lambda path: path.stat().st_mtime_ns, reverse=True):
         try:
-            state = load_checkpoint(path)
+            state = load_checkpoint(path, mmap=True)  # most may be of the other kind
             if state["kind"] == kind:
                 return path, state
         except InputError as error:
@@ -81,11 +82,12 @@ def newest_checkpoint(runs, kind):
     return None, None
 
 
-def load_detector(path, device, amp="off"):
+def load_detector(path, device, amp="off", classes=None):
     """`Detector` of a checkpoint of train_mask_rcnn.py or of torchvision's COCO file.
 
     path: None for the newest Mask R-CNN under runs/, and where there is none, the published COCO weights.
-    Raises InputError for a file of another kind, and where there is nothing.
+    classes: names of what to look for; None: everything.
+    Raises InputError for a file of another kind, where there is nothing, and for a class that the network doesn't know.
     """
     path, content = (path, weights.load_file(path)) if path else newest_checkpoint(RUNS, "mask_rcnn")
     if path is None:
@@ -94,14 +96,16 @@ def load_detector(path, device, amp="off"):
     if isinstance(content, dict) and "kind" in content:
         check_checkpoint(content, path, "mask_rcnn")
         network, state = detection.network_from_checkpoint(path, device, state=content)
+        labels = choose_labels(state["categories"], classes)
         message = f"weights: {path}, epoch {state['epoch']}"
-        return Detector(network, state["categories"], str(path), message, device, amp)
+        return Detector(network, state["categories"], labels, str(path), message, device, amp)
     state = rename_old_keys(weights.find_state_dict(content, path))
     if len(state.get(HEAD_KEYS[0], ())) != len(COCO_LABELS) + 1:
         raise InputError(f"{path} is neither a checkpoint of train_mask_rcnn.py nor torchvision's COCO file")
     network = MaskRCNN("resnet50", len(COCO_LABELS) + 1, norm="frozen")
     report = load_detection_weights(network, str(path), "resnet50", COCO_CATEGORIES)
-    return Detector(network.to(device).eval(), COCO_LABELS, str(path), report.message, device, amp, is_own=False)
+    network, labels = network.to(device).eval(), choose_labels(COCO_LABELS, classes)
+    return Detector(network, COCO_LABELS, labels, str(path), report.message, device, amp, is_own=False)
 
 
 def published_file():
@@ -136,7 +140,7 @@ def load_encoder(path, device, amp="off"):
 
 
 def choose_labels(categories, wanted):
-    """The labels 1, 2, ... to show; all classes of a name. Raises InputError for one that the network doesn't know."""
+    """The labels 1, 2, ... of these classes, all of a name. Raises InputError for one that the network doesn't know."""
     names = [category[1].casefold() if category else None for category in categories]
     unknown = [name for name in wanted or () if name.casefold() not in names]
     if unknown:
@@ -147,8 +151,8 @@ def choose_labels(categories, wanted):
 
 
 @torch.inference_mode()
-def find_instances(detector, picture, labels, score):
-    """The instances in a PIL picture that score at least `score` and have one of these labels, the best first.
+def find_instances(detector, picture, score):
+    """The instances in a PIL picture that score at least `score` and have one of its labels, the best first.
 
     Returns:
         List of dicts as `core.engine.detection_pictures.instances` makes them, each also with its category_id.
@@ -156,7 +160,7 @@ def find_instances(detector, picture, labels, score):
     image = (pil_to_tensor(picture).float() / 255).to(detector.device)  # (3, H, W)
     with autocast(detector.device, detector.amp):
         (found,) = detector.network([image], min_score=score)
-    kept = torch.isin(found["labels"], torch.tensor(labels, device=detector.device))
+    kept = torch.isin(found["labels"], torch.tensor(detector.labels, device=detector.device))
     found = {name: value[kept] for name, value in found.items()}
     categories = [pair or (None, "") for pair in detector.categories]
     results = encode_detections(found, (picture.height, picture.width), 0, categories)

@@ -172,9 +172,10 @@ def _reason(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def load_file(path: str | Path) -> object:
+def load_file(path: str | Path, mmap: bool = False) -> object:
     """What torch.save wrote to `path`: tensors and plain values, on the CPU. Code in it is never run.
 
+    mmap: read each tensor only when it is used; not for files older than torch 1.6.
     Raises InputError, in one line, where there is no such file, it is damaged, or it holds more than that.
     """
     if not Path(path).exists():
@@ -182,7 +183,7 @@ def load_file(path: str | Path) -> object:
     try:
         with warnings.catch_warnings():  # torch wonders at a pickle that it didn't write; the error below says it all
             warnings.filterwarnings("ignore", "Detected pickle protocol")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except OSError as error:
         raise InputError(f"can't read {path}: {error.strerror}") from error
     except BROKEN_FILE as error:

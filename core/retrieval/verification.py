@@ -41,6 +41,7 @@ def choose_threshold(
     false_accept_rate=0.01,
     metric="cosine",
     chunk_size=None,
+    add_up=None,
 ):
     """The largest distance at which not more than a given share of the impostor pairs would be accepted.
 
@@ -54,6 +55,8 @@ def choose_threshold(
         false_accept_rate: at least 0, below 1.
         metric: "euclidean" or "cosine".
         chunk_size: queries at a time; None: chosen for memory. Neither all distances nor all pairs are ever held.
+        add_up: where several processes share the queries, the function that adds an int64 tensor of each of them; all
+            get the same answer then. Not for "vehicleid", whose queries are its gallery.
 
     Returns:
         Threshold. Its distance is -1 where the nearest impostors are too many at distance 0, so that nothing is
@@ -70,6 +73,8 @@ def choose_threshold(
         for values in (query_ids, gallery_ids, query_cameras, gallery_cameras)
     )
 
+    add_up = add_up or (lambda counts: counts)
+
     def pairs():
         """Chunks of queries: (distances float32 (q, G), which pairs are impostors, which genuine)."""
         for rows in row_chunks(len(query), len(gallery_ids), chunk_size):
@@ -83,7 +88,8 @@ def choose_threshold(
     for distance, is_impostor, is_genuine in pairs():
         upper += _counts(_bits(distance[is_impostor]) >> HALF)
         genuine.append(distance[is_genuine])
-    genuine = torch.cat(genuine) if genuine else torch.zeros(0)  # (genuine pairs,)
+    genuine = torch.cat(genuine) if genuine else torch.zeros(0)  # (genuine pairs of this process,)
+    upper = add_up(upper)
     impostors = int(upper.sum())
     if not impostors:
         raise InputError("all pictures are of one object: without pairs of two objects no threshold can be chosen")
@@ -94,11 +100,12 @@ def choose_threshold(
     for distance, is_impostor, _ in pairs():
         bits = _bits(distance[is_impostor])
         lower += _counts(bits[bits >> HALF == upper_half] & (BINS - 1))
-    lower_half, _ = _find(lower, allowed - before)
+    lower_half, _ = _find(add_up(lower), allowed - before)
     just_below = (upper_half << HALF) + lower_half - 1
     limit = float(torch.tensor(just_below, dtype=torch.int32).view(torch.float32)) if just_below >= 0 else -1.0
-    accepted = float((genuine <= limit).double().mean()) if len(genuine) else float("nan")
-    return Threshold(limit, false_accept_rate, accepted, impostors, len(genuine))
+    accepted, genuine_pairs = add_up(torch.tensor([int((genuine <= limit).sum()), len(genuine)])).tolist()
+    rate = accepted / genuine_pairs if genuine_pairs else float("nan")
+    return Threshold(limit, false_accept_rate, rate, impostors, genuine_pairs)
 
 
 def _bits(distance):

@@ -21,6 +21,7 @@ from core.visualize.sheet import (
     GAP,
     INK,
     MARGIN,
+    MARKERS,
     PALETTE,
     Sheet,
     empty_sheet,
@@ -31,7 +32,6 @@ from core.visualize.sheet import (
 )
 
 HATCHES = ("", "///", "...", "xx", "\\\\\\", "++", "oo")
-MARKERS = ("o", "^", "s", "D", "v", "P", "X")
 MOST_POINTS = 20_000  # of a series on a scatter plot: more take minutes and show nothing more
 MOST_LINES = 80  # of pictures on a sheet: matplotlib draws no more than 65,535 pixels
 CELL = 112  # pixels, the side of a picture on a sheet
@@ -60,7 +60,7 @@ def bar_figure(path: str | Path, title: str, groups: dict[str, dict[str, float |
         axes.bar_label(bars, [_short(value) for value in numbers], padding=2, fontsize=8.5, color=INK)
     narrow = longest * 0.085 > step  # a letter is about 0.085 inches wide
     turned = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if narrow else {}
-    axes.set_xticks(range(len(groups)), [plain(shorten(name, 190)) for name in groups], **turned)
+    axes.set_xticks(range(len(groups)), [plain(shorten(name, 190, 9)) for name in groups], **turned)
     axes.set_xlim(-0.6, len(groups) - 0.4)
     axes.margins(y=0.12)
     axes.set_ylim(bottom=None if axes.dataLim.y0 < 0 else 0, top=None if axes.dataLim.y1 > 0 else 1)
@@ -162,10 +162,10 @@ def contact_sheet(
     height = 2 * MARGIN + 30 + len(shown) * (heading + GAP) + lines * line + 26 * bool(left_out) - GAP
     sheet = Sheet(max(2 * MARGIN + used * (CELL + GAP) - GAP, 480), height)
     room = sheet.size[0] - 2 * MARGIN
-    sheet.text(MARGIN, MARGIN - 10, shorten(title, room * 0.7), 13, align="left", weight="bold")
+    sheet.text(MARGIN, MARGIN - 10, title, 13, align="left", weight="bold", room=room)
     top = MARGIN + 30
     for number, (name, paths, captions) in enumerate(shown):
-        sheet.text(MARGIN, top, shorten(name, room * 0.9), 10.5, align="left", weight="bold")
+        sheet.text(MARGIN, top, name, 10.5, align="left", weight="bold", room=room)
         top += heading
         if not paths:
             sheet.text(MARGIN, top + CELL / 2 - 7, "no pictures", 9, FAINT, align="left")
@@ -209,7 +209,7 @@ def _cell(sheet: Sheet, left: int, top: int, path: str | Path, caption: str, box
             y1, y2 = (min(max(y + value * scale, top), top + CELL) for value in box[1::2])
             sheet.frame(x1, y1, x2 - x1, y2 - y1, "black", line=3)
             sheet.frame(x1, y1, x2 - x1, y2 - y1, PALETTE[4], line=2)
-    sheet.text(left + CELL / 2, top + CELL + 5, shorten(caption, CELL), 8, FAINT)
+    sheet.text(left + CELL / 2, top + CELL + 5, caption, 8, FAINT, room=CELL + GAP / 2)
 
 
 def _figure(width: float, height: float, title: str, panels: int = 1):

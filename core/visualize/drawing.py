@@ -1,12 +1,10 @@
-"""Drawing over pictures: what is drawn of a mask, and the letters of labels."""
+"""Drawing over pictures: what is drawn of a mask, and the ink that can be read on a colour."""
 
 from functools import lru_cache
-from pathlib import Path
 from statistics import NormalDist
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageFilter, ImageFont
+from PIL import Image, ImageFilter
 from pycocotools import mask as rle_codec
 
 from core.visualize.sheet import INK
@@ -38,12 +36,6 @@ def outline_of(mask: Image.Image, half: float) -> Image.Image:
 def _outline_table(half: float, sigma: float) -> list[int]:
     distances = [abs(sigma * NormalDist().inv_cdf(min(max(value, 0.5), 254.5) / 255)) for value in range(256)]
     return [round(255 * min(max(half + 0.5 - distance, 0.0), 1.0)) for distance in distances]
-
-
-@lru_cache
-def label_font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib."""
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"), size)
 
 
 def ink_on(color: tuple[int, int, int]) -> str:

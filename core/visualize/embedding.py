@@ -7,9 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from core.visualize.sheet import DPI, INK, PALETTE, empty_sheet, plain, save_figure, shorten
+from core.visualize.sheet import DPI, INK, MARKERS, PALETTE, empty_sheet, plain, save_figure, shorten
 
-MARKERS = ("o", "^", "s", "D", "v", "P")  # six, and seven colours: 42 pairs
 OTHERS = "#c4c4c4"
 
 
@@ -81,7 +80,7 @@ def _legend(figure: Figure, chosen: list[str], is_query: np.ndarray, others: int
         marks.append(("gallery", "o", "white", 5.5, "#00000055", 0.8))
     for number, identity in enumerate(chosen):
         color = PALETTE[number % len(PALETTE)]
-        marks.append((shorten(identity, 110), MARKERS[number % len(MARKERS)], color, 5.5, "#00000055", 0.4))
+        marks.append((shorten(identity, 110, 8), MARKERS[number % len(MARKERS)], color, 5.5, "#00000055", 0.4))
     if others:
         marks.append((f"others: {others:,}", "o", OTHERS, 3, OTHERS, 0))
     handles = [

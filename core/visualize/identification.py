@@ -14,9 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Rectangle
 from PIL import Image, ImageColor, ImageDraw
 
-from core.files import printable
-from core.visualize.drawing import ink_on, label_font, outline_of, unpack_mask
-from core.visualize.sheet import DPI, FAINT, GAP, INK, MARGIN, PALETTE, RIGHT, WRONG, Sheet, fit
+from core.visualize.drawing import ink_on, outline_of, unpack_mask
+from core.visualize.sheet import DPI, FAINT, GAP, INK, MARGIN, PALETTE, RIGHT, WRONG, Sheet, fit, shorten
 
 MOST_ROWS, MOST_MATCHES = 300, 10  # on one sheet
 MANY = 40  # instances; with more of them the pictures in their rows are smaller
@@ -52,8 +51,8 @@ def identification_sheet(
     note = more if len(instances) > len(rows) else "" if rows else "nothing found"
     sheet = Sheet(plan.width + 2 * MARGIN, top + plan.height + (30 if note else 0) + MARGIN)
     if title or caption:
-        sheet.text(MARGIN, MARGIN - 8, _shorten(title, plan.width, 13), 13, align="left", weight="bold")
-        sheet.text(MARGIN, MARGIN + 14, _shorten(caption, plan.width, 9.5), 9.5, FAINT, align="left")
+        sheet.text(MARGIN, MARGIN - 8, title, 13, align="left", weight="bold", room=plan.width)
+        sheet.text(MARGIN, MARGIN + 14, caption, 9.5, FAINT, align="left", room=plan.width)
     _draw_scene(sheet, scene, instances, MARGIN, top, plan.scene)
     for number, row in enumerate(rows):
         column, line = divmod(number, plan.lines)
@@ -93,12 +92,12 @@ def comparison_sheet(
     if threshold is not None:
         color, sign = (RIGHT, "✓ ") if distance <= threshold else (WRONG, "✗ ")
     room = sheet.size[0] - 2 * MARGIN
-    sheet.text(MARGIN, MARGIN - 10, sign + _shorten(verdict, room - 24, 15), 15, color, align="left", weight="bold")
-    sheet.text(MARGIN, MARGIN + 18, _shorten(caption, room, 9.5), 9.5, FAINT, align="left")
+    sheet.text(MARGIN, MARGIN - 10, sign + verdict, 15, color, align="left", weight="bold", room=room)
+    sheet.text(MARGIN, MARGIN + 18, caption, 9.5, FAINT, align="left", room=room)
     for side in (0, 1):
         left, top = MARGIN + side * (width + GAP), MARGIN + head
         sheet.picture(fit(pictures[side], width, height), left, top)
-        sheet.text(left, top + height + 7, _shorten(names[side], width, 10), 10, align="left", weight="bold")
+        sheet.text(left, top + height + 7, names[side], 10, align="left", weight="bold", room=width)
         if cuts:
             top += height + 30
             whole = cutouts[side] is None
@@ -217,8 +216,8 @@ def _draw_row(sheet: Sheet, number: int, instance, cutout, matches, left: int, t
     """Number, answer and class; under them the cut-out, then its matches with name and distance."""
     answer = next((match["identity"] for match in matches if match["accepted"]), None)
     score = "" if instance["score"] is None else f" {instance['score']:.2f}"
-    label = _shorten(instance["label"], 0.3 * width, 8.5) + score
-    words = "unknown" if answer is None else _shorten(answer, 0.5 * width, 11)
+    label = shorten(instance["label"], 0.3 * width, 8.5) + score
+    words = "unknown" if answer is None else shorten(answer, 0.5 * width, 11)
     _disc(sheet, left + DISC, top + DISC, number)
     sheet.text(left + 2 * DISC + 8, top + 2, words, 11, FAINT if answer is None else INK, "left", "bold")
     sheet.text(left + width, top + 4, label, 8.5, FAINT, "right")
@@ -242,7 +241,7 @@ def _draw_match(sheet: Sheet, match: dict, left: int, top: int, tile: int) -> No
     color, weight = (RIGHT, "bold") if accepted else (FAINT, "normal")
     if accepted:
         sheet.frame(left, top, tile, tile, RIGHT, line=4)
-    sheet.text(left + tile / 2, top + tile + 5, _shorten(match["identity"], tile, 8), 8, color, weight=weight)
+    sheet.text(left + tile / 2, top + tile + 5, match["identity"], 8, color, weight=weight, room=tile)
     distance = f"{'✓ ' * accepted}{match['distance']:.3f}"
     sheet.text(left + tile / 2, top + tile + 19, distance, 8, color, weight=weight)
 
@@ -280,14 +279,3 @@ def _disc(sheet: Sheet, x: float, y: float, number: int) -> None:
 
 def _color(number: int) -> str:
     return PALETTE[number % len(PALETTE)]
-
-
-def _shorten(text: str, width: float, size: float) -> str:
-    """The text on one line, cut in its middle to `width` pixels in letters of `size` points: both ends tell names."""
-    text = " ".join(printable(text).split())
-    font, kept = label_font(round(size * DPI / 72)), min(len(text), 300)
-    short = text
-    while kept > 1 and font.getlength(short) > width:
-        kept -= 1
-        short = text[: (kept + 1) // 2] + "…" + text[len(text) - kept // 2 :]
-    return short

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageColor, ImageDraw
 from pycocotools import mask as rle_codec
 
-from core.visualize.drawing import ink_on, label_font, outline_of, unpack_mask
+from core.visualize.drawing import ink_on, outline_of, unpack_mask
 from core.visualize.sheet import (
     DPI,
     FAINT,
@@ -26,9 +26,9 @@ from core.visualize.sheet import (
     Sheet,
     empty_sheet,
     fit,
+    label_font,
     plain,
     save_figure,
-    shorten,
 )
 
 PANELS = {
@@ -100,8 +100,8 @@ def instance_sheet(path: str | Path, panels: dict[str, Image.Image], title: str 
     sheet = Sheet(2 * MARGIN + columns * (width + GAP) - GAP, 2 * MARGIN + header + len(panels) // columns * line - GAP)
     room = sheet.size[0] - 2 * MARGIN
     if header:
-        sheet.text(MARGIN, MARGIN - 8, shorten(title, room * 0.7), 13, align="left", weight="bold")
-        sheet.text(MARGIN, MARGIN + 14, shorten(caption, room), 9.5, FAINT, align="left")
+        sheet.text(MARGIN, MARGIN - 8, title, 13, align="left", weight="bold", room=room)
+        sheet.text(MARGIN, MARGIN + 14, caption, 9.5, FAINT, align="left", room=room)
     for number, (name, panel) in enumerate(panels.items()):
         left, top = MARGIN + number % columns * (width + GAP), MARGIN + header + number // columns * line
         sheet.text(left, top - 4, PANELS.get(name, name), 10, align="left", weight="bold")

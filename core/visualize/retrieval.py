@@ -23,7 +23,6 @@ from core.visualize.sheet import (
     box_for,
     empty_sheet,
     fit,
-    shorten,
     to_pictures,
 )
 
@@ -66,7 +65,7 @@ def rank_list_sheet(path: str | Path, rows: Sequence[RankRow], num_matches: int 
         top = MARGIN + header + number * (line_height + GAP)
         sheet.picture(fit(query, width, height), MARGIN, top)
         sheet.frame(MARGIN, top, width, height, INK, line=2)
-        sheet.text(MARGIN + width / 2, top + height + 9, shorten(row.query_name, width - 12), weight="bold")
+        sheet.text(MARGIN + width / 2, top + height + 9, row.query_name, weight="bold", room=width)
         if not matches[number]:
             sheet.text(
                 first, top + height / 2 - 6, "no picture in the gallery to compare with", align="left", color=FAINT
@@ -79,7 +78,7 @@ def rank_list_sheet(path: str | Path, rows: Sequence[RankRow], num_matches: int 
             sheet.frame(left, top, width, height, color, line=4, style="solid" if right else (0, (3.5, 1.0)))
             distance = f"{'✓' if right else '✗'} {row.distances[column]:.3f}"
             sheet.text(left + width / 2, top + height + 9, distance, color=color, weight="bold")
-            sheet.text(left + width / 2, top + height + 25, shorten(row.match_names[column], width), 8, FAINT)
+            sheet.text(left + width / 2, top + height + 25, row.match_names[column], 8, FAINT, room=width)
     sheet.save(path)
 
 
@@ -132,7 +131,7 @@ def heat_sheet(
             if number < groups:
                 sheet.text(left + width / 2, MARGIN - 4, name, size=9.5, weight="bold")
             if captions and name in captions:
-                sheet.text(left + width / 2, top + height + 6, shorten(captions[name][number], width), color=FAINT)
+                sheet.text(left + width / 2, top + height + 6, captions[name][number], color=FAINT, room=width)
     _draw_scale(sheet)
     sheet.save(path)
 

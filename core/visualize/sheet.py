@@ -2,15 +2,17 @@
 
 import math
 import warnings
+from functools import lru_cache
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from PIL import Image, ImageOps
+from PIL import Image, ImageFont, ImageOps
 
 from core.files import atomic_write, printable
 
@@ -20,6 +22,7 @@ INK, FAINT = "#222222", "#767676"
 RIGHT, WRONG = "#1a9641", "#d7191c"
 JPEG = {"quality": 92, "subsampling": 0}  # letters keep their colour
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+MARKERS = ("o", "^", "s", "D", "v", "P")  # six, and seven colours: 42 pairs
 
 
 class Sheet:
@@ -52,9 +55,12 @@ class Sheet:
             )
         )
 
-    def text(self, left: float, top: float, text: str, size=8.5, color=INK, align="center", weight="normal") -> None:
+    def text(
+        self, left: float, top: float, text: str, size=8.5, color=INK, align="center", weight="normal", room=math.inf
+    ) -> None:
+        """A line of letters of `size` points, shortened to `room` pixels."""
         # Names come from folders and files: a dollar sign in one is no formula, and some of its bytes may be no text.
-        text = printable(text)
+        text = shorten(text, room, size)
         self.axes.text(left, top, text, fontsize=size, color=color, ha=align, va="top", weight=weight, parse_math=False)
 
     def save(self, path: str | Path) -> None:
@@ -108,10 +114,21 @@ def fit(picture: Image.Image, width: int, height: int) -> Image.Image:
     return ImageOps.pad(picture, (width, height), Image.Resampling.LANCZOS, color=(240, 240, 240))
 
 
-def shorten(name: str, width: int) -> str:
-    """The name, cut to what fits under a picture of `width` pixels; its end tells more than its beginning."""
-    fits = max(4, int(width / 6.2))
-    return name if len(name) <= fits else "…" + name[1 - fits :]
+@lru_cache
+def label_font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib, in bold letters of `size` pixels."""
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"), size)
+
+
+def shorten(text: str, width: float, size: float) -> str:
+    """The text on one line, cut in its middle to `width` pixels in letters of `size` points: both ends tell names."""
+    text = " ".join(printable(text).split())
+    font, kept = label_font(round(size * DPI / 72)), min(len(text), 300)
+    short = text
+    while kept > 1 and font.getlength(short) > width:
+        kept -= 1
+        short = text[: (kept + 1) // 2] + "…" + text[len(text) - kept // 2 :]
+    return short
 
 
 def plain(name: str) -> str:

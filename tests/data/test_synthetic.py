@@ -145,6 +145,15 @@ def test_second_call_renders_nothing(tiny_set, monkeypatch):
     assert make_synthetic_baggage(tiny_set, **TINY) == tiny_set
 
 
+def test_a_set_of_the_other_background_is_refused(tiny_set, monkeypatch):
+    monkeypatch.setattr(synthetic, "make_synthetic_baggage", lambda *_, **__: pytest.fail("rendered"))
+    said = []
+    synthetic.settle_synthetic_baggage(tiny_set, "plain", said.append)
+    with pytest.raises(InputError, match="plain background, the one with a hard background is wanted"):
+        synthetic.settle_synthetic_baggage(tiny_set, "hard", said.append)
+    assert said == []
+
+
 def fake_set(root, parameters, progress):
     (root / "pictures").write_text(json.dumps(parameters))
 

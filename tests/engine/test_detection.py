@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from core.data import synthetic
 from core.engine import detection, distributed
 from core.engine.updater import Updater
 from core.errors import InputError
@@ -114,11 +115,11 @@ def test_without_paths_the_belt_scenes_are_made(tmp_path, monkeypatch):
     monkeypatch.setattr(detection, "SYNTHETIC", tmp_path / "synthetic")
     made = []
 
-    def make(root):
+    def make(root, background):
         made.append(root)
         (root / "scenes").mkdir(parents=True)
 
-    monkeypatch.setattr(detection, "make_synthetic_baggage", make)
+    monkeypatch.setattr(synthetic, "make_synthetic_baggage", make)
     args = options(None, data=None)
     said = []
     with pytest.raises(InputError, match="instances_train2017.json"):  # the stand-in made none

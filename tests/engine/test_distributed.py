@@ -24,7 +24,7 @@ def test_without_a_process_group_everything_means_one_process():
     assert distributed.gather_with_gradient(x) is x
     assert distributed.gather_with_gradient(torch.tensor(2.0)).shape == (1,)
     assert torch.equal(distributed.all_gather_variable(x), x) and not distributed.all_gather_variable(x).requires_grad
-    assert torch.equal(distributed.all_reduce_mean(x), x)
+    assert torch.equal(distributed.all_reduce_mean(x), x) and torch.equal(distributed.all_reduce_sum(x), x)
     assert distributed.broadcast_object("a") == "a" and distributed.gather_objects("a") == ["a"]
     with distributed.main_first():
         distributed.barrier()
@@ -42,6 +42,7 @@ def several_collectives(rank):
         "labels": distributed.gather_with_gradient(torch.tensor([rank, 7])),
         "scalar": distributed.gather_with_gradient(torch.tensor(float(rank))),
         "mean": distributed.all_reduce_mean(torch.tensor([rank, 4.0])),
+        "sum": distributed.all_reduce_sum(torch.tensor([rank, 1 << 40])),
     }
     center = torch.nn.Parameter(torch.zeros(2))
     if rank == 1:  # rank 0 has none: it counts as zero
@@ -52,7 +53,7 @@ def several_collectives(rank):
     distributed.cleanup()
     # numpy: a tensor would travel through shared memory that dies with this process
     return (
-        {k: (tuple(v.shape), v.float().numpy()) for k, v in rows.items()},
+        {k: (tuple(v.shape), v.double().numpy()) for k, v in rows.items()},
         objects,
         str(device),
         dist.is_initialized(),
@@ -71,6 +72,7 @@ def test_collectives_give_every_rank_the_same(launch):
         assert values["labels"] == [0, 7, 1, 7]
         assert values["scalar"] == [0, 1]
         assert values["mean"] == [0.5, 4]
+        assert values["sum"] == [1, 2 << 40]
         assert values["centre"] == [1, 3]
         assert objects == ([{"rank": 0}, {"rank": 1}], "from 0")
         assert device == "cpu" and not still_in_group

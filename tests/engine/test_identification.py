@@ -190,7 +190,7 @@ class SeesRed(nn.Module):
 
 
 def test_a_cut_out_is_not_compared_with_a_whole_picture():
-    detector = Detector(SeesRed(), [(1, "bag")], "mask.pth", "weights: y", torch.device("cpu"))
+    detector = Detector(SeesRed(), [(1, "bag")], [1], "mask.pth", "weights: y", torch.device("cpu"))
     red, green = plain("red"), plain("green")
     _, cuts = identification.compare([red, red], encoder(), detector)
     assert all(cut.size < red.size for cut in cuts)

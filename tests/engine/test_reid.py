@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from core.data import synthetic
 from core.data.images import list_images
 from core.data.reid_datasets import load_reid_dataset
 from core.data.samples import ReIDDataset, Sample
@@ -163,9 +164,14 @@ def rank_case(cases, metric):
     return [(r.cmc.tolist(), r.mean_ap, r.mean_inp, r.num_valid_queries) for r in results]
 
 
+def threshold_case(cases, metric):
+    rate = {"false_accept_rate": 0.2, "distance": metric}
+    return [tuple(reid.threshold(*ranking_case(*case), options(protocol=case[0], **rate))) for case in cases]
+
+
 def rank_on_a_rank(rank, cases, metric):
     distributed.setup("cpu", timeout_minutes=0.5)
-    results = rank_case(cases, metric)
+    results = rank_case(cases, metric), threshold_case(cases, metric)
     distributed.cleanup()
     return results
 
@@ -177,7 +183,10 @@ def test_two_processes_have_the_metrics_of_one_exactly(launch):
     alone = rank_case(cases, "cosine")
     results, codes, _ = launch(rank_on_a_rank, cases, "cosine")
     assert codes == [0, 0]
-    assert results == [alone, alone]
+    assert [metrics for metrics, _ in results] == [alone, alone]
+    assert results[0][1] == results[1][1]  # thresholds
+    for shared, single in zip(results[0][1], threshold_case(cases, "cosine"), strict=True):
+        assert shared == pytest.approx(single, nan_ok=True)  # a product of fewer rows may round differently
     assert all(0 < mean_ap < 1 for _, mean_ap, *_ in alone[:2])
     assert alone[-1][-1] == 1  # one valid query
 
@@ -362,7 +371,7 @@ def test_load_data_settles_the_options(baggage, monkeypatch, tmp_path):
     )
     assert reid.load_data(options(dataset="mvb", data=str(baggage), protocol="no_camera")).train == data.train
 
-    monkeypatch.setattr(reid, "make_synthetic_baggage", lambda root, background: made.append((str(root), background)))
+    monkeypatch.setattr(synthetic, "make_synthetic_baggage", lambda root, background: made.append((root, background)))
     monkeypatch.setattr(reid, "load_reid_dataset", lambda name, root: data)
     args = options()
     reid.load_data(args)
