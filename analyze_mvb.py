@@ -92,8 +92,8 @@ def convert(args, survey, measures, numbers, is_synthetic):
     done = mvb_convert.convert(usable, args.convert, args.copy)
     how = " and ".join(f"{count:,} {words}" for words, count in sorted(done.items()))
     print(
-        f"converted: {len(usable):,} pictures into {one_line(args.convert)} ({how}); materials, boxes and masks have no place "
-        "there and are lost"
+        f"converted: {len(usable):,} pictures into {one_line(args.convert)} ({how}); materials, boxes and masks have "
+        "no place there and are lost"
     )
     if len(usable) < len(survey.pictures):
         print(f"left out: {len(survey.pictures) - len(usable):,} pictures that are not there or can't be read")
