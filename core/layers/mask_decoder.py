@@ -94,7 +94,7 @@ def convolve_doubled(x: Tensor, convolution: nn.Conv2d) -> Tensor:
     change places: the nine taps mix the channels of the small map, and two matrices then enlarge, shift and add, along
     the rows and along the columns. That is exact but for rounding, and twice as quick, backward too.
 
-    Shape: (B, C, h, w) -> (B, D, 2h, 2w), in channels_last memory.
+    Shape: (B, C, h, w) -> (B, D, 2h, 2w).
     """
     (batch, channels, height, width), depth = x.shape, convolution.out_channels
     taps = convolution.weight.permute(3, 2, 0, 1).reshape(9 * depth, channels)  # the kernel's columns, rows, outputs
@@ -105,7 +105,7 @@ def convolve_doubled(x: Tensor, convolution: nn.Conv2d) -> Tensor:
     full = full.reshape(batch, 2 * height, 2 * width, depth)
     if convolution.bias is not None:
         full = full + convolution.bias.to(full.dtype)
-    return full.permute(0, 3, 1, 2)
+    return full.permute(0, 3, 1, 2).contiguous()
 
 
 def _double_and_shift(length: int, like: Tensor) -> Tensor:
