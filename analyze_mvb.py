@@ -24,7 +24,7 @@ from core.data.inspection_pictures import MIN_SIDE, Measure, copy_faults, measur
 from core.data.perceptual_hash import BITS, MOST_BITS
 from core.data.synthetic import MARKER, settle_synthetic_baggage
 from core.engine import distributed, options
-from core.engine.checkpoint import open_run
+from core.engine.checkpoint import open_output
 from core.engine.dataset_figures import write_figures
 from core.engine.dataset_report import published_counts, write_report
 from core.errors import InputError
@@ -118,7 +118,7 @@ def main(args):
     survey, measures = survey_data(args)
     is_synthetic = (survey.root / MARKER).is_file()
     numbers = dataset_numbers(survey, measures)
-    output, _ = open_run(Path(args.output).parent, Path(args.output).name)
+    output = open_output(args.output)
     figures = write_figures(output, survey, measures, numbers, args.samples)
     limits = {"min_side": args.min_side, "most_bits": args.copy_bits}
     write_report(output, numbers, figures, limits, is_synthetic)

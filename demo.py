@@ -7,15 +7,17 @@ A gallery out of pictures of one object each, and who of it is in a scene:
     python demo.py --build-gallery bags/ --gallery bags.gallery
     python demo.py scene.jpg --gallery bags.gallery --segment runs/MASKS/best.pth --reid runs/REID/best.pth
     python demo.py --build-gallery new/ --gallery bags.gallery --add
+    python demo.py --gallery bags.gallery                                # who is in it
     python demo.py --gallery bags.gallery --remove 0010 red-samsonite
     python demo.py --gallery all.gallery --merge bags.gallery more.gallery
 Do two pictures show the same object?
     python demo.py a.jpg b.jpg --compare
 
 --segment is the network that finds objects: a checkpoint of train_mask_rcnn.py, or torchvision's COCO file of Mask
-R-CNN. Without it the newest best.pth of a Mask R-CNN under runs/ is taken (last.pth of a run that was not evaluated),
-and where there is none, the published COCO weights. --reid is the one that recognises them, a checkpoint of
-train_reid.py, or else the one that the gallery was built with, or the newest under runs/.
+R-CNN. Without it the one that the gallery was built with is taken, or the newest best.pth of a Mask R-CNN under runs/
+(last.pth of a run that was not evaluated), and where there is none, the published COCO weights. --reid is the one that
+recognises them, a checkpoint of train_reid.py, or else the one that the gallery was built with, or the newest under
+runs/.
 
 In a gallery's folder each sub-folder is an identity; pictures beside them are of the identity that an MVB name says
 (0010_g_1.jpg), or that their own name is. Objects are cut out along their masks, unless --no-masks is given.
@@ -39,13 +41,12 @@ import os
 import sys
 from collections import Counter
 from itertools import chain
-from pathlib import Path
 
 from tqdm import tqdm
 
 from core.data.images import IMAGE_SUFFIXES, list_images, read_image
 from core.engine import distributed, identification, options
-from core.engine.checkpoint import open_run
+from core.engine.checkpoint import open_output
 from core.engine.identification_pictures import write_comparison, write_identities, write_instances
 from core.engine.logger import progress_is_shown
 from core.engine.trained import (
@@ -76,7 +77,7 @@ def get_parser():
     parser = options.Parser(__doc__)
     parser.add_argument("pictures", nargs="*", help="files, folders, patterns such as 'photos/*.jpg'")
     group = parser.add_argument_group("what to do, instead of finding the objects alone")
-    group.add_argument("--gallery", metavar="FILE", help="say who they are, by this gallery")
+    group.add_argument("--gallery", metavar="FILE", help="say who they are, by this gallery; alone: who is in it")
     group.add_argument("--compare", action="store_true", help="do two pictures show the same object?")
     group.add_argument("--build-gallery", metavar="FOLDER", help="make --gallery out of the pictures in a folder")
     group.add_argument("--add", action="store_true", help="with --build-gallery: add them to a gallery that exists")
@@ -95,7 +96,12 @@ def get_parser():
         help="least score of what is shown; below the network's own --min-score (0.05 unless trained otherwise) "
         "changes nothing",
     )
-    group.add_argument("--classes", nargs="+", metavar="NAME", help="look for these only (default: all)")
+    group.add_argument(
+        "--classes",
+        nargs="+",
+        metavar="NAME",
+        help="look for these only (default: all, or what the gallery is of)",
+    )
     group.add_argument(
         "--threshold",
         type=options.non_negative_float,
@@ -117,12 +123,16 @@ def choose_use(args):
     strange = [name for name in given if name != use and name not in USES[use]]
     if strange:
         together = "pictures alone" if use == "pictures" else as_options([use])
-        raise InputError(f"{as_options(strange)}: not an option together with {together}; leave it out")
+        homes = [home for home, others in USES.items() if home != "pictures" and set(strange) <= set(others)]
+        way = f"it goes with {as_options(homes)}" if homes else "leave it out"
+        raise InputError(f"{as_options(strange)}: not an option together with {together}; {way}")
+    if args.no_masks and (args.segment or args.classes):
+        raise InputError("--no-masks takes pictures whole, so nothing is looked for: leave out --segment and --classes")
     if "gallery" in USES[use] and not args.gallery:
         raise InputError(f"{as_options([use])}: give the file with --gallery FILE")
     if use == "compare" and len(args.pictures) != 2:
         raise InputError(f"--compare needs two pictures, {len(args.pictures)} given")
-    if use in ("gallery", "pictures") and not args.pictures:
+    if use == "pictures" and not args.pictures:
         raise InputError("no pictures given: name files, folders or patterns such as 'photos/*.jpg'")
     return use
 
@@ -140,8 +150,10 @@ def main(args):
         build_gallery(args, device)
     elif use in ("remove", "merge"):
         change_gallery(args)
-    else:
+    elif args.pictures:
         show(args, device)
+    else:
+        list_gallery(args)
 
 
 def say(text):
@@ -156,13 +168,13 @@ def show(args, device):
     """Find the objects in every picture and, with a gallery, say who they are."""
     paths = list_pictures(args.pictures)
     memory = open_memory(args, device) if args.gallery else None
-    detector = load_detector(args.segment, device, args.amp, args.classes)
+    known = memory and memory.gallery
+    detector = load_detector(args.segment or network_of(known, "segment"), device, args.amp, classes_of(args, known))
     say(detector.message)
     if not detector.is_own and not args.segment:
         say(f"to train for your own objects: {TRAIN_MASKS} finds them, {TRAIN_REID} recognises them")
-    output, _ = open_run(Path(args.output).parent, Path(args.output).name)
     classes = [category[1] for category in detector.categories if category]
-    cards, skipped = [], []
+    cards, skipped, output = [], [], None
     folders = distinct_names(paths, taken={"index.html"})
     bar = tqdm(list(zip(paths, folders, strict=True)), disable=not progress_is_shown(), unit="picture")
     for path, folder in bar:
@@ -173,16 +185,18 @@ def show(args, device):
             bar.write(f"skipped: {printable(error)}", file=sys.stderr)
             continue
         found = find_instances(detector, picture, args.score)
+        output = output or open_output(args.output)
         where = output / folder, os.path.basename(path), picture
         if memory:
             cards.append(write_identities(*where, found, memory))
         else:
             cards.append(write_instances(*where, found, classes))
         bar.write(f"{printable(path)}: {printable(cards[-1].caption)}", file=sys.stdout)
-    title = f"{len(cards)} picture{'s' * (len(cards) != 1)}"
-    about = f"{detector.message}; score at least {args.score}" + (f"; {memory}" if memory else "")
-    index_page(output / "index.html", title, about, cards, skipped)
-    say(f"written to {output}; {output / 'index.html'} shows it")
+    if cards:
+        title = f"{len(cards)} picture{'s' * (len(cards) != 1)}"
+        about = f"{detector.message}; score at least {args.score}" + (f"; {memory}" if memory else "")
+        index_page(output / "index.html", title, about, cards, skipped)
+        say(f"written to {output}; {output / 'index.html'} shows it")
     stop_for(skipped, len(paths))
 
 
@@ -196,7 +210,9 @@ def list_pictures(patterns):
         if os.path.isdir(pattern):
             paths = list_images(pattern)
             if not paths:
-                raise InputError(f"{pattern}: no pictures in this folder; for those in its folders give '{pattern}/**'")
+                raise InputError(
+                    f"{pattern}: no pictures in this folder; for those in its folders give '{glob.escape(pattern)}/**'"
+                )
         elif os.path.exists(pattern):
             paths = [pattern]
         else:
@@ -216,7 +232,7 @@ def open_memory(args, device):
     known = gallery.open_gallery(args.gallery)
     if len(known) == 0:
         raise InputError(f"{args.gallery} is empty: nobody is known; fill it with --build-gallery FOLDER --add")
-    encoder = load_encoder(args.reid or network_of(known), device, args.amp)
+    encoder = load_encoder(args.reid or network_of(known, "reid"), device, args.amp)
     known.require(encoder.fingerprint, encoder.path)
     threshold = identification.settle_threshold(encoder, args.threshold)
     memory = identification.Memory(known, encoder, threshold, args.matches)
@@ -226,16 +242,21 @@ def open_memory(args, device):
     return memory
 
 
-def network_of(known):
-    """The ReID checkpoint that a gallery was built with, if it is still there, or None."""
-    path = known.info.get("reid")
+def network_of(known, kind):
+    """The checkpoint ("reid" or "segment") that a gallery was built with, if it is still there, or None."""
+    path = known and known.info.get(kind)
     return path if path and os.path.isfile(path) else None
 
 
-def stop_for(skipped, total):
+def classes_of(args, known):
+    """What to look for: what a person says, else what the gallery's pictures were searched for; None: everything."""
+    return args.classes or (known.info.get("classes") if known else None)
+
+
+def stop_for(skipped, total, what_now=""):
     """Raises InputError where pictures were skipped, when all else is done."""
     if skipped:
-        raise InputError(f"{len(skipped)} of {total} pictures were skipped, the first is {printable(skipped[0])}")
+        raise InputError(f"{len(skipped)} of {total} pictures were skipped{what_now}, the first is {skipped[0]}")
 
 
 # A gallery
@@ -246,40 +267,62 @@ def build_gallery(args, device):
     paths = identification.pictures_of_gallery(args.build_gallery)
     known = gallery.open_gallery(args.gallery) if args.add else None
     if known is None and os.path.lexists(args.gallery):
-        raise InputError(f"{args.gallery} is there already: --add adds to it; else give another name")
-    encoder = load_encoder(args.reid or (None if known is None else network_of(known)), device, args.amp)
+        what = "a folder:" if os.path.isdir(args.gallery) else "there already: --add adds to it, or"
+        raise InputError(f"{args.gallery} is {what} give another name")
+    encoder = load_encoder(args.reid or network_of(known, "reid"), device, args.amp)
     if known is not None:
         known.require(encoder.fingerprint, encoder.path)
         if known.info.get("masks") == args.no_masks:
             how = "taken whole" if args.no_masks is False else "cut out along masks"
             raise InputError(f"{args.gallery}: its pictures were {how}: give --no-masks for both or for neither")
     say(encoder.message)
-    detector = None if args.no_masks else subject_detector(args, device, needed=args.add)
+    detector = None if args.no_masks else subject_detector(args, device, known)
     names = identification.name_identities(paths, args.build_gallery, () if known is None else known.names)
     subjects = identification.Subjects(paths, names, encoder, detector)
     if known is not None:
+        renamed = identification.renamed(known, paths, names)
         _, replaced = gallery.add_to_gallery(args.gallery, subjects, fingerprint=encoder.fingerprint)
         say(f"replaced, since they were in it before: {replaced} of {len(paths)} pictures")
+        if renamed:
+            path, before, now = renamed[0]
+            say(f"of another identity than before: {len(renamed)} of these, the first {path}, now {now}, was {before}")
     else:
-        info = identification.gallery_info(encoder, detector)
+        info = identification.gallery_info(encoder, detector, args.classes)
         gallery.build_gallery(args.gallery, subjects, fingerprint=encoder.fingerprint, metric=encoder.metric, info=info)
-    if detector and subjects.whole:
-        say(f"nothing found in {subjects.whole} of {len(paths)} pictures: these are taken whole")
+    if subjects.whole:
+        say(
+            f"nothing found in {len(subjects.whole)} of {len(paths)} pictures, which are taken whole, with their "
+            f"background; the first is {subjects.whole[0]}"
+        )
     say(f"written to {args.gallery}: {identification.size_of(gallery.open_gallery(args.gallery))}")
-    stop_for(subjects.skipped, len(paths))
+    stop_for(subjects.skipped, len(paths), " (when they are mended, --add adds them)")
 
 
-def subject_detector(args, device, needed=False):
-    """The network that cuts objects out; None, which is said, where there is none and none is needed."""
+def subject_detector(args, device, known=None):
+    """The network that cuts objects out; None, which is said, where there is none and no gallery `known` needs one."""
+    own = network_of(known, "segment")
     try:
-        detector = load_detector(args.segment, device, args.amp, args.classes)
+        detector = load_detector(args.segment or own, device, args.amp, classes_of(args, known))
     except NothingTrained as error:
-        if needed:
+        if known is not None:
             raise
         say(f"pictures are taken whole, not cut out along masks: {error}")
         return None
     say(detector.message)
+    if own and os.path.realpath(own) != os.path.realpath(detector.path):
+        say(f"the pictures that are in the gallery were cut out by another network: {own}")
     return detector
+
+
+def list_gallery(args):
+    """Who is in a gallery, and how it was made."""
+    with gallery.open_gallery(args.gallery) as known:
+        counts = identification.pictures_of_each(known)
+        say(f"gallery: {identification.size_of(known)}")
+        for what, value in known.info.items():
+            say(f"{what}: {value}")
+        for name, count in sorted(counts.items()):
+            say(f"{count:>6}  {name}")
 
 
 def change_gallery(args):
@@ -323,7 +366,7 @@ def compare(args, device):
     verdict, cuts = identification.compare(pictures, encoder, detector, args.threshold)
     if detector and None in cuts:
         say("the object was not found in both pictures: both are taken whole")
-    output, _ = open_run(Path(args.output).parent, Path(args.output).name)
+    output = open_output(args.output)
     write_comparison(output, args.pictures, pictures, cuts, verdict, encoder)
     say(f"{verdict.answer}: {verdict.reason}")
     say(f"written to {output / 'comparison.jpg'}")

@@ -209,8 +209,8 @@ def build_network(args, data, say):
     return network, loss, network_options
 
 
-def settle_masks(args, data, device, say):
-    """Settle what masks are regressed on, None where no loss regresses masks; the data, with masks that were predicted.
+def settle_mask_target(args, data):
+    """Settle what masks are regressed on: `args.mask_target`, None where no loss regresses masks.
 
     Raises InputError where masks are needed that nobody gives.
     """
@@ -220,10 +220,7 @@ def settle_masks(args, data, device, say):
         raise InputError(
             "--mask-target predicted: nothing would use the masks: use a --backbone ..._with_mask, or --hide-background"
         )
-    if args.mask_checkpoint:
-        train = predicted_masks(data.train, args.data, args.mask_checkpoint, device, amp=args.amp, say=say)
-        data = data._replace(train=train)
-    has_masks = all(sample.mask is not None for sample in data.train)
+    has_masks = bool(args.mask_checkpoint) or all(sample.mask is not None for sample in data.train)
     if args.hide_background and not has_masks:
         raise InputError(
             "--hide-background needs a mask of every training picture: use data with segmentation, or --mask-target "
@@ -231,7 +228,6 @@ def settle_masks(args, data, device, say):
         )
     wanted = args.mask_target or ("instance" if has_masks else "gaussian")
     args.mask_target = wanted if needs_mask(args.loss) else None
-    return data
 
 
 def mask_target_maker(args, images, device, say):
@@ -282,11 +278,14 @@ def main(args):
             "own pictures, --recipe bot or suitcase trains in earnest"
         )
     data = reid.load_data(args, say, training=True)
-    data = settle_masks(args, data, device, say)
+    settle_mask_target(args, data)
     announce(say, args, data)
+    network, loss, network_options = build_network(args, data, say)
+    if args.mask_checkpoint:  # hours, where the data is large: after whatever may be wrong with the options
+        masked = predicted_masks(data.train, args.data, args.mask_checkpoint, device, amp=args.amp, say=say)
+        data = data._replace(train=masked)
     train_loader = reid.build_train_loader(args, data, device)
     eval_loaders = reid.query_gallery_loaders(args, data, device)
-    network, loss, network_options = build_network(args, data, say)
     make_targets = mask_target_maker(args, train_loader.dataset, device, say)
     network, loss = network.to(device), loss.to(device)
     updater = Updater(network, loss, args, device)

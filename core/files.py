@@ -2,6 +2,7 @@
 
 import errno
 import os
+import unicodedata
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,8 +34,16 @@ def distinct_names(paths, taken=()):
 
 
 def printable(text):
-    """The trap: a file name may hold bytes that are no text, and print stops at them."""
-    return os.fsencode(str(text)).decode("utf-8", "replace")
+    """Text on one line. The trap: file names may hold line breaks, and bytes that are no text, at which print stops."""
+    return "".join(_AS_PRINTED.get(unicodedata.category(sign), str)(sign) for sign in str(text))
+
+
+def _escaped(sign):
+    return sign.encode("unicode_escape").decode()
+
+
+# By Unicode category: surrogates, which stand for the bytes; control characters; separators of lines and paragraphs.
+_AS_PRINTED = {"Cs": lambda _: "\N{REPLACEMENT CHARACTER}", "Cc": _escaped, "Zl": _escaped, "Zp": _escaped}
 
 
 class atomic_write:

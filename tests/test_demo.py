@@ -66,7 +66,7 @@ def read(folder):
 def test_one_picture_gives_a_sheet_six_panels_and_json(run, checkpoint, photos, links_of):
     code, out, err = run(demo, photos / "one.png", "--weights", checkpoint, "--score", 0.2, "--device", "cpu")
     assert (code, err) == (0, "")
-    assert f"weights: {checkpoint}, epoch 3" in out and "one.png: 9 instances: " in out
+    assert f"finds objects: {checkpoint}, epoch 3" in out and "one.png: 9 instances: " in out
     folder = Path("runs/demo/one")
     assert {path.name for path in folder.iterdir()} == FILES
     content = read(folder)
@@ -193,7 +193,7 @@ def test_without_weights_the_newest_mask_rcnn_under_runs_is_taken(run, photos):
         path = save_checkpoint(Path("runs") / name / "best.pth", OPTIONS, kind, epoch=number)
         os.utime(path, (1000 + number, 1000 + number))
     code, out, _ = run(demo, "photos/one.png")
-    assert code == 0 and out.startswith("weights: runs/new/best.pth, epoch 1\n")
+    assert code == 0 and out.startswith("finds objects: runs/new/best.pth, epoch 1\n")
 
 
 def test_what_is_no_checkpoint_under_runs_is_named_and_passed_over(run, photos):
@@ -212,13 +212,13 @@ def test_what_is_no_checkpoint_under_runs_is_named_and_passed_over(run, photos):
         os.utime(Path("runs", f"{path}.pth"), (time, time))
 
     code, out, err = run(demo, "photos/one.png")
-    assert code == 0 and out.startswith("weights: runs/blind/last.pth, epoch 7\n")
+    assert code == 0 and out.startswith("finds objects: runs/blind/last.pth, epoch 7\n")
     assert [line.split()[:2] for line in err.splitlines()] == [
         ["skipped:", f"runs/{name}/best.pth"] for name in ("damaged", "foreign", "part")
     ]
     Path("runs/blind/last.pth").unlink()
     code, out, _ = run(demo, "photos/one.png")
-    assert code == 0 and out.startswith("weights: runs/old/best.pth, epoch 1\n")
+    assert code == 0 and out.startswith("finds objects: runs/old/best.pth, epoch 1\n")
 
 
 @pytest.mark.parametrize("given", [True, False])

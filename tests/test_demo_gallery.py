@@ -123,16 +123,43 @@ def test_a_gallery_of_whole_pictures(build):
         assert small.size == (50, 60)
 
 
+def test_who_is_in_a_gallery(run, whole):
+    code, out, _ = run(demo, "--gallery", "bags.gallery")
+    assert code == 0 and out.startswith("gallery: 4 pictures of 3 identities\nreid: ")
+    assert out.endswith("\n     1  0010\n     1  blue\n     2  red\n") and "masks: False" in out
+
+
+def test_pictures_that_come_back_as_another_identity_are_named(build):
+    assert build("--no-masks")[0] == 0
+    code, out, _ = build("--no-masks", "--add", folder="bags/red")
+    assert code == 0 and "of another identity than before: 2 of these, the first bags/red/1.png, now 1, was red" in out
+    assert identities() == {"0010": 1, "blue": 1, "1": 1, "2": 1}
+
+
+def test_a_gallery_keeps_what_its_pictures_were_cut_out_by(run, build, checkpoints):
+    """The network and the classes: for more pictures, and for scenes."""
+    assert build("--segment", checkpoints["segment"], "--classes", "bag")[0] == 0
+    with open_gallery("bags.gallery") as gallery:
+        assert gallery.info["classes"] == ["bag"]
+    shutil.copytree("bags", "more")
+    code, out, _ = build("--add", folder="more")
+    assert code == 0 and f"finds objects: {checkpoints['segment']}, epoch 3" in out and "another network" not in out
+    code, out, _ = build("--add", "--segment", checkpoints["blind"], folder="more")
+    assert code == 0 and f"cut out by another network: {checkpoints['segment']}" in out
+    assert run(demo, "scene.png", "--gallery", "bags.gallery", "--score", 0.1, "--device", "cpu")[0] == 0
+    assert {one["class"] for one in read("runs/demo/scene")["instances"]} == {"bag"}
+
+
 def test_objects_are_cut_out_along_their_masks(build, checkpoints):
     code, out, _ = build("--segment", checkpoints["segment"])
-    assert code == 0 and "weights: " in out
+    assert code == 0 and "finds objects: " in out
     with open_gallery("bags.gallery") as gallery:
         assert gallery.info["masks"] is True and gallery.info["segment"] == str(checkpoints["segment"])
 
 
 def test_where_nothing_is_found_pictures_are_taken_whole_and_that_is_said(build, checkpoints, made):
     code, out, _ = build("--segment", checkpoints["blind"])
-    assert code == 0 and "nothing found in 4 of 4 pictures: these are taken whole" in out
+    assert code == 0 and "nothing found in 4 of 4 pictures, which are taken whole" in out
     with open_gallery("bags.gallery") as gallery:
         found = gallery.vectors()
     with open_gallery(made / "whole.gallery") as gallery:
@@ -213,7 +240,7 @@ def test_the_network_of_the_gallery_is_taken_and_another_one_is_refused(run, who
     save_reid(Path("runs/newer/best.pth"), 1)
     scene = ["scene.png", "--gallery", "bags.gallery", "--segment", checkpoints["segment"]]
     code, out, _ = run(demo, *scene)
-    assert code == 0 and f"weights: {checkpoints['reid']}, epoch 2" in out
+    assert code == 0 and f"recognises them: {checkpoints['reid']}, epoch 2" in out
     code, _, err = run(demo, *scene, "--reid", checkpoints["other"])
     assert code == 2 and err.count("\n") == 1 and str(checkpoints["other"]) in err and "bags.gallery" in err
     assert not Path("runs/demo-2").exists()
@@ -355,7 +382,7 @@ BUILD = ["--build-gallery", "bags"]
         (["scene.png", "--gallery", "none.gallery"], "none.gallery: no such gallery"),
         (["scene.png", "--gallery", "cut.gallery"], "cut.gallery is truncated"),
         (["scene.png", "--gallery", "scene.png"], "scene.png is not a gallery"),
-        (["--gallery", "bags.gallery"], "no pictures given"),
+        (["--gallery", "none.gallery"], "none.gallery: no such gallery"),
         ([*BUILD], "--build-gallery: give the file with --gallery FILE"),
         ([*BUILD, "--gallery", "bags.gallery"], "bags.gallery is there already: --add adds to it"),
         ([*BUILD, "--gallery", "x", "--add"], "x: no such gallery"),
@@ -366,10 +393,14 @@ BUILD = ["--build-gallery", "bags"]
         (["scene.png", "--compare"], "--compare needs two pictures, 1 given"),
         (["scene.png", "scene.png", "--compare", "--gallery", "x"], "--gallery: not an option together with --compare"),
         (["scene.png", "none.png", "--compare"], "none.png: no such picture"),
-        (["scene.png", "--threshold", 0.3], "--threshold: not an option together with pictures alone"),
+        (["scene.png", "--threshold", 0.3], "--threshold: not an option together with pictures alone; it goes with"),
         (["scene.png", "--no-masks", "--reid", "x"], "--reid, --no-masks: not an option together with pictures alone"),
         (["scene.png", "--gallery", "bags.gallery", "--no-masks"], "--no-masks: not an option together with --gallery"),
-        (["scene.png", "--gallery", "bags.gallery", "--add"], "--add: not an option together with --gallery"),
+        (["scene.png", "--gallery", "bags.gallery", "--add"], "together with --gallery; it goes with --build-gallery"),
+        (["scene.png", "--gallery", ""], "gallery: a value is empty"),
+        ([*BUILD, "--gallery", "x", "--no-masks", "--segment", "mask.pth"], "leave out --segment and --classes"),
+        ([*BUILD, "--gallery", "empty"], "empty is a folder: give another name"),
+        (["empty", "--gallery", "bags.gallery"], "give 'empty/**'"),
         (["--gallery", "bags.gallery", "--remove", "green"], "no identity 'green'"),
         (["--remove", "green"], "--remove: give the file with --gallery FILE"),
         (["--gallery", "x", "--merge", "bags.gallery", "none.gallery"], "none.gallery: no such gallery"),
@@ -416,3 +447,18 @@ def test_two_hundred_instances_in_one_scene(run, whole, place):
     Image.fromarray(values).resize((900, 600)).save("crowd.png")
     code, _, _ = run(demo, "crowd.png", "--gallery", "bags.gallery", "--segment", path, "--score", 0)
     assert code == 0 and len(read("runs/demo/crowd")["instances"]) > 50
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["notes.txt"], "1 of 1 pictures were skipped, the first is notes.txt"),
+        (["scene.png", "--output", "."], "name a"),
+    ],
+)
+def test_without_a_result_there_is_no_folder(run, place, checkpoints, arguments, message):
+    Path("notes.txt").write_text("not a picture")
+    before = sorted(Path().iterdir())
+    code, out, err = run(demo, *arguments, "--segment", checkpoints["segment"], "--device", "cpu")
+    assert code == 2 and message in err.splitlines()[-1] and "written" not in out
+    assert sorted(Path().iterdir()) == before

@@ -71,6 +71,8 @@ def read_stored_image(path):
     Raises:
         InputError, as `read_image`.
     """
+    if os.path.isdir(path):
+        raise InputError(f"{path} is a folder where a picture is needed; give a file")
     try:
         with Image.open(path) as image:
             turn = TO_UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION))  # asked first: a TIFF forgets it in load()

@@ -86,10 +86,7 @@ def make_synthetic_baggage(
         parameters.update(train_scenes=0, val_scenes=0, background="hard", hard_version=HARD_VERSION)
     if is_complete(root, parameters):
         return root
-    if root.exists() and not (root.is_dir() and ((root / MARKER).is_file() or not any(root.iterdir()))):
-        raise InputError(
-            f"{root} exists and is not a synthetic baggage set: give another folder for it, or move it away"
-        )
+    check_place(root)
     partial = root.with_name(f".{root.name}.{uuid.uuid4().hex}.partial")
     try:
         partial.mkdir(parents=True)
@@ -107,16 +104,27 @@ def make_synthetic_baggage(
 def settle_synthetic_baggage(root, background, say):
     """Makes the set at `root`, and says so, unless it is there.
 
-    Raises InputError where `root` holds the set with the other background.
+    Raises InputError where `root` holds the set with the other background, or of another version of Carousel.
     """
     parameters = parameters_of(Path(root))
     if parameters is None:
+        check_place(Path(root))
         say(f"rendering the synthetic baggage set with a {background} background into {root}, about two minutes")
         make_synthetic_baggage(root, background=background)
     elif parameters.get("background", "plain") != background:
         raise InputError(
             f"{root} holds the synthetic baggage set with a {parameters.get('background', 'plain')} background, "
             f"the one with a {background} background is wanted: give another --data, or another --dataset"
+        )
+    elif (parameters["version"], parameters.get("hard_version", HARD_VERSION)) != (VERSION, HARD_VERSION):
+        raise InputError(f"{root} was rendered by another version of Carousel: remove it, and it is rendered anew")
+
+
+def check_place(root):
+    """Raises InputError where `root` holds anything but a synthetic set."""
+    if root.exists() and not (root.is_dir() and ((root / MARKER).is_file() or not any(root.iterdir()))):
+        raise InputError(
+            f"{root} exists and is not a synthetic baggage set: give another folder for it, or move it away"
         )
 
 

@@ -71,7 +71,9 @@ def check_checkpoint(state, path, *kinds):
     if not isinstance(state, dict) or "kind" not in state:
         raise InputError(f"{path} is not a checkpoint of Carousel (no kind in it); to start from weights use --weights")
     if kinds and state["kind"] not in kinds:
-        raise InputError(f"{path} is a checkpoint of kind {state['kind']}, {' or '.join(kinds)} is needed here")
+        raise InputError(
+            f"{path} is a checkpoint of kind {state['kind']}, {' or '.join(kinds)} is needed here: give another file"
+        )
     missing = [key for key in REQUIRED.get(state["kind"], ()) if key not in state]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}: it is not whole, or another version of Carousel wrote it")
@@ -110,6 +112,17 @@ def open_run(output, name, resume=None):
         (folder, checkpoint path or None)
     """
     return distributed.on_main(lambda: _choose_run(Path(output), name, resume))
+
+
+def open_output(output):
+    """A folder for results beside no run: `output`, or where that exists, the next one of `output-2`, ...
+
+    Raises InputError where it can't be made, or has no name to which a number could be added.
+    """
+    path = Path(output)
+    if path.name in ("", ".."):
+        raise InputError(f"--output {output} is there already, and nothing is overwritten: name a new folder")
+    return open_run(path.parent, path.name)[0]
 
 
 def _choose_run(output, name, resume):

@@ -28,6 +28,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from core.engine.attendance import Attendance
 from core.errors import InputError
+from core.files import printable
 
 SECONDS_OTHER_RANKS_WAIT = 3.0  # before they report a failure: torchrun stops them meanwhile if rank 0 has failed too
 FAILED_COLLECTIVE = ("gloo", "Timed out", "timed out", "Connection closed", "Connection reset", "NCCL", "Socket")
@@ -141,7 +142,8 @@ def run_script(main: Callable[[Any], None], args: Any) -> None:
         _exit_after_failure(130)
     except InputError as error:
         _wait_for_main()
-        print(f"error: {error}" if is_main() else f"error (rank {rank()}): {error}", file=sys.stderr)
+        who = "error" if is_main() else f"error (rank {rank()})"
+        print(f"{who}: {printable(error)}", file=sys.stderr)
         _exit_after_failure(2)
     except CollectiveError as error:
         _wait_for_main()

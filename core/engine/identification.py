@@ -7,8 +7,10 @@ by their whole boxes, or they could not be compared.
 import io
 import os
 import sys
+from collections import Counter
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from pycocotools import mask as rle_codec
@@ -26,6 +28,7 @@ from core.errors import InputError
 from core.files import printable
 from core.retrieval.distance import pairwise_distance
 from core.retrieval.gallery import Entries, Gallery
+from core.retrieval.gallery_file import digests_of
 
 BATCH = 32  # pictures that the network sees at once
 CHUNK = 128  # pictures between two writes into a gallery
@@ -111,18 +114,35 @@ def name_identities(paths, root, known=()):
     Returns:
         List of str.
     """
-    numbers = {int(name): name for name in known if name.isdecimal()}
+    places = [os.path.relpath(path, root).split(os.sep) for path in paths]
+    folders = {folder for folder, *below in places if below}
+    numbers = {int(name): name for name in [*sorted(folders), *known] if name.isdecimal()}
+    stems = Counter(os.path.splitext(name)[0] for name, *below in places if not below)
     identities = []
-    for path in paths:
-        folder, *below = os.path.relpath(path, root).split(os.sep)
-        parsed = parse_name(os.path.basename(path))
+    for folder, *below in places:
+        stem, parsed = os.path.splitext(folder)[0], parse_name(folder)
         if below:
             identities.append(folder)
         elif parsed:
             identities.append(numbers.setdefault(parsed[1], parsed[0]))
         else:
-            identities.append(os.path.splitext(folder)[0])
+            identities.append(stem if stems[stem] == 1 else folder)  # bag.jpg and bag.png are two pictures
     return identities
+
+
+def renamed(gallery, paths, identities):
+    """Those pictures that a gallery has under another identity: list of (path, identity there, identity)."""
+    sources = digests_of(os.path.abspath(path) for path in paths)
+    _, numbers, rows = np.intersect1d(sources, gallery.source_digests(), return_indices=True)
+    there = (
+        (paths[number], gallery.identity_of(row), identities[number]) for number, row in zip(numbers, rows, strict=True)
+    )
+    return sorted((path, before, now) for path, before, now in there if before != now)
+
+
+def pictures_of_each(gallery):
+    """How many pictures a gallery has of each identity: dict by name."""
+    return dict(zip(gallery.names, np.bincount(gallery.numbers, minlength=len(gallery.names)).tolist(), strict=True))
 
 
 def pictures_of_gallery(root):
@@ -141,13 +161,14 @@ class Subjects:
         encoder, detector: `core.engine.trained`; without a detector whole pictures are embedded.
 
     Attributes, complete at the end:
-        skipped: a line for each picture that can't be read. whole: pictures in which no object was found.
+        skipped: a line for each picture that can't be read. whole: paths of those in which no object was found, though
+            there is a detector.
     """
 
     def __init__(self, paths, identities, encoder, detector):
         self.pairs = list(zip(paths, identities, strict=True))
         self.encoder, self.detector = encoder, detector
-        self.skipped, self.whole = [], 0
+        self.skipped, self.whole = [], []
 
     def __iter__(self):
         with tqdm(total=len(self.pairs), unit="picture", disable=not progress_is_shown()) as self.bar:
@@ -169,7 +190,8 @@ class Subjects:
                 self.bar.write(f"skipped: {printable(error)}", file=sys.stderr)
                 continue
             cut, is_found = cut_subject(picture, self.detector)
-            self.whole += not is_found
+            if self.detector and not is_found:
+                self.whole.append(path)
             read.append((path, identity))
             yield cut
 
@@ -290,10 +312,11 @@ class Memory(NamedTuple):
         return f"gallery: {size_of(self.gallery)}, {cut}; {self.encoder.message}; {limit}"
 
 
-def gallery_info(encoder, detector):
+def gallery_info(encoder, detector, classes=None):
     """What a gallery keeps about how it was made."""
     segment = detector and os.path.abspath(detector.path)
-    return {"reid": os.path.abspath(encoder.path), "segment": segment, "masks": detector is not None}
+    reid = os.path.abspath(encoder.path)
+    return {"reid": reid, "segment": segment, "masks": detector is not None, "classes": classes}
 
 
 def size_of(gallery):

@@ -44,6 +44,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise InputError(f"{message} (see `{self.prog} --help`)")
 
+    def parse_args(self, argv=None):
+        """The trap: an empty value, of a shell variable that isn't set, would pass for an option that isn't given."""
+        args = super().parse_args(argv)
+        for name, value in vars(args).items():
+            if value == "" or (isinstance(value, list) and "" in value):
+                self.error(f"{name.replace('_', '-')}: a value is empty; give one, or leave the option out")
+        return args
+
 
 def parse(parser, recipes=None, default_recipe=None, argv=None):
     """Parse `argv` with a recipe below it: an explicit option wins over the recipe, the recipe over the default.

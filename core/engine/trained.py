@@ -97,7 +97,7 @@ def load_detector(path, device, amp="off", classes=None):
         check_checkpoint(content, path, "mask_rcnn")
         network, state = detection.network_from_checkpoint(path, device, state=content)
         labels = choose_labels(state["categories"], classes)
-        message = f"weights: {path}, epoch {state['epoch']}"
+        message = f"finds objects: {path}, epoch {state['epoch']}"
         return Detector(network, state["categories"], labels, str(path), message, device, amp)
     state = rename_old_keys(weights.find_state_dict(content, path))
     if len(state.get(HEAD_KEYS[0], ())) != len(COCO_LABELS) + 1:
@@ -134,7 +134,7 @@ def load_encoder(path, device, amp="off"):
         )
     network, state = reid.network_from_checkpoint(path, device, state=state)
     transform = build_transform(*state["input_size"], training=False, **state["normalisation"])
-    message = f"weights: {path}, epoch {state['epoch']}"
+    message = f"recognises them: {path}, epoch {state['epoch']}"
     own = fingerprint(state)
     return Encoder(network, transform, state["distance"], state.get("threshold"), own, str(path), message, device, amp)
 

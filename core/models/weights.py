@@ -179,13 +179,13 @@ def load_file(path: str | Path, mmap: bool = False) -> object:
     Raises InputError, in one line, where there is no such file, it is damaged, or it holds more than that.
     """
     if not Path(path).exists():
-        raise InputError(f"no such file: {path}")
+        raise InputError(f"no such file: {path}; check the path")
     try:
         with warnings.catch_warnings():  # torch wonders at a pickle that it didn't write; the error below says it all
             warnings.filterwarnings("ignore", "Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except OSError as error:
-        raise InputError(f"can't read {path}: {error.strerror}") from error
+        raise InputError(f"can't read {path}: {error.strerror}; give the path of a file that can be read") from error
     except BROKEN_FILE as error:
         # Any text that begins with a "c" reads as a GLOBAL too: what it names must be able to be a name.
         if found := re.search(r"GLOBAL ([^\W\d]\w*(?:\.[^\W\d]\w*)*) (?:was not|whose module)", str(error)):

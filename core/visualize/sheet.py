@@ -122,7 +122,7 @@ def label_font(size: int) -> ImageFont.FreeTypeFont:
 
 def shorten(text: str, width: float, size: float) -> str:
     """The text on one line, cut in its middle to `width` pixels in letters of `size` points: both ends tell names."""
-    text = " ".join(printable(text).split())
+    text = printable(" ".join(str(text).split()))
     font, kept = label_font(round(size * DPI / 72)), min(len(text), 300)
     short = text
     while kept > 1 and font.getlength(short) > width:

@@ -151,6 +151,14 @@ def test_a_set_of_the_other_background_is_refused(tiny_set, monkeypatch):
     synthetic.settle_synthetic_baggage(tiny_set, "plain", said.append)
     with pytest.raises(InputError, match="plain background, the one with a hard background is wanted"):
         synthetic.settle_synthetic_baggage(tiny_set, "hard", said.append)
+    marker = tiny_set / "synthetic.json"
+    content = marker.read_text()
+    marker.write_text(json.dumps({**json.loads(content), "version": 1}))
+    with pytest.raises(InputError, match="another version of Carousel: remove it"):
+        synthetic.settle_synthetic_baggage(tiny_set, "plain", said.append)
+    marker.write_text(content)
+    with pytest.raises(InputError, match="is not a synthetic baggage set"):
+        synthetic.settle_synthetic_baggage(tiny_set / "MVB_val", "plain", said.append)
     assert said == []
 
 

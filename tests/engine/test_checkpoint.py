@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.engine.checkpoint import REQUIRED, fingerprint, load_checkpoint, open_run, save_checkpoint, save_run
+from core.engine.checkpoint import (
+    REQUIRED,
+    fingerprint,
+    load_checkpoint,
+    open_output,
+    open_run,
+    save_checkpoint,
+    save_run,
+)
 from core.errors import InputError
 from core.files import atomic_write
 
@@ -259,6 +267,15 @@ def test_any_name_is_found_again_and_no_other_one(tmp_path, name):
 def test_resume_from_a_path_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         open_run(tmp_path, "bags", str(tmp_path / "gone.pth"))
+
+
+def test_results_go_into_a_new_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [str(open_output("results")) for _ in range(2)] == ["results", "results-2"]
+    for output in (".", "..", "results/.."):
+        with pytest.raises(InputError, match="name a new folder"):
+            open_output(output)
+    assert sorted(os.listdir()) == ["results", "results-2"]
 
 
 def test_a_run_folder_that_cannot_be_made(tmp_path):

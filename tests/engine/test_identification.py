@@ -106,6 +106,8 @@ def test_identities_are_folders_then_mvb_names_then_names():
     known = ("red", "10", "7")
     assert identification.name_identities(paths[2:], "root/", known) == ["10", "10", "10", "my bag.v2"]
     assert identification.name_identities([], "root") == []
+    twins = [os.path.join("root", name) for name in ("bag.jpg", "bag.png", "0012/1.jpg", "12_g_1.jpg")]
+    assert identification.name_identities(twins, "root") == ["bag.jpg", "bag.png", "0012", "0012"]
 
 
 def test_a_folder_without_pictures_is_one_line(tmp_path):

@@ -102,6 +102,16 @@ def test_the_device_group_is_part_of_the_run_options():
     assert device.items() <= run.items() and len(run) > 10
 
 
+@pytest.mark.parametrize("argv", [["--name", ""], ["--many", "a", ""]])
+def test_an_empty_value_is_none(argv):
+    parser = options.Parser("A script.")
+    parser.add_argument("--name")
+    parser.add_argument("--many", nargs="+")
+    assert parser.parse_args(["--name", " "]).name == " "
+    with pytest.raises(InputError, match=f"{argv[0][2:]}: a value is empty"):
+        parser.parse_args(argv)
+
+
 def test_an_error_says_how_to_get_help():
     with pytest.raises(InputError, match=r"\(see `bash run_ddp.sh --check --help`\)$"):
         options.Parser("a check", command="bash run_ddp.sh --check").parse_args(["--no"])
