@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from core.data.images import IMAGE_SUFFIXES, list_images
-from core.data.mvb import BAG_NAME, CONVERTED, ORIGINAL, check_entry, parse_name
+from core.data.mvb import BAG_NAME, CONVERTED, ORIGINAL, check_entry, is_size, parse_name
 from core.data.samples import find_root, read_text
 from core.errors import InputError
 
@@ -236,7 +236,7 @@ def _read_entry(root, split, entry, where, mentioned, faults):
     if material is not None and (not isinstance(material, str) or not material.strip()):
         faults.append(make_fault("metadata", place, f"material has to be a text, found {material!r:.80}"))
         material = None
-    if size is not None and not _is_size(size):
+    if size is not None and not is_size(size):
         faults.append(make_fault("metadata", place, f"dimsize has to be [width, height] in pixels, found {size!r:.80}"))
         size = None
     return Picture(
@@ -265,10 +265,6 @@ def _checked(entry, where, name, faults, known=None):
         faults.append(make_fault("metadata", one_line(place), one_line(message)))
         return known
     return found | {key: value for key, value in (known or {}).items() if value is not None}
-
-
-def _is_size(size):
-    return isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
 
 
 def _compare_entries(checked, faults):

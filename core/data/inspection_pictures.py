@@ -122,7 +122,7 @@ def _mask_faults(picture, size):
 def _mask_area(picture):
     """Pixels of the mask, or None where its run lengths are damaged."""
     height, width = picture.mask["size"]
-    if not (height == int(height) > 0 and width == int(width) > 0):
+    if (height, width) != (int(height), int(width)):
         return None
     run_lengths = picture.mask | {"size": [int(height), int(width)]}
     try:

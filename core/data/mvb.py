@@ -29,7 +29,8 @@ from core.errors import InputError
 
 ORIGINAL = ("MVB_train", "MVB_val")
 CONVERTED = ("bounding_box_train", "query", "bounding_box_test")
-MOST_PIXELS = 1e9  # of a box or a side; JSON's numbers may be nan, infinite, or whole and too long for a float
+# Of a box, a side or a whole picture: JSON's numbers may be nan, infinite, or whole and too long for a float.
+MOST_PIXELS = 1e9
 # The suitcase set has a number more: 0010_p_3_0.jpg is the first picture of view 3.
 BAG_NAME = re.compile(r"(\d+)_([pg])_(\d+)")
 
@@ -150,7 +151,7 @@ def _check_box(bbox, dimsize, where):
     box = (x, y, x + width, y + height)
     if dimsize is None:
         return box
-    if not _are_numbers(dimsize, 2) or min(dimsize) <= 0:
+    if not is_size(dimsize):
         raise InputError(f"{where}: dimsize has to be [width, height] in pixels, found {dimsize!r:.80}")
     clipped = clip_box(box, *dimsize)
     if clipped is None:
@@ -163,9 +164,14 @@ def _check_mask(segmentation, where):
     if segmentation is None:
         return None
     lengths = segmentation if isinstance(segmentation, dict) else {}
-    if not _are_numbers(lengths.get("size"), 2) or not isinstance(lengths.get("counts"), str | list):
+    if not is_size(lengths.get("size")) or not isinstance(lengths.get("counts"), str | list):
         raise InputError(f"{where}: segmentation has to be COCO run lengths (size, counts), found {segmentation!r:.80}")
     return segmentation
+
+
+def is_size(values):
+    """Whether these are the two sides of a picture in pixels, of which it has fewer than `MOST_PIXELS`."""
+    return _are_numbers(values, 2) and min(values) > 0 and values[0] * values[1] < MOST_PIXELS
 
 
 def _are_numbers(values, count):
