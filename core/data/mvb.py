@@ -83,23 +83,31 @@ def _load_original(root):
 def read_entries(path):
     """The pictures that a JSON file of the original layout describes, checked.
 
-    MVB's own files are {"image": [entry, ...]}; a bare list does as well.
-
     Returns:
         List of dicts: where ("file, entry 3"), image_name, identity (int where it is a number, so that "0010" and 10
         are the same bag, else str), name, datatype ("g" or "p"), and box, mask or None.
 
     Raises:
-        InputError: not JSON, not a list, an entry with a field missing or of the wrong type.
+        InputError: as `read_list`, or an entry with a field missing or of the wrong type.
     """
+    return [check_entry(entry, f"{path}, entry {index}") for index, entry in enumerate(read_list(path))]
+
+
+def read_list(path):
+    """The entries of a JSON file of the original layout, as they are.
+
+    MVB's own files are {"image": [entry, ...]}; a bare list does as well. Raises InputError where it is missing or
+    neither of these.
+    """
+    text = read_text(path)  # out of the try: an InputError is a ValueError too
     try:
-        data = json.loads(read_text(path))
+        data = json.loads(text)
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists ...
         raise InputError(f"{path}: not JSON ({error})") from error
     entries = data.get("image") if isinstance(data, dict) else data
     if not isinstance(entries, list):
         raise InputError(f'{path}: expected a list of pictures, or {{"image": [...]}}, found {type(data).__name__}')
-    return [check_entry(entry, f"{path}, entry {index}") for index, entry in enumerate(entries)]
+    return entries
 
 
 def check_entry(entry, where):

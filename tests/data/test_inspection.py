@@ -236,6 +236,33 @@ def test_metadata_without_picture_and_picture_without_metadata(root):
     assert without_metadata[:2] == ("picture_without_metadata", "MVB_val/Image/gallery/9999_g_1.jpg")
 
 
+def test_a_name_that_leads_out_of_the_split(root):
+    names = ["../../MVB_val/Image/gallery/0007_g_1.jpg", str(root.parent / "0001_g_1.jpg")]
+    shutil.copy(root / "MVB_train/Image/0001_g_1.jpg", names[1])
+    fields = {"id": "0001", "datatype": "g", "material": "soft", "dimsize": [60, 50]}
+    edit(root, TRAIN, lambda entries: entries.extend({"image_name": name} | fields for name in names))
+    faults = inspect(root).faults
+    assert kinds(faults) == ["metadata", "metadata"]
+    targets = ["MVB_val/Image/gallery/0007_g_1.jpg", "../0001_g_1.jpg"]
+    messages = [f"image_name leads out of MVB_train/Image, to {target}" for target in targets]
+    assert [fault.message for fault in faults] == messages
+    pictures = [picture for picture in inspect(root).pictures if picture.path.endswith("/0007_g_1.jpg")]
+    assert [(picture.part, picture.exists) for picture in pictures] == [("train", False), ("gallery", True)]
+
+
+def test_links_to_folders(root):
+    shared = root / "MVB_val/shared"  # both sides in one folder
+    shutil.copytree(root / FOLDERS[PROBE], shutil.copytree(root / FOLDERS[GALLERY], shared), dirs_exist_ok=True)
+    for listing in (GALLERY, PROBE):
+        shutil.rmtree(root / FOLDERS[listing])
+        (root / FOLDERS[listing]).symlink_to(shared)
+    (shared / "up").symlink_to(root / "MVB_val/Image")
+    (root / "MVB_train/Image/self").symlink_to(".")
+    noise(60, 50).save(root / "MVB_train/Image/stray.png")
+    (fault,) = found(root)  # once
+    assert fault[:2] == ("picture_without_metadata", "MVB_train/Image/stray.png")
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
