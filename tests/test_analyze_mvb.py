@@ -125,6 +125,7 @@ def test_data_without_anything(run, tmp_path):
         (["--data", "{root}"], "not laid out as mvb"),
         (["--data", "{set}", "--copy"], "--copy says how to --convert"),
         (["--data", "{set}", "--convert", "{root}"], "is there already"),
+        (["--data", "{set}", "--convert", "{root}/" + "a" * 300], "can't be written"),
         (["--data", "{set}", "--convert", "{root}/out"], "in the converted layout already"),
         (["--data", "{set}", "--min-side", "0"], "--min-side"),
     ],

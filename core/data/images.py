@@ -133,11 +133,25 @@ def list_images(folder, recursive=False):
     if not os.path.isdir(folder):
         raise InputError(f"{folder}: no such folder; check the path")
     found = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
-        found += [os.path.join(parent, name) for name in names if _is_picture_name(name)]
+    for parent, names in walk_folders(folder):
+        found += [os.path.join(parent, name) for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
+        if not recursive:
+            break
     return sorted(found)
 
 
-def _is_picture_name(name):
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+def walk_folders(folder):
+    """Yields (path, names of its files) of a folder and of those below it; what is hidden is left out.
+
+    Links are followed. The trap: one to a folder above leads round and round, so no folder is entered twice, under
+    whatever name.
+    """
+    seen = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        place = os.path.realpath(parent)
+        if place in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield parent, [name for name in names if not name.startswith(".")]

@@ -7,15 +7,14 @@ The rules of an entry are those of core.data.mvb; a fault is found once, where i
 that can't be read leaves all its pictures without metadata) is not listed again.
 """
 
-import json
 import os
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from core.data.images import IMAGE_SUFFIXES, list_images
-from core.data.mvb import BAG_NAME, CONVERTED, ORIGINAL, check_entry, parse_name
-from core.data.samples import find_root, read_text
+from core.data.images import IMAGE_SUFFIXES, list_images, walk_folders
+from core.data.mvb import BAG_NAME, CONVERTED, ORIGINAL, check_entry, is_size, parse_name, read_list
+from core.data.samples import find_root
 from core.errors import InputError
 
 PARTS = ("train", "gallery", "probe")
@@ -57,7 +56,7 @@ class Fault(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A picture that the data speak of; `exists` says whether it is there.
+    """A picture that the data speak of; `exists` says whether it is there, in its split's own folder.
 
     part: "train", "gallery" or "probe". source: "g" (before security) or "p". identity: one value for each bag ("0010"
     and 10 are the same), name: as the data call it. box: (x1, y1, x2, y2) in pixels of the stored picture, not clipped.
@@ -135,18 +134,23 @@ def _read_converted(root):
 
 
 def _read_original(root):
-    faults, pictures = [], {}
+    faults, pictures = [], []
     for split in ORIGINAL:
         listed, mentioned, is_whole = _read_split(root, split, faults)
         present = _files_below(root, f"{split}/Image")
         absent = Counter()  # entries whose whole folder lacks
         for key, picture in listed.items():
-            pictures[key] = picture._replace(exists=key in present)
             folder = f"{split}/{_folder(split, picture.source)}"
-            if not (root / folder).is_dir():
+            if not key.startswith(f"{split}/Image/"):
+                message = f"image_name leads out of {split}/Image, to {key}"
+                faults.append(make_fault("metadata", picture.where, message))
+            elif not (root / folder).is_dir():
                 absent[folder] += 1
-            elif key not in present:
-                faults.append(make_fault("metadata_without_picture", picture.where, f"there is no {one_line(key)}"))
+            elif key in present or os.path.isfile(picture.path):  # a folder with two names is in `present` under one
+                picture = picture._replace(exists=True)
+            else:
+                faults.append(make_fault("metadata_without_picture", picture.where, f"there is no {key}"))
+            pictures.append(picture)
         for folder, count in absent.items():
             faults.append(
                 make_fault("missing_part", folder, f"no such folder, and {count} entries list pictures in it")
@@ -154,8 +158,8 @@ def _read_original(root):
         if is_whole:  # else every picture of the list that can't be read would be named
             for key in sorted(present - mentioned):
                 if key.lower().endswith(IMAGE_SUFFIXES):
-                    faults.append(make_fault("picture_without_metadata", one_line(key), "no entry lists it"))
-    return list(pictures.values()), faults
+                    faults.append(make_fault("picture_without_metadata", key, "no entry lists it"))
+    return pictures, faults
 
 
 def _folder(split, side):
@@ -200,19 +204,11 @@ def _read_list(root, name, faults):
         faults.append(make_fault("missing_part", name, "no such list, so its pictures count nowhere"))
         return None
     try:
-        content = json.loads(read_text(root / name))
+        return read_list(root / name)
     except InputError as error:
-        faults.append(make_fault("metadata", name, str(error).removeprefix(f"{root / name}: ")))
-        return None
-    except (ValueError, RecursionError) as error:  # ValueError: JSON errors, and integers of more than 4,300 digits
-        faults.append(make_fault("metadata", name, f"not JSON ({error}), so its pictures count nowhere"))
-        return None
-    entries = content.get("image") if isinstance(content, dict) else content
-    if not isinstance(entries, list):
-        message = f'expected a list of pictures, or {{"image": [...]}}, found {type(content).__name__}'
+        message = f"{str(error).removeprefix(f'{root / name}: ')}; its pictures count nowhere"
         faults.append(make_fault("metadata", name, message))
         return None
-    return entries
 
 
 def _read_entry(root, split, entry, where, mentioned, faults):
@@ -236,7 +232,7 @@ def _read_entry(root, split, entry, where, mentioned, faults):
     if material is not None and (not isinstance(material, str) or not material.strip()):
         faults.append(make_fault("metadata", place, f"material has to be a text, found {material!r:.80}"))
         material = None
-    if size is not None and not _is_size(size):
+    if size is not None and not is_size(size):
         faults.append(make_fault("metadata", place, f"dimsize has to be [width, height] in pixels, found {size!r:.80}"))
         size = None
     return Picture(
@@ -265,10 +261,6 @@ def _checked(entry, where, name, faults, known=None):
         faults.append(make_fault("metadata", one_line(place), one_line(message)))
         return known
     return found | {key: value for key, value in (known or {}).items() if value is not None}
-
-
-def _is_size(size):
-    return isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
 
 
 def _compare_entries(checked, faults):
@@ -319,9 +311,8 @@ def _check_sides(split, pictures, faults):
 def _files_below(root, folder):
     """Paths of all files in a folder and in those below it, from the root on; hidden ones are left out."""
     found = set()
-    for parent, folders, names in os.walk(root / folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found.update(os.path.relpath(os.path.join(parent, name), root) for name in names if not name.startswith("."))
+    for parent, names in walk_folders(root / folder):
+        found.update(os.path.relpath(os.path.join(parent, name), root) for name in names)
     return found
 
 

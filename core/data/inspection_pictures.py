@@ -13,6 +13,7 @@ from PIL import ImageStat
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from core.data.coco import encode_mask
 from core.data.coco_checks import check_outline
 from core.data.images import SWAPS_SIDES, read_stored_image
 from core.data.inspection import make_fault, one_line
@@ -122,16 +123,15 @@ def _mask_faults(picture, size):
 def _mask_area(picture):
     """Pixels of the mask, or None where its run lengths are damaged."""
     height, width = picture.mask["size"]
-    if not (height == int(height) > 0 and width == int(width) > 0):
+    if (height, width) != (int(height), int(width)):
         return None
-    run_lengths = picture.mask | {"size": [int(height), int(width)]}
+    height, width = int(height), int(width)
+    run_lengths = picture.mask | {"size": [height, width]}
     try:
-        check_outline(run_lengths, int(width), int(height), picture.where)
+        check_outline(run_lengths, width, height, picture.where)
     except InputError:
         return None
-    if isinstance(run_lengths["counts"], list):
-        run_lengths = coco_mask.frPyObjects(run_lengths, int(height), int(width))
-    return int(coco_mask.area(run_lengths))
+    return int(coco_mask.area(encode_mask(run_lengths, width, height)))
 
 
 def coverage(picture, size):

@@ -29,7 +29,8 @@ from core.errors import InputError
 
 ORIGINAL = ("MVB_train", "MVB_val")
 CONVERTED = ("bounding_box_train", "query", "bounding_box_test")
-MOST_PIXELS = 1e9  # of a box or a side; JSON's numbers may be nan, infinite, or whole and too long for a float
+# Of a box, a side or a whole picture: JSON's numbers may be nan, infinite, or whole and too long for a float.
+MOST_PIXELS = 1e9
 # The suitcase set has a number more: 0010_p_3_0.jpg is the first picture of view 3.
 BAG_NAME = re.compile(r"(\d+)_([pg])_(\d+)")
 
@@ -82,23 +83,31 @@ def _load_original(root):
 def read_entries(path):
     """The pictures that a JSON file of the original layout describes, checked.
 
-    MVB's own files are {"image": [entry, ...]}; a bare list does as well.
-
     Returns:
         List of dicts: where ("file, entry 3"), image_name, identity (int where it is a number, so that "0010" and 10
         are the same bag, else str), name, datatype ("g" or "p"), and box, mask or None.
 
     Raises:
-        InputError: not JSON, not a list, an entry with a field missing or of the wrong type.
+        InputError: as `read_list`, or an entry with a field missing or of the wrong type.
     """
+    return [check_entry(entry, f"{path}, entry {index}") for index, entry in enumerate(read_list(path))]
+
+
+def read_list(path):
+    """The entries of a JSON file of the original layout, as they are.
+
+    MVB's own files are {"image": [entry, ...]}; a bare list does as well. Raises InputError where it is missing or
+    neither of these.
+    """
+    text = read_text(path)  # out of the try: an InputError is a ValueError too
     try:
-        data = json.loads(read_text(path))
+        data = json.loads(text)
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists ...
         raise InputError(f"{path}: not JSON ({error})") from error
     entries = data.get("image") if isinstance(data, dict) else data
     if not isinstance(entries, list):
         raise InputError(f'{path}: expected a list of pictures, or {{"image": [...]}}, found {type(data).__name__}')
-    return [check_entry(entry, f"{path}, entry {index}") for index, entry in enumerate(entries)]
+    return entries
 
 
 def check_entry(entry, where):
@@ -150,7 +159,7 @@ def _check_box(bbox, dimsize, where):
     box = (x, y, x + width, y + height)
     if dimsize is None:
         return box
-    if not _are_numbers(dimsize, 2) or min(dimsize) <= 0:
+    if not is_size(dimsize):
         raise InputError(f"{where}: dimsize has to be [width, height] in pixels, found {dimsize!r:.80}")
     clipped = clip_box(box, *dimsize)
     if clipped is None:
@@ -163,9 +172,14 @@ def _check_mask(segmentation, where):
     if segmentation is None:
         return None
     lengths = segmentation if isinstance(segmentation, dict) else {}
-    if not _are_numbers(lengths.get("size"), 2) or not isinstance(lengths.get("counts"), str | list):
+    if not is_size(lengths.get("size")) or not isinstance(lengths.get("counts"), str | list):
         raise InputError(f"{where}: segmentation has to be COCO run lengths (size, counts), found {segmentation!r:.80}")
     return segmentation
+
+
+def is_size(values):
+    """Whether these are the two sides of a picture in pixels, of which it has fewer than `MOST_PIXELS`."""
+    return _are_numbers(values, 2) and min(values) > 0 and values[0] * values[1] < MOST_PIXELS
 
 
 def _are_numbers(values, count):

@@ -8,6 +8,7 @@ What a name can't hold is lost: material, box and mask.
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections import Counter
 from pathlib import Path
@@ -27,13 +28,14 @@ PUBLISHED = {"identities": 4519, "pictures": 22660, "train": 20176, "gallery": 1
 def check_target(out):
     """Raise InputError where `out` is there already, unless it is an empty folder, or can't be written to."""
     out = Path(out).expanduser()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"--convert {out}: is there already; give a folder that is not")
-    folder = next(parent for parent in Path(os.path.abspath(out)).parents if os.path.exists(parent))
-    probe = folder / f".{out.name}.{uuid.uuid4().hex}.partial"
+    target = Path(os.path.abspath(out))
+    # os.path and not Path, which raises OSError at names that are too long.
+    folder = next(parent for parent in target.parents if os.path.exists(parent))
     try:
-        probe.mkdir()
-        probe.rmdir()
+        if os.path.exists(target) and not (os.path.isdir(target) and not os.listdir(target)):
+            raise InputError(f"--convert {out}: is there already; give a folder that is not")
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".partial") as probe:
+            (Path(probe) / target.relative_to(folder)).mkdir(parents=True)  # all that lacks, by its names
     except OSError as error:
         raise InputError(f"--convert {out}: can't be written ({error.strerror}); give another folder") from error
 
@@ -54,7 +56,7 @@ def convert(pictures, out, copy=False):
     if not pictures:
         raise InputError("--convert: no picture is listed, there and readable, so there is nothing to convert")
     out = Path(os.path.abspath(os.path.expanduser(out)))
-    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
+    partial = out.with_name(f".{uuid.uuid4().hex}.partial")  # out's name may be as long as names can be
     numbers, done = identity_numbers(pictures), Counter()
     try:
         for folder in CONVERTED:

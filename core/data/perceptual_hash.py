@@ -73,15 +73,21 @@ def find_copies(grids, colors, most_bits=MOST_BITS, most_color=MOST_COLOR):
         most_bits: bits of the hash that may differ. most_color: mean difference of the colours, in grey levels, after
             both pictures were brought to the same mean brightness.
     """
-    colors = np.asarray(colors, np.float32).reshape(-1, COLORS * COLORS * 3)
+    equal = {}  # a picture that is there a thousand times has a million pairs, and is compared once
+    for index, (grid, color) in enumerate(zip(grids, colors, strict=True)):
+        equal.setdefault(grid.tobytes() + color.tobytes(), []).append(index)
+    equal = list(equal.values())
+    first = [indices[0] for indices in equal]
+    colors = np.asarray(colors[first], np.float32).reshape(-1, COLORS * COLORS * 3)
     colors = colors * (128 / np.maximum(colors.mean(1, keepdims=True), 1))
     labels = np.arange(len(colors))  # a group's label is its first picture
-    for index, others in neighbours(hash_bits(grids), most_bits):
+    for index, others in neighbours(hash_bits(grids[first]), most_bits):
+        others = others[labels[others] != labels[index]]  # what is in its group needs no comparing
         alike = np.abs(colors[others] - colors[index]).mean(1) <= most_color
         linked = np.unique(labels[[index, *others[alike]]])
         if len(linked) > 1:
             labels[np.isin(labels, linked)] = linked[0]
     groups = {}
-    for index, label in enumerate(labels.tolist()):
-        groups.setdefault(label, []).append(index)
-    return [group for group in groups.values() if len(group) > 1]
+    for indices, label in zip(equal, labels.tolist(), strict=True):
+        groups.setdefault(label, []).extend(indices)
+    return [sorted(group) for group in groups.values() if len(group) > 1]

@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
+from core.data.coco import encode_mask
 from core.data.coco_checks import check_outline
 from core.data.images import read_stored_image, turn_box
 from core.data.loading import PictureDataset, find_broken
@@ -142,9 +143,7 @@ def _decode_mask(sample, width, height):
         counts = counts.decode("latin-1")
     run_lengths = {"size": [height, width], "counts": counts}
     check_outline(run_lengths, width, height, sample.path)
-    if isinstance(counts, list):
-        run_lengths = coco_mask.frPyObjects(run_lengths, height, width)
-    return coco_mask.decode(run_lengths)
+    return coco_mask.decode(encode_mask(run_lengths, width, height))
 
 
 def split_broken(samples, with_masks=False):

@@ -181,3 +181,16 @@ def test_list_images_is_sorted_and_knows_suffixes_in_either_case(tmp_path):
         list_images(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
     assert list_images(tmp_path / "empty") == []
+
+
+def test_list_images_follows_links_and_none_of_them_round_and_round(tmp_path):
+    for name in ("elsewhere/c.jpg", "set/a.jpg", "set/deeper/b.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "set/deeper/up").symlink_to(tmp_path / "set")
+    (tmp_path / "set/deeper/self").symlink_to(".")
+    (tmp_path / "set/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "set/deeper")
+    names = ["a.jpg", "deeper/b.jpg", "link/c.jpg"]
+    assert list_images(tmp_path / "set", recursive=True) == [str(tmp_path / "set" / name) for name in names]
+    assert list_images(tmp_path / "set/link") == [str(tmp_path / "set/link/c.jpg")]

@@ -9,6 +9,7 @@ from PIL import Image
 from core.data.inspection import FAULTS, identity_faults, inspect
 from core.data.inspection_numbers import dataset_numbers, describe
 from core.data.inspection_pictures import copy_faults, measure_pictures, picture_faults
+from core.data.reid_datasets import load_reid_dataset
 from core.errors import InputError
 
 TRAIN, GALLERY, PROBE = "MVB_train/Info/train.json", "MVB_val/Info/val_gallery.json", "MVB_val/Info/val_probe.json"
@@ -235,6 +236,33 @@ def test_metadata_without_picture_and_picture_without_metadata(root):
     assert without_metadata[:2] == ("picture_without_metadata", "MVB_val/Image/gallery/9999_g_1.jpg")
 
 
+def test_a_name_that_leads_out_of_the_split(root):
+    names = ["../../MVB_val/Image/gallery/0007_g_1.jpg", str(root.parent / "0001_g_1.jpg")]
+    shutil.copy(root / "MVB_train/Image/0001_g_1.jpg", names[1])
+    fields = {"id": "0001", "datatype": "g", "material": "soft", "dimsize": [60, 50]}
+    edit(root, TRAIN, lambda entries: entries.extend({"image_name": name} | fields for name in names))
+    faults = inspect(root).faults
+    assert kinds(faults) == ["metadata", "metadata"]
+    targets = ["MVB_val/Image/gallery/0007_g_1.jpg", "../0001_g_1.jpg"]
+    messages = [f"image_name leads out of MVB_train/Image, to {target}" for target in targets]
+    assert [fault.message for fault in faults] == messages
+    pictures = [picture for picture in inspect(root).pictures if picture.path.endswith("/0007_g_1.jpg")]
+    assert [(picture.part, picture.exists) for picture in pictures] == [("train", False), ("gallery", True)]
+
+
+def test_links_to_folders(root):
+    shared = root / "MVB_val/shared"  # both sides in one folder
+    shutil.copytree(root / FOLDERS[PROBE], shutil.copytree(root / FOLDERS[GALLERY], shared), dirs_exist_ok=True)
+    for listing in (GALLERY, PROBE):
+        shutil.rmtree(root / FOLDERS[listing])
+        (root / FOLDERS[listing]).symlink_to(shared)
+    (shared / "up").symlink_to(root / "MVB_val/Image")
+    (root / "MVB_train/Image/self").symlink_to(".")
+    noise(60, 50).save(root / "MVB_train/Image/stray.png")
+    (fault,) = found(root)  # once
+    assert fault[:2] == ("picture_without_metadata", "MVB_train/Image/stray.png")
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -252,6 +280,9 @@ def test_metadata_without_picture_and_picture_without_metadata(root):
         ({"material": 3}, "material has to be a text, found 3"),
         ({"dimsize": "big"}, "dimsize has to be [width, height]"),
         ({"dimsize": [0, 10]}, "dimsize has to be [width, height]"),
+        ({"dimsize": [10**400, 64]}, "dimsize has to be [width, height]"),
+        ({"dimsize": [10**5, 10**5]}, "dimsize has to be [width, height]"),
+        ({"dimsize": [True, 64]}, "dimsize has to be [width, height]"),
         ({"bbox": "here"}, "bbox has to be [x, y, width, height]"),
         ({"bbox": [1, 2, 3]}, "bbox has to be"),
         ({"bbox": [1, 2, -3, 4]}, "bbox has to be"),
@@ -259,12 +290,40 @@ def test_metadata_without_picture_and_picture_without_metadata(root):
         ({"bbox": [10**400, 2, 3, 4]}, "bbox has to be"),
         ({"segmentation": [[1, 2, 3, 4, 5, 6]]}, "segmentation has to be COCO run lengths"),
         ({"segmentation": {"size": [1, 2]}}, "segmentation has to be COCO run lengths"),
+        ({"segmentation": {"size": [0, 2], "counts": []}}, "segmentation has to be COCO run lengths"),
+        ({"segmentation": {"size": [10**8, 10**8], "counts": [10**16]}}, "segmentation has to be COCO run lengths"),
     ],
 )
 def test_fields_that_lack_or_are_of_the_wrong_type(root, fields, message):
     where = update(root, TRAIN, "0004_p_1.jpg", **fields)
     (fault,) = found(root, read=False)
     assert fault[:2] == ("metadata", where) and message in fault.message
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"bbox": [1, 2, 3, 4], "dimsize": [10**400, 64]},
+        {"segmentation": {"size": [10**8, 10**8], "counts": [10**16]}},
+        {"segmentation": {"size": [10**8, 10**8], "counts": "PPYo1"}, "dimsize": ...},
+    ],
+)
+def test_sizes_that_no_picture_has_where_no_picture_is(root, fields):
+    update(root, TRAIN, "0004_p_1.jpg", **fields)
+    (root / "MVB_train/Image/0004_p_1.jpg").unlink()
+    assert set(kinds(found(root))) == {"metadata", "metadata_without_picture"}
+
+
+def test_sizes_as_floats_are_those_that_training_reads(root):
+    width, height = entry_of(root, TRAIN, "0004_p_1.jpg")["dimsize"]
+    mask = {"size": [float(height), float(width)], "counts": [height, height * (width - 1)]}
+    bbox = [1, 2, 3, 4]  # with a box, training looks at dimsize too
+    update(root, TRAIN, "0004_p_1.jpg", dimsize=[float(width), float(height)], segmentation=mask, bbox=bbox)
+    load_reid_dataset("mvb", root)
+    assert found(root) == []
+    where = update(root, TRAIN, "0004_p_1.jpg", dimsize=[width + 0.5, height])
+    load_reid_dataset("mvb", root)
+    assert [fault[:2] for fault in found(root)] == [("wrong_size", where)]
 
 
 def test_every_wrong_field_of_an_entry_is_named(root):

@@ -7,7 +7,7 @@ from PIL import Image
 
 from core.data import mvb_convert
 from core.data.inspection import Picture, inspect
-from core.data.mvb_convert import convert, identity_numbers, published_differences, target_names
+from core.data.mvb_convert import check_target, convert, identity_numbers, published_differences, target_names
 from core.data.reid_datasets import load_reid_dataset
 from core.errors import InputError
 
@@ -95,6 +95,19 @@ def test_what_fails_leaves_nothing(baggage, tmp_path):
     with pytest.raises(InputError, match="can't be written"):
         convert(pictures, tmp_path / "file" / "out")
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + "/out", "new/" + "a" * 300])
+def test_names_that_are_too_long(baggage, tmp_path, name):
+    for refused in (lambda out: check_target(out), lambda out: convert(inspect(baggage).pictures, out)):
+        with pytest.raises(InputError, match="can't be written .File name too long."):
+            refused(tmp_path / name)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_name_as_long_as_names_can_be(baggage, tmp_path):
+    convert(inspect(baggage).pictures[:1], tmp_path / "new" / ("a" * 255))
+    assert os.listdir(tmp_path / "new") == ["a" * 255]
 
 
 def test_published_counts():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from core.data import perceptual_hash
 from core.data.perceptual_hash import BITS, cosine_basis, find_copies, hash_bits, neighbours, picture_grids
 
 
@@ -69,6 +70,17 @@ def test_a_chain_is_one_group():
     limit = max((bits[0] != bits[1]).sum(), (bits[1] != bits[2]).sum())
     assert (bits[0] != bits[2]).sum() > limit
     assert find_copies(grids, colors, most_bits=limit) == [[0, 1, 2]]
+
+
+def test_equal_pictures_are_compared_once(monkeypatch):
+    compared = []
+    monkeypatch.setattr(perceptual_hash, "hash_bits", lambda grids: compared.append(len(grids)) or hash_bits(grids))
+    pictures = [noise(0), noise(1), noise(0, (120, 94)), noise(2)]  # the third is a copy of the first
+    order = np.arange(5000) % 3
+    order[-1] = 3
+    grids, colors = (values[order] for values in grids_of(pictures))
+    groups = [np.flatnonzero((order == 0) | (order == 2)).tolist(), np.flatnonzero(order == 1).tolist()]
+    assert find_copies(grids, colors) == groups and compared == [4]
 
 
 @pytest.mark.parametrize("count", [0, 1])
