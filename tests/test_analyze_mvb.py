@@ -122,6 +122,7 @@ def test_data_without_anything(run, tmp_path):
     ("arguments", "message"),
     [
         (["--data", "{root}/absent"], "no such folder"),
+        (["--data", "{root}/" + "a" * 300], "no such folder"),
         (["--data", "{root}"], "not laid out as mvb"),
         (["--data", "{set}", "--copy"], "--copy says how to --convert"),
         (["--data", "{set}", "--convert", "{root}"], "is there already"),

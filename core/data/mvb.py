@@ -203,7 +203,10 @@ def _to_samples(entries, folders):
         numbers = {identity: number for number, identity in enumerate(sorted(identities, key=str))}
     samples = {}
     for entry in entries:
-        path = os.path.join(folders[entry["datatype"]], entry["image_name"])
+        folder = folders[entry["datatype"]]
+        path = os.path.normpath(os.path.join(folder, entry["image_name"]))
+        if not path.startswith(os.path.join(os.path.normpath(folder), "")):
+            raise InputError(f"{entry['where']}: image_name leads out of {folder}; name a picture in it")
         parsed = parse_name(entry["image_name"])
         camera = parsed[2] if parsed else int(entry["datatype"] == "p")
         sample = Sample(path, numbers[entry["identity"]], camera, entry["box"], entry["mask"], entry["name"])

@@ -62,7 +62,7 @@ def find_root(root, folders, inside, dataset):
         InputError: `root` is no folder, or holds nothing of that kind.
     """
     root = Path(root).expanduser()
-    if not root.is_dir():
+    if not os.path.isdir(root):  # Path.is_dir raises OSError at a name that is too long
         raise InputError(f"{root}: no such folder; give the folder of {dataset} with --data")
     for candidate in (root, *(root / folder for folder in folders)):
         if any((candidate / part).exists() for part in inside):
