@@ -30,7 +30,7 @@ class Threshold(NamedTuple):
     def __str__(self):
         """One line: what the threshold lets pass, and how much of it is right."""
         words = describe_threshold(self.distance, self.false_accept_rate)
-        words += f"; measured on {self.impostor_pairs} pairs of two objects and {self.genuine_pairs} of one"
+        words += f"; pairs measured: {self.impostor_pairs} of two objects, {self.genuine_pairs} of one"
         return f"{words}, of which {100 * self.true_accept_rate:.1f} % pass" if self.genuine_pairs else words
 
 

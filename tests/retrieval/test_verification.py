@@ -27,7 +27,7 @@ def test_worked_by_hand():
     # One of four impostors may pass: the one at 2, and not the one at 4.
     assert found.distance == pytest.approx(4) and found.distance < 4
     assert found.true_accept_rate == 1 and (found.impostor_pairs, found.genuine_pairs) == (4, 2)
-    said = "threshold 4: at most 25 % of pairs of two objects pass; measured on 4 pairs of two objects and 2 of one"
+    said = "threshold 4: at most 25 % of pairs of two objects pass; pairs measured: 4 of two objects, 2 of one"
     assert str(found) == f"{said}, of which 100.0 % pass"
     strict = on_a_line([0.0], [1.0, 3.0, 2.0, 4.0, 6.0, 8.0], [7], [7, 7, 1, 2, 3, 4], rate=0.2)
     assert strict.distance == pytest.approx(2) and strict.distance < 2
@@ -38,7 +38,7 @@ def test_impostors_that_look_the_same_leave_nothing_to_accept():
     found = on_a_line([0.0], [0.0, 0.0], [1], [1, 2], rate=0.0)
     assert found.distance == -1 and found.true_accept_rate == 0
     said = "nothing is accepted: more than 0 % of pairs of two objects have distance 0"
-    assert str(found) == f"{said}; measured on 1 pairs of two objects and 1 of one, of which 0.0 % pass"
+    assert str(found) == f"{said}; pairs measured: 1 of two objects, 1 of one, of which 0.0 % pass"
     assert describe_threshold(-1, 0.01) == said.replace("0 % of", "1 % of")
 
 
@@ -97,7 +97,7 @@ def test_as_sorting_all_pairs_says(rate, metric):
 def test_no_genuine_pair():
     found = on_a_line([0.0], [1.0], [1], [2], rate=0.0)
     assert math.isnan(found.true_accept_rate) and found.genuine_pairs == 0
-    words = "threshold 1: at most 0 % of pairs of two objects pass; measured on 1 pairs of two objects and 0 of one"
+    words = "threshold 1: at most 0 % of pairs of two objects pass; pairs measured: 1 of two objects, 0 of one"
     assert str(found) == words
 
 
