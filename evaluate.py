@@ -61,12 +61,17 @@ def get_parser():
     parser = options.Parser(__doc__)
     parser.add_argument("checkpoint", nargs="?", help="of train_reid.py or train_mask_rcnn.py: runs/NAME/best.pth")
     parser.add_argument("--raw-pixels", action="store_true", help="ReID without a network: the pixels themselves")
-    parser.add_argument("--output", help="folder for the results")
-    options.add_reid_data_options(parser)
-    # None: as in the checkpoint, or 64 x 64 for --raw-pixels.
-    parser.set_defaults(height=None, width=None)
-    options.add_reid_evaluation_options(parser)
-    parser.set_defaults(distance=None)
+    parser.add_argument(
+        "--output", help="folder for the results (default: the checkpoint's path without .pth, or runs/raw-pixels)"
+    )
+    group = options.add_reid_data_options(parser)
+    group.description = (
+        "by default as in the checkpoint: --height and --width (both 64 for --raw-pixels), and --dataset and --data\n"
+        "where neither is given"
+    )
+    group = options.add_reid_evaluation_options(parser)
+    group.description = "by default as in the checkpoint: --distance (euclidean for --raw-pixels)"
+    parser.set_defaults(height=None, width=None, distance=None)
     group = parser.add_argument_group("answers of ReID")
     group.add_argument("--flip", action="store_true", help="average with the embedding of the mirrored picture")
     group.add_argument("--query-expansion", action="store_true", help="average each feature with its neighbours")
@@ -91,7 +96,8 @@ def get_parser():
         const=8,
         default=0,
         metavar="N",
-        help="sheet of where the last stage is active in N queries (default: none; 8 without N)",
+        help="sheet of where the last stage is active in N queries (default: none; 8 without N); put the checkpoint "
+        "first, or it is taken for N",
     )
     group.add_argument("--embedding-plot", action="store_true", help="the embeddings on a plane, by identity")
     group = parser.add_argument_group("Mask R-CNN", "data by --data ROOT, too: the val part in the layout of COCO 2017")
@@ -203,35 +209,25 @@ def evaluate_reid(args, state, device, say):
     loaders = reid.query_gallery_loaders(args, data, device)
     query, gallery = reid.extract_query_gallery(network, loaders, device, amp=args.amp, flip=args.flip)
     how = "flip" if args.flip else "plain"
+    # Of the features as they are: `demo.py`, whose --threshold it is, has no neighbours to average them with.
+    threshold = reid.threshold(query, gallery, data, args)
     if args.save_features and distributed.is_main():
         save_features(args.save_features, query, gallery, data)
     if args.query_expansion:
         query, gallery = expand_queries(query, gallery, args.expansion_k, args.expansion_alpha)
         how += " + expansion"
     results = {how: reid.rank_embeddings(query, gallery, data, args.protocol, args.distance)}
-    threshold = reid.threshold(query, gallery, data, args)
     if distributed.is_main():
         if args.rerank:
             results[f"{how} + re-ranking"] = re_ranked(query, gallery, data, args)
         print(table(results))
         if threshold:
-            print(describe_threshold(threshold))
+            print(f"{threshold}{'; all with --flip, which demo.py does without' * args.flip}")
         write_reid_results(folder, results, threshold, query, gallery, data, args)
         if args.activation_map:
             path = folder / "activation_map.png"
             reid_pictures.draw_activations(path, network, loaders[0].dataset, device, args.activation_map)
         print(f"written to {folder}")
-
-
-def describe_threshold(threshold):
-    """One line: up to which distance two pictures show the same object, and how often that is right."""
-    if threshold.distance < 0:
-        return f"no distance lets at most {100 * threshold.false_accept_rate:g} % of the pairs of two objects pass"
-    return (
-        f"the same object up to distance {threshold.distance:.4f}: {100 * threshold.true_accept_rate:.1f} % of "
-        f"{threshold.genuine_pairs} pairs of one object pass, and at most {100 * threshold.false_accept_rate:g} % of "
-        f"{threshold.impostor_pairs} pairs of two"
-    )
 
 
 def write_reid_results(folder, results, threshold, query, gallery, data, args):

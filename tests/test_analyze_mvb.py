@@ -8,9 +8,10 @@ from PIL import Image
 
 import analyze_mvb
 from core.data import synthetic
+from core.data.inspection import Picture
 from core.data.reid_datasets import load_reid_dataset
-from core.engine.dataset_figures import evenly
-from core.engine.dataset_report import code, table
+from core.engine.dataset_figures import evenly, identity_rows, material_rows
+from core.engine.dataset_report import code, heading, materials_section, table
 
 TRAIN = "MVB_train/Info/train.json"
 
@@ -147,6 +148,36 @@ def test_the_synthetic_set_is_made_where_it_lacks(baggage, tmp_path, monkeypatch
     for message in (said, ""):
         survey, _ = analyze_mvb.survey_data(analyze_mvb.get_parser().parse_args([]))
         assert len(survey.pictures) == 36 and survey.faults == [] and capsys.readouterr().out == message
+
+
+def picture(view, material, name="0001"):
+    return Picture("x.jpg", True, "train", "g", int(name), name, "x", view=view, material=material)
+
+
+def test_headings_of_samples():
+    rows = material_rows([picture(1, "cloth"), picture(1, "hard shell", "0002"), picture(2, "hard shell", "0003")])
+    assert [row[:2] for row in rows] == [
+        ("cloth", ": 1 picture of 1 identity"),
+        ("hard shell", ": 2 pictures of 2 identities"),
+    ]
+    ((name, rest, *_),) = identity_rows([picture(1, "soft " * 50)], 1)
+    assert name == "0001" and rest.startswith(" (train, soft") and rest.endswith("): 1 before security, 0 after")
+    assert len(rest) < 60
+
+
+@pytest.mark.parametrize(
+    "count, pictures, identities, has",
+    [(1, "1 picture", "1 identity", "has"), (1234, "1,234 pictures", "1,234 identities", "have")],
+)
+def test_one_is_not_many(count, pictures, identities, has):
+    spread = {"cloth": {"g": 1, "p": 0}}, {"cloth": {"train": 1, "gallery": 0, "probe": 0}}
+    materials = {"pictures": {"cloth": 1}, "identities": {"cloth": 1}, "by_source": spread[0], "by_split": spread[1]}
+    materials |= {"pictures_without": count, "identities_with_several": count}
+    text = materials_section({"materials": materials}, {})
+    assert f"{pictures} {has} none. {identities} {has} more than one." in text
+    numbers = {"pictures": {"all": count}, "identities": {"all": count}, "faults": {"all": count}}
+    text = heading({**numbers, "root": "x", "layout": "original"})
+    assert f"{pictures} of {identities}, in the original" in text
 
 
 def test_evenly():

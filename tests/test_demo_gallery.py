@@ -181,7 +181,7 @@ def test_everyone_in_a_scene_is_recognised(run, build, checkpoints, links_of):
     assert (code, err) == (0, "")
     assert (
         f"scene.png: {len(seen)} instances: bag 0, bag 1" in out
-        and "whole validation pictures, where 1 % of pairs" in out
+        and "at most 1 % of pairs of two objects pass on whole validation pictures" in out
     )
     content = read("runs/demo/scene")
     assert content["gallery"] == "bags.gallery" and content["threshold"] == 0.02 and content["metric"] == "cosine"

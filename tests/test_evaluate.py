@@ -100,10 +100,26 @@ def test_what_it_leaves_behind(evaluated, trained):
 def test_the_threshold_of_a_checkpoint_is_the_one_of_its_evaluation(evaluated, trained):
     said, metrics, _ = evaluated(trained / "last.pth")
     assert metrics["threshold"] == pytest.approx(load_checkpoint(trained / "last.pth")["threshold"], abs=1e-6)
-    assert f"the same object up to distance {metrics['threshold']['distance']:.4f}: " in said
+    assert f"\nthreshold {metrics['threshold']['distance']:.3g}: at most 1 % of pairs of two objects pass; " in said
     _, looser, _ = evaluated(trained / "last.pth", "--false-accept-rate", "0.5")
     assert looser["threshold"]["distance"] > metrics["threshold"]["distance"]
     assert looser["threshold"]["true_accept_rate"] >= metrics["threshold"]["true_accept_rate"]
+
+
+def test_the_threshold_is_of_features_that_demo_makes_or_says_that_it_is_not(evaluated, trained):
+    said, plain, _ = evaluated(trained / "last.pth")
+    assert "--flip" not in said
+    said, expanded, _ = evaluated(trained / "last.pth", "--query-expansion", "--expansion-k", 2)
+    assert expanded["threshold"] == plain["threshold"] and "--flip" not in said
+    said, _, _ = evaluated(trained / "last.pth", "--flip")
+    assert "; all with --flip, which demo.py does without\n" in said
+
+
+def test_help_says_what_comes_from_the_checkpoint(run):
+    code, said, _ = run(evaluate, "--help")
+    said = " ".join(said.split())
+    assert code == 0 and said.count("by default as in the checkpoint: --") == 2
+    assert "runs/raw-pixels)" in said and "put the checkpoint first" in said
 
 
 def test_without_output_the_results_lie_beside_the_checkpoint(run, trained, tmp_path):

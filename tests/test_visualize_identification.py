@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from pycocotools import mask as rle_codec
 
@@ -55,9 +56,9 @@ def draw(tmp_path):
 
 @pytest.fixture
 def compare(tmp_path):
-    def sheet(distance, threshold, cutouts=(None, None), pictures=None, names=("a.jpg", "b.jpg")):
+    def sheet(distance, threshold, cutouts=(None, None), pictures=None, names=("a.jpg", "b.jpg"), caption="caption"):
         pictures = pictures or [plain(PURPLE), plain((10, 200, 120))]
-        words = "verdict", "caption"
+        words = "verdict", caption
         visualize.comparison_sheet(tmp_path / "pair.png", pictures, names, cutouts, distance, threshold, *words)
         return Image.open(tmp_path / "pair.png").convert("RGB")
 
@@ -225,6 +226,60 @@ def test_without_a_threshold_there_is_no_side(compare):
     assert [count(sheet, color) for color in (RIGHT, WRONG, SAME, OTHER)] == [0] * 4
     assert count(sheet, PURPLE) > 10_000
     compare(0.0, None)
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """Function: () -> {words: (first and last column)} of the texts on the last sheet, as they are drawn."""
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (figures.append(figure), save(figure, *a, **k)))
+
+    def texts():
+        (axes,) = figures[-1].axes
+        return {text.get_text(): text.get_window_extent().intervalx for text in axes.texts}
+
+    return texts
+
+
+@pytest.mark.parametrize("distance", [0.0, 0.02, 3.0])
+def test_a_threshold_that_accepts_nothing_has_no_place_on_the_scale(compare, written, distance):
+    sheet = compare(distance, -1.0)
+    assert count(sheet, SAME) == count(sheet, RIGHT) == 0 and count(sheet, OTHER) > 10_000
+    assert "0" in written() and not any("threshold" in words for words in written())
+
+
+@pytest.mark.parametrize(
+    "distance, threshold, label, has_zero",
+    [
+        (1.748, 0.0, "threshold 0", False),
+        (0.0, 0.0, "threshold 0", False),
+        (1.748, 0.0001, "threshold 0.0001", False),
+        (1.748, 0.000123456, "threshold 0.000123", False),
+        (1.0, 0.035, "threshold 0.035", False),
+        (1.0, 0.3, "threshold 0.3", True),
+        (0.0, 1e-9, "threshold 1e-09", False),
+    ],
+)
+def test_the_label_of_the_threshold_stays_on_the_line_and_hides_nothing(
+    compare, written, distance, threshold, label, has_zero
+):
+    sheet = compare(distance, threshold)
+    texts = written()
+    for words in (label, f"distance {distance:.3f}"):
+        assert visualize.MARGIN <= texts[words][0] < texts[words][1] <= sheet.width - visualize.MARGIN
+    assert ("0" in texts) == has_zero and (not has_zero or texts["0"][1] < texts[label][0])
+
+
+def test_the_caption_and_what_was_compared_have_two_lines(compare, written):
+    words = "threshold 0.0123: at most 1 % of pairs of two objects pass on whole validation pictures"
+    one = compare(0.1, 0.3, (plain((1, 2, 3)), None)).height
+    two = compare(
+        0.1, 0.3, (plain((1, 2, 3)), None), caption=f"similarity 0.900, cosine distance 0.100; {words}"
+    ).height
+    texts = written()
+    assert {"similarity 0.900, cosine distance 0.100", words} < set(texts) and two > one
+    assert {"compared:", "cut out of it", "the whole picture"} < set(texts)
 
 
 def test_what_was_compared_is_shown(compare):

@@ -6,6 +6,8 @@ from pathlib import Path
 from core import visualize
 from core.data.inspection import FAULTS, PARTS, SOURCES, one_line
 from core.data.inspection_pictures import Measure
+from core.engine.dataset_report import counted
+from core.visualize.sheet import shorten
 
 IN_A_ROW = 10  # pictures of a sheet
 SIDES = {side: f"{words} ({side})" for side, words in SOURCES.items()}
@@ -68,9 +70,9 @@ def write_figures(folder, survey, measures, numbers, samples=6):
 
 
 def sheet(path, title, rows):
-    """rows: (heading, pictures, captions, boxes or None) each."""
-    boxes = [boxes or [None] * len(paths) for _, paths, _, boxes in rows]
-    visualize.contact_sheet(path, title, [row[:3] for row in rows], boxes, IN_A_ROW)
+    """rows: (name, the rest of the heading, pictures, captions, boxes or None) each."""
+    boxes = [boxes or [None] * len(paths) for _, _, paths, _, boxes in rows]
+    visualize.contact_sheet(path, title, [row[:4] for row in rows], boxes, IN_A_ROW)
 
 
 def _by_side(counts):
@@ -122,9 +124,10 @@ def material_rows(pictures):
         for place, group in enumerate(evenly(groups, IN_A_ROW)):
             wanted = [picture for picture in group if picture.source == "gp"[place % 2]]
             chosen.append((wanted or group)[0])
-        count = f"{sum(map(len, groups))} pictures of {len(groups)} identities"
+        count = counted(sum(map(len, groups)), "picture", "pictures")
+        rest = f": {count} of {counted(len(groups), 'identity', 'identities')}"
         captions = [f"{one_line(picture.name)} {picture.source}" for picture in chosen]
-        rows.append((f"{one_line(material)}: {count}", [picture.path for picture in chosen], captions, None))
+        rows.append((one_line(material), rest, [picture.path for picture in chosen], captions, None))
     return rows
 
 
@@ -138,15 +141,13 @@ def identity_rows(pictures, samples):
             sides = [[picture for picture in group if picture.source == side] for side in "gp"]
             room = max(IN_A_ROW // 2, IN_A_ROW - min(map(len, sides)))  # what one side leaves, the other may take
             chosen = [picture for side in sides for picture in evenly(side, room)]
-            material = f", {one_line(group[0].material)}" if group[0].material else ""
-            heading = (
-                f"{one_line(group[0].name)} ({words}{material}): {len(sides[0])} before security, {len(sides[1])} after"
-            )
+            material = f", {shorten(one_line(group[0].material), 140, 10.5)}" if group[0].material else ""
+            rest = f" ({words}{material}): {len(sides[0])} before security, {len(sides[1])} after"
             captions = [
                 picture.source if picture.view is None else f"{picture.source} {picture.view}" for picture in chosen
             ]
             boxes = [picture.box for picture in chosen]
-            rows.append((heading, [picture.path for picture in chosen], captions, boxes))
+            rows.append((one_line(group[0].name), rest, [picture.path for picture in chosen], captions, boxes))
     return rows
 
 
@@ -160,6 +161,6 @@ def fault_rows(survey):
             paths = paths[:IN_A_ROW]
             captions = [one_line(os.path.basename(path)) for path in paths]
             framed = [boxes[path] for path in paths] if kind == "box_outside" else None
-            heading = f"{kind.replace('_', ' ')}: {len(faults)}"
-            rows.append((heading, [survey.root / path for path in paths], captions, framed))
+            paths = [survey.root / path for path in paths]
+            rows.append((kind.replace("_", " "), f": {len(faults)}", paths, captions, framed))
     return rows

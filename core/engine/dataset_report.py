@@ -62,17 +62,24 @@ def figure(figures, name, words):
     return f"![{words}]({figures[name]})" if name in figures else None
 
 
+def counted(count, one, many):
+    """1 picture, 1,234 pictures."""
+    return f"{count:,} {one if count == 1 else many}"
+
+
 def join(*blocks):
     return "\n\n".join(block for block in blocks if block)
 
 
 def heading(numbers):
     pictures, identities, count = numbers["pictures"], numbers["identities"], numbers["faults"]["all"]
-    found = f"**{count:,} {'fault' if count == 1 else 'faults'} found.**" if count else "**No faults found.**"
+    found = f"**{counted(count, 'fault', 'faults')} found.**" if count else "**No faults found.**"
+    pictures = counted(pictures["all"], "picture", "pictures")
+    identities = counted(identities["all"], "identity", "identities")
     return join(
         f"# Baggage data: {code(numbers['root'])}",
-        f"{pictures['all']:,} pictures of {identities['all']:,} identities, in the {numbers['layout']} layout of MVB "
-        f"(Multi View Baggage). {found} Every number and every fault is in [numbers.json](numbers.json).",
+        f"{pictures} of {identities}, in the {numbers['layout']} layout of MVB (Multi View Baggage). {found} Every "
+        "number and every fault is in [numbers.json](numbers.json).",
     )
 
 
@@ -116,8 +123,9 @@ def counts_section(numbers, figures):
         figure(figures, "identities", "Identities by split"),
         figure(figures, "pictures_per_identity", "Histogram: pictures of an identity"),
         "## Gallery against probe",
-        f"{both['identities_in_both']:,} identities are in both, {both['identities_in_gallery_only']:,} in the gallery "
-        f"alone, {both['identities_in_probe_only']:,} in the probe alone.",
+        f"{counted(both['identities_in_both'], 'identity is', 'identities are')} in both, "
+        f"{both['identities_in_gallery_only']:,} in the gallery alone, "
+        f"{both['identities_in_probe_only']:,} in the probe alone.",
         figure(figures, "gallery_and_probe", "Gallery against probe"),
     )
 
@@ -151,9 +159,10 @@ def materials_section(numbers, figures):
         rows.append([name, materials["identities"][name], count, share, *counts])
     notes = []
     if materials["pictures_without"]:
-        notes.append(f"{materials['pictures_without']:,} pictures have none.")
+        notes.append(f"{counted(materials['pictures_without'], 'picture has', 'pictures have')} none.")
     if materials["identities_with_several"]:
-        notes.append(f"{materials['identities_with_several']:,} identities have more than one.")
+        several = counted(materials["identities_with_several"], "identity has", "identities have")
+        notes.append(f"{several} more than one.")
     head = ["material", "identities", "pictures", "share", "before security", "after security", *PARTS]
     return join(
         "## Surface materials", table(head, rows), " ".join(notes), figure(figures, "materials", "Materials by side")

@@ -26,6 +26,7 @@ from core.engine.trained import Encoder
 from core.engine.updater import autocast
 from core.errors import InputError
 from core.files import printable
+from core.retrieval import verification
 from core.retrieval.distance import pairwise_distance
 from core.retrieval.gallery import Entries, Gallery
 from core.retrieval.gallery_file import digests_of
@@ -329,8 +330,7 @@ def describe_threshold(encoder, threshold):
     """What is taken for the same, in words."""
     if threshold is None:
         return "the checkpoint carries no threshold, --threshold DISTANCE sets one"
-    words = f"threshold {threshold:.3g}"
     if encoder.threshold and encoder.threshold["distance"] == threshold:
-        rate = f"{100 * encoder.threshold['false_accept_rate']:g} %"
-        words += f", chosen on whole validation pictures, where {rate} of pairs of two objects pass it"
-    return words
+        words = verification.describe_threshold(threshold, encoder.threshold["false_accept_rate"])
+        return f"{words} on whole validation pictures"
+    return f"threshold {threshold:.3g}"

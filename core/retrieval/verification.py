@@ -27,6 +27,20 @@ class Threshold(NamedTuple):
     impostor_pairs: int
     genuine_pairs: int
 
+    def __str__(self):
+        """One line: what the threshold lets pass, and how much of it is right."""
+        words = describe_threshold(self.distance, self.false_accept_rate)
+        words += f"; pairs measured: {self.impostor_pairs} of two objects, {self.genuine_pairs} of one"
+        return f"{words}, of which {100 * self.true_accept_rate:.1f} % pass" if self.genuine_pairs else words
+
+
+def describe_threshold(distance, false_accept_rate):
+    """The distance of a `Threshold` in words, also one that lets nothing pass."""
+    rate = f"{100 * false_accept_rate:g} %"
+    if distance < 0:
+        return f"nothing is accepted: more than {rate} of pairs of two objects have distance 0"
+    return f"threshold {distance:.3g}: at most {rate} of pairs of two objects pass"
+
 
 @torch.no_grad()
 def choose_threshold(
@@ -76,36 +90,34 @@ def choose_threshold(
     add_up = add_up or (lambda counts: counts)
 
     def pairs():
-        """Chunks of queries: (distances float32 (q, G), which pairs are impostors, which genuine)."""
+        """Chunks of queries: (bits of the distances (q, G), which pairs are impostors, which genuine)."""
         for rows in row_chunks(len(query), len(gallery_ids), chunk_size):
             same = query_ids[rows, None] == gallery_ids  # (q, G)
             junk = junk_mask(query_ids[rows], gallery_ids, query_cameras[rows], gallery_cameras, protocol).to(same)
             if protocol == "vehicleid":  # query and gallery are one set
                 junk[torch.arange(len(same)), torch.arange(rows.start, rows.stop)] = True
-            yield distance_to(query[rows]).float().clamp_(min=0), ~same, same & ~junk
+            yield _bits(distance_to(query[rows]).float().clamp_(min=0)), ~same, same & ~junk
 
-    upper, genuine = torch.zeros(BINS, dtype=torch.int64), []
-    for distance, is_impostor, is_genuine in pairs():
-        upper += _counts(_bits(distance[is_impostor]) >> HALF)
-        genuine.append(distance[is_genuine])
-    genuine = torch.cat(genuine) if genuine else torch.zeros(0)  # (genuine pairs of this process,)
+    upper, lower = torch.zeros(2, 2, BINS, dtype=torch.int64)  # of impostors, of genuine pairs
+    for bits, *kinds in pairs():
+        upper += torch.stack([_counts(bits[kind] >> HALF) for kind in kinds])
     upper = add_up(upper)
-    impostors = int(upper.sum())
+    impostors, genuine = upper.sum(1).tolist()
     if not impostors:
         raise InputError("all pictures are of one object: without pairs of two objects no threshold can be chosen")
     # The first impostor that must not be accepted, by the upper and then the lower half of its distance's bits.
     allowed = int(false_accept_rate * impostors)
-    upper_half, before = _find(upper, allowed)
-    lower = torch.zeros(BINS, dtype=torch.int64)
-    for distance, is_impostor, _ in pairs():
-        bits = _bits(distance[is_impostor])
-        lower += _counts(bits[bits >> HALF == upper_half] & (BINS - 1))
-    lower_half, _ = _find(add_up(lower), allowed - before)
+    upper_half, before = _find(upper[0], allowed)
+    for bits, *kinds in pairs():
+        kinds = [kind & (bits >> HALF == upper_half) for kind in kinds]
+        lower += torch.stack([_counts(bits[kind] & (BINS - 1)) for kind in kinds])
+    lower = add_up(lower)
+    lower_half, _ = _find(lower[0], allowed - before)
     just_below = (upper_half << HALF) + lower_half - 1
     limit = float(torch.tensor(just_below, dtype=torch.int32).view(torch.float32)) if just_below >= 0 else -1.0
-    accepted, genuine_pairs = add_up(torch.tensor([int((genuine <= limit).sum()), len(genuine)])).tolist()
-    rate = accepted / genuine_pairs if genuine_pairs else float("nan")
-    return Threshold(limit, false_accept_rate, rate, impostors, genuine_pairs)
+    accepted = int(upper[1, :upper_half].sum() + lower[1, :lower_half].sum())
+    rate = accepted / genuine if genuine else float("nan")
+    return Threshold(limit, false_accept_rate, rate, impostors, genuine)
 
 
 def _bits(distance):

@@ -35,6 +35,7 @@ HATCHES = ("", "///", "...", "xx", "\\\\\\", "++", "oo")
 MOST_POINTS = 20_000  # of a series on a scatter plot: more take minutes and show nothing more
 MOST_LINES = 80  # of pictures on a sheet: matplotlib draws no more than 65,535 pixels
 CELL = 112  # pixels, the side of a picture on a sheet
+NARROWEST = 640  # pixels, a sheet: most headings fit
 CARD = (224, 224, 224)  # where a picture can't be read
 
 
@@ -139,7 +140,7 @@ def scatter_figure(
 def contact_sheet(
     path: str | Path,
     title: str,
-    rows: Sequence[tuple[str, Sequence[str | Path], Sequence[str]]],
+    rows: Sequence[tuple[str, str, Sequence[str | Path], Sequence[str]]],
     boxes: Sequence[Sequence[tuple[float, float, float, float] | None]] | None = None,
     columns: int = 10,
 ) -> None:
@@ -149,23 +150,23 @@ def contact_sheet(
     and says how many rows it leaves out.
 
     Args:
-        rows: (heading, paths of the pictures, a caption for each).
+        rows: (name, the rest of the heading, paths of the pictures, a caption for each). A long name is shortened.
         boxes: for each row and picture (x1, y1, x2, y2) in pixels of the stored picture, or None; framed in orange.
     """
     shown = _fitting_rows(rows, columns)
     if not shown:
         return empty_sheet(path, f"{title}: no pictures to show")
-    used = max(1, min(columns, max(len(paths) for _, paths, _ in shown)))
+    used = max(1, min(columns, max(len(paths) for *_, paths, _ in shown)))
     heading, line = 26, CELL + 24
-    lines = sum(max(1, -(-len(paths) // columns)) for _, paths, _ in shown)
+    lines = sum(max(1, -(-len(paths) // columns)) for *_, paths, _ in shown)
     left_out = len(rows) - len(shown)
     height = 2 * MARGIN + 30 + len(shown) * (heading + GAP) + lines * line + 26 * bool(left_out) - GAP
-    sheet = Sheet(max(2 * MARGIN + used * (CELL + GAP) - GAP, 480), height)
+    sheet = Sheet(max(2 * MARGIN + used * (CELL + GAP) - GAP, NARROWEST), height)
     room = sheet.size[0] - 2 * MARGIN
     sheet.text(MARGIN, MARGIN - 10, title, 13, align="left", weight="bold", room=room)
     top = MARGIN + 30
-    for number, (name, paths, captions) in enumerate(shown):
-        sheet.text(MARGIN, top, name, 10.5, align="left", weight="bold", room=room)
+    for number, (name, rest, paths, captions) in enumerate(shown):
+        sheet.text(MARGIN, top, shorten(name, room, 10.5, rest), 10.5, align="left", weight="bold", room=room)
         top += heading
         if not paths:
             sheet.text(MARGIN, top + CELL / 2 - 7, "no pictures", 9, FAINT, align="left")
@@ -181,14 +182,14 @@ def contact_sheet(
 def _fitting_rows(rows, columns):
     """The first rows that fit into MOST_LINES lines of pictures; one that is longer alone is cut."""
     shown, lines = [], 0
-    for name, paths, captions in rows:
+    for name, rest, paths, captions in rows:
         if not shown and len(paths) > columns * MOST_LINES:
-            name, paths = f"{name} (the first {columns * MOST_LINES} of {len(paths)})", paths[: columns * MOST_LINES]
-            captions = captions[: len(paths)]
+            rest += f" (the first {columns * MOST_LINES} of {len(paths)})"
+            paths, captions = paths[: columns * MOST_LINES], captions[: columns * MOST_LINES]
         lines += max(1, -(-len(paths) // columns))
         if lines > MOST_LINES:
             break
-        shown.append((name, paths, captions))
+        shown.append((name, rest, paths, captions))
     return shown
 
 

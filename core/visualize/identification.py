@@ -79,12 +79,14 @@ def comparison_sheet(
         path: PNG or JPEG by its suffix.
         pictures, names: two of each.
         cutouts: what was compared, two pictures; None for one that was compared as a whole.
-        distance: of the two; at most `threshold` means the same object. threshold: None where the network carries none.
+        distance: of the two; at most `threshold` means the same object. threshold: None where the network carries none,
+            negative where nothing is the same.
         verdict: in words, such as "yes, the same object".
-        caption: a fainter line under the verdict.
+        caption: fainter, under the verdict; broken into two lines at its first "; ".
     """
     aspect = float(np.median([picture.width / picture.height for picture in pictures]))
-    width, small, head = 440, 150, 52
+    lines = caption.split("; ", 1)
+    width, small, head = 440, 150, 36 + 16 * len(lines)
     height = round(min(max(width / aspect, 220), 560))
     cuts = 22 + small if any(cutouts) else 0
     sheet = Sheet(2 * MARGIN + 2 * width + GAP, MARGIN + head + height + 26 + cuts + 118)
@@ -93,7 +95,8 @@ def comparison_sheet(
         color, sign = (RIGHT, "✓ ") if distance <= threshold else (WRONG, "✗ ")
     room = sheet.size[0] - 2 * MARGIN
     sheet.text(MARGIN, MARGIN - 10, sign + verdict, 15, color, align="left", weight="bold", room=room)
-    sheet.text(MARGIN, MARGIN + 18, caption, 9.5, FAINT, align="left", room=room)
+    for number, line in enumerate(lines):
+        sheet.text(MARGIN, MARGIN + 18 + 16 * number, line, 9.5, FAINT, align="left", room=room)
     for side in (0, 1):
         left, top = MARGIN + side * (width + GAP), MARGIN + head
         sheet.picture(fit(pictures[side], width, height), left, top)
@@ -103,7 +106,8 @@ def comparison_sheet(
             whole = cutouts[side] is None
             sheet.picture(fit(pictures[side] if whole else cutouts[side], small, small), left, top)
             words = "the whole picture" if whole else "cut out of it"
-            sheet.text(left + small + 12, top, f"compared:\n{words}", 9.5, FAINT, align="left")
+            sheet.text(left + small + 12, top, "compared:", 9.5, FAINT, align="left")
+            sheet.text(left + small + 12, top + 16, words, 9.5, FAINT, align="left")
     _draw_scale(sheet, distance, threshold, color, MARGIN, sheet.size[1] - 64, room)
     sheet.save(path)
 
@@ -249,23 +253,30 @@ def _draw_match(sheet: Sheet, match: dict, left: int, top: int, tile: int) -> No
 def _draw_scale(sheet: Sheet, distance: float, threshold: float | None, color, left: int, top: int, width: int) -> None:
     """The line from 0 on, `top` its upper edge: up to the threshold the same object, hatched, beyond it another."""
     end = max(1.25 * distance, 2 * (threshold or 0), 1e-6)
-    bar, limit, x = 20, (threshold or 0) / end * width, left + distance / end * width
+    bar, limit, x = 20, max(threshold or 0, 0) / end * width, left + distance / end * width
+    is_marked = threshold is not None and threshold >= 0
+    half = 66  # of a label's width, which stays on the line
+
+    def label(middle, top, words, *style, **more):
+        sheet.text(min(max(middle, left + half), left + width - half), top, words, *style, **more)
+
     zones = [(left, width, "#e8e8e8", None, "")]
     if threshold is not None:
         zones = [
             (left, limit, "#cfe8d2", "////", "the same object"),
             (left + limit, width - limit, "#f3d3d3", None, "another object"),
         ]
+    if is_marked:
         sheet.axes.add_line(Line2D([left + limit] * 2, [top - 4, top + bar + 6], color=INK, linewidth=1.5))
-        sheet.text(left + limit, top + bar + 8, f"threshold {threshold:.3f}", 9)
+        label(left + limit, top + bar + 8, f"threshold {threshold:.3g}", 9)
     for start, long, fill, hatch, words in zones:
         sheet.axes.add_patch(Rectangle((start, top), long, bar, facecolor=fill, hatch=hatch, edgecolor="#ffffff"))
         if long > 120:
             sheet.text(start + long / 2, top + 3, words, 9)
-    sheet.text(left, top + bar + 8, "0", 9, FAINT, "left")
+    if not is_marked or limit > half + 16:  # else the threshold's label is there
+        sheet.text(left, top + bar + 8, "0", 9, FAINT, "left")
     sheet.axes.add_line(Line2D([x], [top - 6], color=color, marker="v", markersize=9))
-    words, half = f"distance {distance:.3f}", 60
-    sheet.text(min(max(x, left + half), left + width - half), top - 32, words, 10, color, weight="bold")
+    label(x, top - 32, f"distance {distance:.3f}", 10, color, weight="bold")
 
 
 def _disc(sheet: Sheet, x: float, y: float, number: int) -> None:

@@ -120,15 +120,18 @@ def label_font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"), size)
 
 
-def shorten(text: str, width: float, size: float) -> str:
-    """The text on one line, cut in its middle to `width` pixels in letters of `size` points: both ends tell names."""
+def shorten(text: str, width: float, size: float, rest: str = "") -> str:
+    """The text on one line, cut in its middle to `width` pixels in letters of `size` points: both ends tell names.
+
+    rest: what stands behind it, whole, and needs room too.
+    """
     text = printable(" ".join(str(text).split()))
     font, kept = label_font(round(size * DPI / 72)), min(len(text), 300)
     short = text
-    while kept > 1 and font.getlength(short) > width:
+    while kept > 1 and font.getlength(short + rest) > width:
         kept -= 1
         short = text[: (kept + 1) // 2] + "…" + text[len(text) - kept // 2 :]
-    return short
+    return short + rest
 
 
 def plain(name: str) -> str:

@@ -131,6 +131,8 @@ def test_identity_and_side_from_the_name_where_the_entry_has_none(tmp_path):
         ([entry("0500_p_1.jpg", segmentation={"size": [0, 60], "counts": []})], "segmentation has to be COCO"),
         ([entry("0500_p_1.jpg", segmentation={"size": [40, 60]})], "segmentation has to be COCO run lengths"),
         ([entry("0500_p_1.jpg", segmentation=[[0, 0, 1, 1, 0, 1]])], "segmentation has to be COCO run lengths"),
+        ([entry("../gallery/0500_g_1.jpg", datatype="p", id=500)], "leads out of .*probe; name a picture in it"),
+        ([entry("/0500_p_1.jpg", datatype="p", id=500)], "leads out of .*probe; name a picture in it"),
         ([entry("0500_p_1.jpg"), entry("0500_p_1.jpg", id=3)], "identity 3, but listed before as 0500"),
     ],
 )

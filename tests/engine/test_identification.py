@@ -168,7 +168,7 @@ def test_two_pictures_are_compared_at_the_threshold():
     verdict, cuts = identification.compare(pictures, encoder(threshold=distance + 0.01), None)
     assert verdict.distance == pytest.approx(distance, abs=1e-4) and verdict.is_same is True
     assert verdict.answer == "yes, the same object"
-    assert "chosen on whole validation pictures, where 1 % of pairs of two objects pass it" in verdict.reason
+    assert ": at most 1 % of pairs of two objects pass on whole validation pictures" in verdict.reason
     assert cuts == [None, None]  # nothing was cut out
     verdict, _ = identification.compare(pictures, encoder(threshold=5.0), None, asked=distance - 0.01)
     assert verdict.is_same is False and verdict.answer == "no, two objects"
@@ -177,6 +177,9 @@ def test_two_pictures_are_compared_at_the_threshold():
     assert verdict.is_same is None and "--threshold" in verdict.reason
     same, _ = identification.compare([pictures[0]] * 2, encoder(metric="cosine"), None, asked=0.0)
     assert same.is_same and "similarity 1.000" in same.reason
+    none, _ = identification.compare([pictures[0]] * 2, encoder(threshold=-1.0), None)
+    assert none.is_same is False and "nothing is accepted: more than 1 % of pairs" in none.reason
+    assert "-1" not in none.reason
 
 
 class SeesRed(nn.Module):

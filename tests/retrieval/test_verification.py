@@ -2,11 +2,13 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from core.errors import InputError
 from core.retrieval.distance import pairwise_distance
 from core.retrieval.ranking import junk_mask
-from core.retrieval.verification import choose_threshold
+from core.retrieval.verification import BINS, choose_threshold, describe_threshold
 
 
 def on_a_line(query, gallery, query_ids, gallery_ids, rate, protocol="no_camera", cameras=None, **options):
@@ -25,6 +27,8 @@ def test_worked_by_hand():
     # One of four impostors may pass: the one at 2, and not the one at 4.
     assert found.distance == pytest.approx(4) and found.distance < 4
     assert found.true_accept_rate == 1 and (found.impostor_pairs, found.genuine_pairs) == (4, 2)
+    said = "threshold 4: at most 25 % of pairs of two objects pass; pairs measured: 4 of two objects, 2 of one"
+    assert str(found) == f"{said}, of which 100.0 % pass"
     strict = on_a_line([0.0], [1.0, 3.0, 2.0, 4.0, 6.0, 8.0], [7], [7, 7, 1, 2, 3, 4], rate=0.2)
     assert strict.distance == pytest.approx(2) and strict.distance < 2
     assert strict.true_accept_rate == 0.5 and strict.false_accept_rate == 0.2
@@ -33,6 +37,27 @@ def test_worked_by_hand():
 def test_impostors_that_look_the_same_leave_nothing_to_accept():
     found = on_a_line([0.0], [0.0, 0.0], [1], [1, 2], rate=0.0)
     assert found.distance == -1 and found.true_accept_rate == 0
+    said = "nothing is accepted: more than 0 % of pairs of two objects have distance 0"
+    assert str(found) == f"{said}; pairs measured: 1 of two objects, 1 of one, of which 0.0 % pass"
+    assert describe_threshold(-1, 0.01) == said.replace("0 % of", "1 % of")
+
+
+class Largest(TorchDispatchMode):
+    """The number of values in the largest tensor that an operator makes."""
+
+    size = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        made = function(*arguments, **(options or {}))
+        self.size = max([self.size, *(one.numel() for one in tree_leaves(made) if isinstance(one, torch.Tensor))])
+        return made
+
+
+def test_neither_all_distances_nor_all_genuine_pairs_are_held():
+    features, ids = torch.arange(1000.0)[:, None], [0, 1] * 500
+    with Largest() as largest:
+        found = on_a_line(features[:, 0].tolist(), features[:, 0].tolist(), ids, ids, rate=0.1, chunk_size=4)
+    assert found.genuine_pairs == 500_000 and largest.size <= 4 * BINS
 
 
 def test_pairs_of_the_same_camera_do_not_count():
@@ -72,6 +97,8 @@ def test_as_sorting_all_pairs_says(rate, metric):
 def test_no_genuine_pair():
     found = on_a_line([0.0], [1.0], [1], [2], rate=0.0)
     assert math.isnan(found.true_accept_rate) and found.genuine_pairs == 0
+    words = "threshold 1: at most 0 % of pairs of two objects pass; pairs measured: 1 of two objects, 0 of one"
+    assert str(found) == words
 
 
 def test_bad_input():
