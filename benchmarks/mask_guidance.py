@@ -38,26 +38,33 @@ def get_parser():
     return parser
 
 
+def ways(masks, poolings):
+    """(mask, pooling) of each run; without a mask there is none to pool with."""
+    return [(mask, pooling) for mask in masks for pooling in poolings if mask != "none" or pooling == "off"]
+
+
+def arguments_of(mask, pooling, seed, args, folder):
+    """What train_reid.py is called with, list of str, for a run that lands in folder / f"{mask}-{pooling}-{seed}"."""
+    arguments = ["--recipe", "quick", "--dataset", "synthetic_hard", "--weights", "none"]
+    if mask == "none":
+        arguments += ["--backbone", "resnet18"]
+    else:
+        arguments += ["--backbone", "resnet18_with_mask", "--mask-decoder", "light", "--mask-size", 64, 64]
+        arguments += ["--mask-target", mask, "--mask-pooling", pooling]
+    if mask == "predicted":
+        arguments += ["--mask-checkpoint", Path(args.mask_checkpoint).absolute()]
+    arguments += ["--epochs", 5, "--eval-every", 5, "--workers", 0, "--device", "cpu"]
+    arguments += ["--seed", seed, "--output", folder, "--name", f"{mask}-{pooling}-{seed}", *args.options]
+    return list(map(str, arguments))
+
+
 def train(mask, pooling, seed, args, folder):
     """mAP and Rank-1 after the last epoch of a run, in per cent, and its minutes."""
     name = f"{mask}-{pooling}-{seed}"
-    command = ["train_reid.py", "--recipe", "quick", "--dataset", "synthetic_hard", "--weights", "none"]
-    command += ["--backbone", "resnet18" if mask == "none" else "resnet18_with_mask", "--mask-size", 64, 64]
-    if mask != "none":
-        command += ["--mask-target", mask, "--mask-pooling", pooling]
-    if mask == "predicted":
-        command += ["--mask-checkpoint", Path(args.mask_checkpoint).absolute()]
-    command += ["--mask-decoder", "light", "--epochs", 5, "--eval-every", 5, "--workers", 0, "--device", "cpu"]
-    command += ["--seed", seed, "--output", folder, "--name", name, *args.options]
+    command = [sys.executable, "train_reid.py", *arguments_of(mask, pooling, seed, args, folder)]
     start = time.perf_counter()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     if done.returncode:
         sys.exit(f"{name}: {done.stderr.decode()}")
     with open(folder / name / "log.csv", newline="", encoding="utf-8") as file:
@@ -86,12 +93,11 @@ def table(results):
 def main(args):
     if "predicted" in args.masks and not args.mask_checkpoint:
         sys.exit("predicted masks need --mask-checkpoint; or name the --masks without it")
-    ways = [(mask, pooling) for mask in args.masks for pooling in args.poolings if mask != "none" or pooling == "off"]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(args.output or temporary).absolute()
         if folder.is_dir() and any(folder.iterdir()):
             sys.exit(f"{folder} is not empty: its runs would be taken for new ones; give another --output")
-        jobs = [(*way, seed) for seed in args.seeds for way in ways]
+        jobs = [(*way, seed) for seed in args.seeds for way in ways(args.masks, args.poolings)]
         # What the first run makes for all, the data and the predicted masks, two at once would make twice.
         alone = [next(job for job in jobs if job[0] == "predicted")] if "predicted" in args.masks else jobs[:1]
         results = [train(*job, args, folder) for job in alone]

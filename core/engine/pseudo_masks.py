@@ -7,6 +7,7 @@ laid in the middle of a larger canvas, where the object has about the size that 
 import json
 import math
 import os
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +36,8 @@ CANVAS = 3.0  # sides of the canvas, in sides of the picture
 MAX_SIDE = 1333  # pixels of the picture on the canvas, longer side: the network shrinks what is larger anyway
 MIN_SCORE = 0.3  # of what counts as found
 GRID = 64  # rows and columns of the grid on which masks are compared with the place where the object should be
-ROUND = 256  # pictures of each rank between two writes of the cache
+ROUND = 32  # pictures of each rank before all know what was found
+WRITE_SECONDS = 60  # between two writes of the cache, which is written as a whole
 
 
 @torch.inference_mode()
@@ -115,9 +117,9 @@ def predicted_masks(samples, root, checkpoint_path, device, *, amp="off", say=pr
     """The samples with the mask that a trained Mask R-CNN sees in each picture, in place of their own; on every rank.
 
     Each rank looks at its share. What is found is kept in `<root>/masks-<fingerprint of the network>.json`, and is
-    looked up there by path, box, file size and time, so that it is computed once for a data set; a run that ends
-    early leaves what it had. Where nothing is found the mask is the sample's box, or `CENTRE_BOX`, and a line says how
-    often that was so.
+    looked up there by path, box, file size and time, so that it is computed once for a data set; a run that is killed
+    leaves what it had about a minute before. Where nothing is found the mask is the sample's box, or `CENTRE_BOX`, and
+    a line says how often that was so. No random numbers of the run are drawn.
 
     Args:
         samples: list of `core.data.samples.Sample`.
@@ -126,31 +128,47 @@ def predicted_masks(samples, root, checkpoint_path, device, *, amp="off", say=pr
         say: takes the lines for a person.
 
     Raises:
-        InputError: the checkpoint can't be used, or a picture can't be read.
+        InputError: the checkpoint can't be used, a picture can't be read, or nothing is found in any of them.
     """
-    network, state = detection.network_from_checkpoint(checkpoint_path, device)
+    with torch.random.fork_rng(devices=[]):  # its first weights are drawn on the CPU, whatever the device
+        network, state = detection.network_from_checkpoint(checkpoint_path, device)
     path = Path(root) / f"masks-{fingerprint(state)[:12]}.json"
     keys, files, known = distributed.on_main(lambda: _look_up(samples, root, path, say))
     missing = [number for number, key in enumerate(keys) if not _is_current(known.get(key), files[number])]
     if missing:
         say(f"masks: {checkpoint_path} looks for the object in {len(missing)} pictures of {root}")
-    ranks, writable = distributed.world_size(), True
+    ranks, writable, written = distributed.world_size(), True, time.monotonic()
     with tqdm(total=len(missing), desc="masks", unit="img", disable=not progress_is_shown()) as bar:
         for start in range(0, len(missing), ROUND * ranks):
             share = missing[start : start + ROUND * ranks]
             own = [samples[number] for number in share[distributed.rank() :: ranks]]
             parts = distributed.gather_objects(_predict(own, network, device, amp))
             errors = _take_in(known, [(keys[number], files[number]) for number in share], parts)
-            writable = writable and distributed.on_main(lambda: _write_cache(path, known, say))
+            is_over = bool(errors) or start + len(share) == len(missing)
+            is_due = is_over or time.monotonic() - written > WRITE_SECONDS
+            if writable and distributed.broadcast_object(is_due):  # by the clock of rank 0
+                writable, written = distributed.on_main(lambda: _write_cache(path, known, say)), time.monotonic()
             if errors:
                 raise errors[0]
             bar.update(len(share))
     masked = [known[key] for key in keys]
-    misses = sum(not entry["found"] for entry in masked)
-    if misses:
-        instead = "the box" if all(sample.box for sample in samples) else "its middle"
-        say(f"masks: nothing found in {misses} of {len(samples)} pictures; {instead} is the mask there")
+    _report_misses(masked, samples, root, checkpoint_path, say)
     return [sample._replace(mask=entry["rle"]) for sample, entry in zip(samples, masked, strict=True)]
+
+
+def _report_misses(masked, samples, root, checkpoint_path, say):
+    """Say in how many pictures nothing was found; raise InputError where that is all of them."""
+    misses = sum(not entry["found"] for entry in masked)
+    if not misses:
+        return
+    if misses == len(masked):
+        raise InputError(
+            f"{checkpoint_path} finds nothing in any of the {misses} pictures of {root}: give another "
+            "--mask-checkpoint, or --mask-target gaussian or box, which are made from boxes"
+        )
+    instead = "box" if all(sample.box for sample in samples) else "middle of the picture"
+    line = f"masks: nothing found in {misses} of {len(masked)} pictures: the mask there is the {instead}"
+    say(f"warning: {line}" if misses > len(masked) / 2 else line)
 
 
 def _predict(samples, network, device, amp):

@@ -1,7 +1,7 @@
 """Global pooling: a feature map becomes one vector, (B, C, H, W) -> (B, C).
 
-Each takes weights of the positions as well, (B, 1, H, W), above 0: a mask that says where the object is. Without them,
-or with equal ones, every position counts the same.
+Each takes weights of the positions as well, (B, 1, H, W), above 0: a mask that says where the object is. Only their
+ratios within a picture matter: without them, or with equal ones, every position counts the same.
 """
 
 import torch
@@ -16,10 +16,15 @@ class AveragePooling(nn.Module):
 
 
 class MaxPooling(nn.Module):
-    """The largest value (times its weight) of all positions, (B, C, H, W) -> (B, C). Equal ones share the gradient."""
+    """The largest value of all positions, (B, C, H, W) -> (B, C). Equal ones share the gradient.
+
+    Each value is multiplied by its weight, of which the largest in a picture counts as 1.
+    """
 
     def forward(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
-        return (x if weights is None else x * weights).amax(dim=(2, 3))
+        if weights is not None:
+            x = x * (weights / weights.amax(dim=(2, 3), keepdim=True))
+        return x.amax(dim=(2, 3))
 
 
 class GeM(nn.Module):

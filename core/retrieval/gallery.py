@@ -79,8 +79,9 @@ def build_gallery(path, entries, *, fingerprint, metric="cosine", info=None, dty
 def add_to_gallery(path, entries, *, fingerprint, metric=None):
     """Add entries to the gallery in the file `path`, after those that it has.
 
-    An entry whose source is in the gallery already takes the place of that one: who runs the same command twice, or
-    sorts a picture into another identity's folder, has the picture once, as it was given last.
+    An entry whose source is in the gallery already takes the place of that one: who gives the same path again, with
+    another identity or the same, has the picture once, as it was given last. A file that was moved has another path,
+    so it is another entry: `remove_from_gallery` takes the source of the old one.
 
     Args:
         entries: as in `build_gallery`.

@@ -4,13 +4,15 @@
     sections   vectors (N, D) float16 or float32; norms (N,) float32, the length of each stored vector; numbers (N,)
                int32, the identity as a number into `names`; names, a JSON list; sources and thumbnails, the bytes of
                all entries end to end, and source_ends and thumbnail_ends (N,) int64, where each of them ends
-    header     JSON: metric, dim, count, dtype, fingerprint, info, and offset and length of every section
+    header     JSON: metric, dim, count, dtype, fingerprint, info, and offset, length and CRC-32 of every section
 
-All numbers are little-endian. Nothing in it is code, and a file that lacks its end is noticed from its size.
+All numbers are little-endian. Nothing in it is code, and a file that lacks its end is noticed from its size. Format 1,
+which is read too, had no CRC-32 of the sections.
 """
 
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -27,7 +29,7 @@ import numpy as np
 from core.errors import InputError
 
 MAGIC = b"CAROUSEL GALLERY"
-VERSION = 1
+VERSION = 2
 PREAMBLE = struct.Struct("<16sIIQQ")  # magic, version, CRC-32, offset and length of the header
 ALIGNMENT = 64  # of every section; also the room kept for the preamble
 DTYPES = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
@@ -83,15 +85,18 @@ def write_gallery(file, folder, chunks, header):
     source_ends, thumbnail_ends, digests = array("q"), array("q"), []
     with nameless_file(folder) as sources, nameless_file(folder) as thumbnails:
         file.write(bytes(ALIGNMENT))
+        checksum = 0
         for rows in chunks:
-            file.write(np.ascontiguousarray(rows.vectors).data)
+            vectors = np.ascontiguousarray(rows.vectors)
+            file.write(vectors.data)
+            checksum = zlib.crc32(vectors, checksum)
             norms.extend(rows.norms.tolist())
             numbers.extend(names.setdefault(identity, len(names)) for identity in rows.identities)
             _append(sources, source_ends, [source_bytes(source) for source in rows.sources])
             _append(thumbnails, thumbnail_ends, rows.thumbnails)
             digests.append(digests_of(source for source in rows.sources if source))
         _refuse_twins(digests, sources, source_ends)
-        sections = {"vectors": (ALIGNMENT, file.tell() - ALIGNMENT)}
+        sections = {"vectors": (ALIGNMENT, file.tell() - ALIGNMENT, checksum)}
         for name, values, kind in (
             ("norms", norms, "<f4"),
             ("numbers", numbers, "<i4"),
@@ -102,9 +107,9 @@ def write_gallery(file, folder, chunks, header):
         sections["names"] = _put(file, json.dumps(list(names)).encode())
         sections["sources"], sections["thumbnails"] = _put(file, sources), _put(file, thumbnails)
     text = json.dumps({**header, "count": len(numbers), "sections": sections}).encode()
-    offset, length = _put(file, text)
+    offset, length, checksum = _put(file, text)
     file.seek(0)
-    file.write(PREAMBLE.pack(MAGIC, VERSION, zlib.crc32(text), offset, length))
+    file.write(PREAMBLE.pack(MAGIC, VERSION, checksum, offset, length))
     return len(numbers)
 
 
@@ -122,16 +127,15 @@ def _append(spool, ends, items):
 
 
 def _put(file, content):
-    """Append bytes, or all of a file, at the next aligned place; (offset, length)."""
+    """Append bytes, or all of a file, at the next aligned place; (offset, length, CRC-32)."""
     file.write(bytes(-file.tell() % ALIGNMENT))
-    offset = file.tell()
-    if isinstance(content, bytes):
-        file.write(content)
-    else:
-        content.seek(0)
-        while piece := content.read(COPY_BYTES):
-            file.write(piece)
-    return offset, file.tell() - offset
+    offset, checksum = file.tell(), 0
+    content = io.BytesIO(content) if isinstance(content, bytes) else content
+    content.seek(0)
+    while piece := content.read(COPY_BYTES):
+        file.write(piece)
+        checksum = zlib.crc32(piece, checksum)
+    return offset, file.tell() - offset, checksum
 
 
 def _refuse_twins(digests, sources, ends):
@@ -192,7 +196,7 @@ def _check_header(header, end):
     count, size = header["count"], DTYPES[header["dtype"]].itemsize * header["dim"]
     wanted = {"vectors": count * size} | {name: count * each for name, each in FIXED.items()}
     for name in SECTIONS:
-        offset, length = header["sections"][name]
+        offset, length, *_ = header["sections"][name]
         if offset < ALIGNMENT or length < 0 or offset + length > end or length != wanted.get(name, length):
             raise ValueError(name)
     if header["metric"] not in ("cosine", "euclidean") or count < 0 or header["dim"] < 1:

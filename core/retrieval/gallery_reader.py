@@ -6,6 +6,7 @@ fixed size for each entry (24 bytes) and the names are in memory.
 
 import json
 import os
+import zlib
 
 import numpy as np
 import torch
@@ -41,6 +42,9 @@ def open_gallery(path):
 class Gallery:
     """A gallery open for reading (`open_gallery`); a context manager. Its rows are numbered 0 .. len - 1.
 
+    Damage is noticed where a section is read as a whole: all but vectors, sources and thumbnails when it is opened, the
+    vectors by the first search, all of them by `rows`. What reads a single entry gives what is in the file.
+
     Attributes:
         dim: D, the size of an embedding.
         metric: "cosine" (the vectors are unit vectors) or "euclidean".
@@ -57,6 +61,7 @@ class Gallery:
         self.dim, self.metric, self.dtype = header["dim"], header["metric"], header["dtype"]
         self.fingerprint, self.info = header["fingerprint"], header["info"]
         self._sections, self._count = header["sections"], header["count"]
+        self._vectors_are_whole = False  # known once all were read
         self.names = self._names()
         self.numbers, self.norms = self._array("numbers", "<i4"), self._array("norms", "<f4")
         self._ends = {name: self._array(f"{name[:-1]}_ends", "<i8") for name in ("sources", "thumbnails")}
@@ -140,7 +145,8 @@ class Gallery:
             distances in the order of the rows.
 
         Raises:
-            InputError: an empty gallery, queries of another size or not finite, k or chunk size below 1.
+            InputError: an empty gallery, queries of another size or not finite, k or chunk size below 1, damaged
+                vectors.
         """
         return self._nearest(queries, k, device, chunk_size, None)
 
@@ -172,27 +178,39 @@ class Gallery:
 
     def _chunks(self, size):
         """Yield (first row, vectors (n, D), norms (n,)); the vectors lie in one buffer, which the next overwrites."""
-        buffer = np.empty((size, self.dim), DTYPES[self.dtype])
+        buffer, checksum = np.empty((size, self.dim), DTYPES[self.dtype]), 0
         for start in range(0, len(self), size):
             vectors = buffer[: min(size, len(self) - start)]
             self._read("vectors", start * self.dim * buffer.itemsize, memoryview(vectors).cast("B"))
+            if not self._vectors_are_whole:
+                checksum = zlib.crc32(vectors, checksum)
             yield start, vectors, self.norms[start : start + len(vectors)]
+        if not self._vectors_are_whole:
+            self._verify("vectors", checksum)
+            self._vectors_are_whole = True
 
     def rows(self, keep=None):
-        """Yield the entries as Rows, some at a time: all, or those where `keep` (N,) is True."""
+        """Yield the entries as Rows, some at a time: all, or those where `keep` (N,) is True.
+
+        Everything is read, so that at the end InputError is raised where something was damaged.
+        """
+        checksums = dict.fromkeys(("vectors", "sources", "thumbnails"), 0)
         for start in range(0, len(self), COPIED_ROWS):
             stop = min(len(self), start + COPIED_ROWS)
             kept = np.arange(stop - start) if keep is None else keep[start:stop].nonzero()[0]
-            if len(kept) == 0:
-                continue
+            vectors = self.vectors(start, stop)
             sources, thumbnails = self._items("sources", start, stop), self._items("thumbnails", start, stop)
+            for name, content in zip(checksums, (vectors, b"".join(sources), b"".join(thumbnails)), strict=True):
+                checksums[name] = zlib.crc32(content, checksums[name])
             yield Rows(
-                self.vectors(start, stop)[kept],
+                vectors[kept],
                 self.norms[start:stop][kept],
                 [self.names[number] for number in self.numbers[start:stop][kept]],
                 [_text(sources[i]) for i in kept],
                 [thumbnails[i] for i in kept],
             )
+        for name, checksum in checksums.items():
+            self._verify(name, checksum)
 
     def source_digests(self):
         """(N,) `digests_of` the sources; those of rows without a source are digests of ""."""
@@ -211,6 +229,7 @@ class Gallery:
     def _names(self):
         content = bytearray(self._sections["names"][1])
         self._read("names", 0, memoryview(content))
+        self._verify("names", zlib.crc32(content))
         try:
             names = json.loads(content)
         except ValueError as error:
@@ -222,7 +241,13 @@ class Gallery:
     def _array(self, name, kind):
         values = np.empty(len(self), kind)
         self._read(name, 0, memoryview(values).cast("B"))
+        self._verify(name, zlib.crc32(values))
         return values
+
+    def _verify(self, name, checksum):
+        """Raise InputError unless `checksum` is the CRC-32 of the section, where the file says that."""
+        if self._sections[name][2:] not in ([], [checksum]):
+            raise damaged(self.path)
 
     def _read(self, name, start, target):
         """Fill `target` with the bytes of a section from `start` on. Plain reads: mapped pages count as memory."""

@@ -287,18 +287,59 @@ def test_where_the_cache_cannot_be_written_the_masks_are_found_all_the_same(bags
     assert len(said) == 3
 
 
+def finds_in(numbers, monkeypatch):
+    """Let the network find something in the pictures of these numbers alone, in the order in which it sees them."""
+    original, seen = pseudo_masks.object_mask, iter(range(100))
+    monkeypatch.setattr(
+        pseudo_masks, "object_mask", lambda *a, **b: original(*a, **b) if next(seen) in numbers else None
+    )
+
+
 def test_where_nothing_is_found_the_box_or_the_middle_is_the_mask_and_it_is_said(bags, checkpoint, monkeypatch):
     folder, samples = bags
-    monkeypatch.setattr(pseudo_masks, "object_mask", lambda *_, **__: None)
+    finds_in([2, 3], monkeypatch)
     width, height = read_stored_image(samples[0].path)[0].size
-    boxed = [samples[0]._replace(box=(10.0, 20.5, 40.0, 1000.0)), samples[1]]
+    boxed = [samples[0]._replace(box=(10.0, 20.5, 40.0, 1000.0)), *samples[1:]]
     for _ in range(2):  # from the cache it is said as well
         said = []
-        first, second = predicted_masks(boxed, folder, checkpoint, CPU, say=said.append)
+        first, second, *_ = predicted_masks(boxed, folder, checkpoint, CPU, say=said.append)
         assert iou(first.mask, (10, 20, 40, height)) == 1
         size = read_stored_image(samples[1].path)[0].size
         assert iou(second.mask, (size[0] // 4, size[1] // 4, size[0] * 3 // 4, size[1] * 3 // 4)) > 0.9
-        assert "nothing found in 2 of 2 pictures" in said[-1]
+        assert said[-1].startswith(
+            "masks: nothing found in 2 of 4 pictures: the mask there is the middle of the picture"
+        )
+
+
+def test_misses_in_more_than_half_of_the_pictures_are_a_warning(bags, checkpoint, monkeypatch):
+    folder, samples = bags
+    finds_in([3], monkeypatch)
+    boxed = [sample._replace(box=(10.0, 20.0, 40.0, 50.0)) for sample in samples]
+    said = []
+    predicted_masks(boxed, folder, checkpoint, CPU, say=said.append)
+    assert said[-1].startswith("warning: masks: nothing found in 3 of 4 pictures: the mask there is the box")
+
+
+def test_where_nothing_is_found_at_all_there_is_nothing_to_learn_from(bags, checkpoint, monkeypatch):
+    folder, samples = bags
+    finds_in([], monkeypatch)
+    for _ in range(2):  # from the cache as well
+        with pytest.raises(InputError, match=r"finds nothing in any of the 4 pictures of .*bags: give .*") as caught:
+            predicted_masks(samples, folder, checkpoint, CPU)
+        message = str(caught.value)
+        assert str(checkpoint) in message and "--mask-checkpoint" in message and "\n" not in message
+
+
+def test_finding_masks_draws_no_random_numbers(bags, checkpoint, monkeypatch):
+    """The same seed gives the same ReID network, whichever masks it learns from."""
+    folder, samples = bags
+    build = pseudo_masks.detection.network_from_checkpoint.__wrapped__  # anew, not from the cache of this file
+    monkeypatch.setattr(pseudo_masks.detection, "network_from_checkpoint", build)
+    torch.manual_seed(3)
+    expected = torch.rand(5)
+    torch.manual_seed(3)
+    predicted_masks(samples[:1], folder, checkpoint, CPU)
+    assert torch.equal(torch.rand(5), expected)
 
 
 def test_a_mask_is_one_of_the_stored_pixels(bags, checkpoint, tmp_path):
@@ -329,6 +370,31 @@ def test_a_broken_picture_is_named_and_what_was_found_is_kept(bags, checkpoint, 
         predicted_masks(samples, folder, checkpoint, CPU)
     predicted_masks(samples[1:], folder, checkpoint, CPU)
     assert looked_at["all"] == 3
+
+
+def test_the_cache_is_written_by_the_clock_at_the_end_and_before_an_error(bags, checkpoint, monkeypatch):
+    folder, samples = bags
+    written, write = [], pseudo_masks._write_cache
+
+    def counted(path, known, say):
+        written.append(len(known))
+        return write(path, known, say)
+
+    monkeypatch.setattr(pseudo_masks, "_write_cache", counted)
+    monkeypatch.setattr(pseudo_masks, "ROUND", 1)
+    predicted_masks(samples, folder, checkpoint, CPU)
+    assert written == [4]
+    cache_of(folder).unlink()
+    monkeypatch.setattr(pseudo_masks, "WRITE_SECONDS", 0)
+    predicted_masks(samples, folder, checkpoint, CPU)
+    assert written == [4, 1, 2, 3, 4]
+    cache_of(folder).unlink()
+    monkeypatch.setattr(pseudo_masks, "WRITE_SECONDS", 60)
+    with open(samples[2].path, "wb") as file:
+        file.write(b"no picture")
+    with pytest.raises(InputError, match="can't be read as a picture"):
+        predicted_masks(samples, folder, checkpoint, CPU)
+    assert written == [4, 1, 2, 3, 4, 2] and len(json.loads(cache_of(folder).read_text())["masks"]) == 2
 
 
 def test_no_pictures_are_no_masks(tmp_path, checkpoint):

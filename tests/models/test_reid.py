@@ -156,6 +156,18 @@ def test_soft_mask_pooling_counts_the_object_alone():
         torch.testing.assert_close(model(images).embedding, stage4.mean(dim=(2, 3)))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("pooling", ["avg", "max", "gem"])
+def test_a_decoder_that_is_less_sure_gives_the_same_embedding(pooling):
+    torch.manual_seed(0)
+    model = build_reid_model("resnet18_with_mask", 5, mask_size=(4, 4), mask_pooling="soft", pooling=pooling).eval()
+    images, mask = torch.randn(2, 3, 64, 64), torch.rand(1, 1, 4, 4) / 2 + 0.5
+    see(model, mask)
+    expected = model(images).embedding
+    see(model, 0.3 * mask)
+    torch.testing.assert_close(model(images).embedding, expected)
+
+
 def test_a_second_branch_beside_the_plain_one():
     torch.manual_seed(0)
     model = build_reid_model("resnet18_with_mask", 5, embedding_dim=16, mask_size=(8, 8), mask_pooling="branch")

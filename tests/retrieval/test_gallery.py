@@ -1,5 +1,9 @@
+import json
+import multiprocessing
 import os
 import random
+import signal
+import zlib
 
 import numpy as np
 import pytest
@@ -17,6 +21,7 @@ from core.retrieval.gallery import (
     open_gallery,
     remove_from_gallery,
 )
+from core.retrieval.gallery_file import PREAMBLE
 
 OURS, OTHER = "a" * 64, "b" * 64
 
@@ -367,12 +372,13 @@ def test_the_same_checkpoint_trained_further_is_named_once(path):
             assert str(caught.value).count("best.pth") == 1
 
 
-def test_an_identity_without_entries_is_damage(path):
+def test_an_identity_without_entries_is_damage(path, monkeypatch):
     """Searching trusts that there are as many identities as names."""
     with open_gallery(path) as gallery:
         offset = gallery._sections["numbers"][0]
         assert sorted(set(gallery.numbers.tolist())) == [0, 1, 2, 3, 4]
         numbers = np.where(gallery.numbers == 3, 0, gallery.numbers).astype("<i4").tobytes()
+    monkeypatch.setattr("core.retrieval.gallery_reader.Gallery._verify", lambda *_: None)  # as of format 1
     data = bytearray(path.read_bytes())
     data[offset : offset + len(numbers)] = numbers
     path.write_bytes(data)
@@ -398,20 +404,68 @@ def test_bad_files_get_one_line(path):
         open_gallery(path.parent)
 
 
-def test_a_damaged_byte_is_an_answer_or_one_line(path):
-    whole, bad, chance = bytearray(path.read_bytes()), path.with_name("bad.gallery"), random.Random(0)
+def sections_of(path):
+    with open_gallery(path) as gallery:
+        return {name: range(offset, offset + length) for name, (offset, length, *_) in gallery._sections.items()}
+
+
+def test_a_damaged_byte_is_one_line(path):
+    whole, bad, chance = path.read_bytes(), path.with_name("bad.gallery"), random.Random(0)
+    places = [place for section in sections_of(path).values() for place in section]
     for _ in range(300):
         data = bytearray(whole)
-        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        data[chance.choice(places)] ^= 1 << chance.randrange(8)
         bad.write_bytes(data)
-        try:
-            content(bad)
-        except InputError as error:
-            assert "bad.gallery" in str(error)
-    whole[64:66] = b"\xff\xff"  # the first number of the first vector: NaN
-    bad.write_bytes(whole)
-    with open_gallery(bad) as gallery, pytest.raises(InputError, match="not finite: its file is damaged"):
-        gallery.search(torch.ones(1, 16), 1)
+        with pytest.raises(InputError, match="bad.gallery is damaged"), open_gallery(bad) as gallery:
+            list(gallery.rows())
+
+
+@pytest.mark.parametrize("what", ["zero", "swapped", "last bit", "not finite"])
+def test_damaged_vectors_give_no_answer(path, what):
+    data, vectors = bytearray(path.read_bytes()), sections_of(path)["vectors"]
+    first, second = (slice(vectors[row * 32], vectors[row * 32] + 32) for row in (3, 9))
+    if what == "zero":
+        data[first] = bytes(32)
+    elif what == "swapped":
+        data[first], data[second] = data[second], data[first]
+    elif what == "last bit":
+        data[vectors[-2]] ^= 1
+    else:
+        data[first] = b"\xff" * 32
+    path.write_bytes(data)
+    for use in (
+        lambda: open_gallery(path).search(torch.ones(1, 16), 1),
+        lambda: open_gallery(path).identify(torch.ones(1, 16), 1, chunk_size=5),
+        lambda: add_to_gallery(path, entries(2, "new"), fingerprint=OURS),
+        lambda: remove_from_gallery(path, ["bag-0", "bag-1", "bag-2", "bag-3", "bag-4"]),
+        lambda: merge_galleries(path.with_name("merged"), [path]),
+    ):
+        with pytest.raises(InputError, match="damaged") as caught:
+            use()
+        assert "\n" not in str(caught.value)
+    assert path.read_bytes() == data and len(list(path.parent.iterdir())) == 1
+
+
+def test_a_whole_gallery_is_searched_again_and_again(path):
+    with open_gallery(path) as gallery:
+        answers = [gallery.search(features(3), 4, chunk_size=5)[1].tolist() for _ in range(3)]
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_a_file_of_format_1_is_read(path):
+    """It is the same, but the header knows no CRC-32 of the sections."""
+    before, data = content(path), path.read_bytes()
+    magic, _, _, offset, length = PREAMBLE.unpack(data[: PREAMBLE.size])
+    header = json.loads(data[offset : offset + length])
+    header["sections"] = {name: place[:2] for name, place in header["sections"].items()}
+    text = json.dumps(header).encode()
+    preamble = PREAMBLE.pack(magic, 1, zlib.crc32(text), offset, len(text))
+    path.write_bytes(preamble + data[PREAMBLE.size : offset] + text)
+    with open_gallery(path) as gallery:
+        assert gallery.search(features(12), 1)[1][:, 0].tolist() == list(range(12))
+    assert content(path) == before
+    assert add_to_gallery(path, entries(2, "new"), fingerprint=OURS) == (2, 0)
+    assert path.read_bytes()[16] == 2  # whoever changes it writes it as of today
 
 
 def test_one_writer_at_a_time(path):
@@ -438,10 +492,43 @@ def test_one_writer_at_a_time(path):
     assert sorted(file.name for file in path.parent.iterdir()) == [other.name, "bags.gallery", "second"]
 
 
+def add_and_die(path, function, when):
+    """Add two entries, and be killed just before or after the first call of os.fsync or os.replace."""
+    original = getattr(os, function)
+
+    def last(*arguments):
+        if when == "after":
+            original(*arguments)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(os, function, last)
+    add_to_gallery(path, entries(2, "new"), fingerprint=OURS)
+
+
+@pytest.mark.parametrize(
+    ("function", "when", "state"),
+    [("fsync", "before", "old"), ("replace", "before", "old"), ("replace", "after", "new")],
+)
+def test_killed_around_the_rename(path, function, when, state):
+    before, added = content(path), [entry[:3] for entry in zip(*entries(2, "new")[1:], strict=True)]
+    process = multiprocessing.get_context("forkserver").Process(target=add_and_die, args=(path, function, when))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    assert content(path) == (before if state == "old" else before + added)
+    left = {file.name for file in path.parent.iterdir()}
+    assert left == {path.name, f".{path.name}.lock"} | (
+        {f".{path.name}.{process.pid}.tmp"} if state == "old" else set()
+    )
+    assert add_to_gallery(path, entries(2, "new"), fingerprint=OURS) == ((2, 0) if state == "old" else (0, 2))
+    assert content(path) == before + added and len(list(path.parent.iterdir())) == 1
+
+
+@pytest.mark.slow
 def test_killed_while_adding(tmp_path):
-    """Ten times, at random moments; the benchmark raises where the gallery is not whole after one."""
+    """At random moments; the benchmark raises where the gallery is not whole after one."""
     path = tmp_path / "bags.gallery"
     build_gallery(path, entries(3000, dim=64), fingerprint="0" * 64)
-    whole, results = kill_while_adding(path, 3000, 64, 10)
-    assert whole > 0 and len(results) == 10 and {state for _, state, _ in results} <= {"old", "new"}
+    whole, results = kill_while_adding(path, 3000, 64, 3)
+    assert whole > 0 and len(results) == 3
     assert [file.name for file in tmp_path.iterdir()] == ["bags.gallery"]
