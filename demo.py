@@ -72,6 +72,8 @@ USES = {
     "pictures": ("segment", "score", "classes", "output"),
 }
 
+MANY_STRANGERS = 0.1  # of those that nobody knows: above, a person is told that so many pass the threshold
+
 
 def get_parser():
     parser = options.Parser(__doc__)
@@ -194,7 +196,7 @@ def show(args, device):
         bar.write(f"{printable(path)}: {printable(cards[-1].caption)}", file=sys.stdout)
     if cards:
         title = f"{len(cards)} picture{'s' * (len(cards) != 1)}"
-        about = f"{detector.message}; score at least {args.score}" + (f"; {memory}" if memory else "")
+        about = "; ".join(map(str, filter(None, (detector.message, f"score at least {args.score}", memory))))
         index_page(output / "index.html", title, about, cards, skipped)
         say(f"written to {output}; {output / 'index.html'} shows it")
     stop_for(skipped, len(paths))
@@ -239,6 +241,11 @@ def open_memory(args, device):
     say(memory)
     if threshold is None:
         say("this checkpoint carries no threshold: everyone is unknown; give --threshold")
+    if memory.strangers_accepted() > MANY_STRANGERS:
+        say(
+            f"among so many, about {100 * memory.strangers_accepted():.0f} % of strangers find somebody near enough; "
+            f"`python evaluate.py {encoder.path} --false-accept-rate RATE` says a smaller --threshold"
+        )
     return memory
 
 

@@ -312,6 +312,16 @@ class Memory(NamedTuple):
         limit = "no threshold" if self.threshold is None else describe_threshold(self.encoder, self.threshold)
         return f"gallery: {size_of(self.gallery)}, {cut}; {self.encoder.message}; {limit}"
 
+    def strangers_accepted(self):
+        """The share of strangers that somebody here is near enough to, in [0, 1]; 0 where that is not known.
+
+        The threshold lets a share f of pairs pass, and a stranger is paired with each of n identities: 1 - (1 - f)^n,
+        were these independent.
+        """
+        if not _is_checkpoints(self.encoder, self.threshold) or self.threshold < 0:
+            return 0.0
+        return 1 - (1 - self.encoder.threshold["false_accept_rate"]) ** len(self.gallery.names)
+
 
 def gallery_info(encoder, detector, classes=None):
     """What a gallery keeps about how it was made."""
@@ -330,7 +340,11 @@ def describe_threshold(encoder, threshold):
     """What is taken for the same, in words."""
     if threshold is None:
         return "the checkpoint carries no threshold, --threshold DISTANCE sets one"
-    if encoder.threshold and encoder.threshold["distance"] == threshold:
+    if _is_checkpoints(encoder, threshold):
         words = verification.describe_threshold(threshold, encoder.threshold["false_accept_rate"])
         return f"{words} on whole validation pictures"
     return f"threshold {threshold:.3g}"
+
+
+def _is_checkpoints(encoder, threshold):
+    return encoder.threshold is not None and encoder.threshold["distance"] == threshold
