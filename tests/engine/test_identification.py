@@ -207,7 +207,7 @@ def test_a_cut_out_is_not_compared_with_a_whole_picture():
 
 @pytest.mark.parametrize("chosen, asked, rate", [(0.1, 0.1, 0.01), (0.1, 0.2, 0), (-1, -1, 0), (None, None, 0)])
 def test_how_many_strangers_pass(colors, chosen, asked, rate):
-    """Every identity of the gallery is one more who may be near enough; of a person's own threshold nothing is known."""
+    """Every identity of the gallery may be near enough; of a threshold that a person chose nothing is known."""
     memory = identification.Memory(colors, encoder(chosen), asked, 5)
     assert memory.strangers_accepted() == pytest.approx(1 - (1 - rate) ** len(colors.names))
 
