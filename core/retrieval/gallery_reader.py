@@ -202,6 +202,8 @@ class Gallery:
             sources, thumbnails = self._items("sources", start, stop), self._items("thumbnails", start, stop)
             for name, content in zip(checksums, (vectors, b"".join(sources), b"".join(thumbnails)), strict=True):
                 checksums[name] = zlib.crc32(content, checksums[name])
+            if len(kept) == 0:
+                continue
             yield Rows(
                 vectors[kept],
                 self.norms[start:stop][kept],

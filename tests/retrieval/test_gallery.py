@@ -446,6 +446,13 @@ def test_damaged_vectors_give_no_answer(path, what):
     assert path.read_bytes() == data and len(list(path.parent.iterdir())) == 1
 
 
+def test_rows_have_entries(path, monkeypatch):
+    monkeypatch.setattr(gallery_reader, "COPIED_ROWS", 4)
+    with open_gallery(path) as gallery:
+        keep = np.isin(np.arange(12), [1, 2, 9])
+        assert [rows.sources for rows in gallery.rows(keep)] == [["bag/1.jpg", "bag/2.jpg"], ["bag/9.jpg"]]
+
+
 def test_a_whole_gallery_is_searched_again_and_again(path):
     with open_gallery(path) as gallery:
         answers = [gallery.search(features(3), 4, chunk_size=5)[1].tolist() for _ in range(3)]
