@@ -26,7 +26,7 @@ from core.data.synthetic import MARKER, settle_synthetic_baggage
 from core.engine import distributed, options
 from core.engine.checkpoint import open_output
 from core.engine.dataset_figures import write_figures
-from core.engine.dataset_report import published_counts, write_report
+from core.engine.dataset_report import counted, published_counts, write_report
 from core.errors import InputError
 
 SYNTHETIC = Path("data") / "synthetic"
@@ -74,8 +74,9 @@ def describe(survey, numbers):
         for part in ("train", "gallery", "probe")
     )
     lines = [
-        f"{one_line(survey.root)}, {survey.layout} layout: {numbers['pictures']['all']:,} pictures of "
-        f"{numbers['identities']['all']:,} identities ({parts})"
+        f"{one_line(survey.root)}, {survey.layout} layout: "
+        f"{counted(numbers['pictures']['all'], 'picture', 'pictures')} of "
+        f"{counted(numbers['identities']['all'], 'identity', 'identities')} ({parts})"
     ]
     if survey.both:
         lines.append(f"both layouts lie there; this is the {survey.layout} one, which training reads too")
