@@ -50,7 +50,7 @@ RECIPES = {
     # Small pictures and few epochs: the whole run in minutes on two CPU cores.
     "quick": {
         "height": 64, "width": 64, "ids_per_batch": 8, "images_per_id": 4, "pooling": "avg",
-        "optimizer": "adam", "lr": 5e-4, "weight_decay": 5e-4, "epochs": 8, "iterations_per_epoch": 20,
+        "optimizer": "adam", "lr": 1e-3, "weight_decay": 5e-4, "epochs": 8, "iterations_per_epoch": 20,
         "schedule": "cosine", "min_lr": 1e-5,
         "warmup_epochs": 1, "warmup_factor": 0.1, "label_smoothing": 0.1, "margin": 0.3,
         "flip": 0.5, "pad": 4, "erasing": 0.3,

@@ -53,7 +53,7 @@ def arguments_of(mask, pooling, seed, args, folder):
         arguments += ["--mask-target", mask, "--mask-pooling", pooling]
     if mask == "predicted":
         arguments += ["--mask-checkpoint", Path(args.mask_checkpoint).absolute()]
-    arguments += ["--epochs", 5, "--eval-every", 5, "--workers", 0, "--device", "cpu"]
+    arguments += ["--lr", 5e-4, "--epochs", 5, "--eval-every", 5, "--workers", 0, "--device", "cpu"]
     arguments += ["--seed", seed, "--output", folder, "--name", f"{mask}-{pooling}-{seed}", *args.options]
     return list(map(str, arguments))
 
