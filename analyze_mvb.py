@@ -14,6 +14,7 @@ the file or the entry, and the exit code stays 0.
 lost.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def convert(args, survey, measures, numbers, is_synthetic):
     empty = [folder for part, folder in mvb_convert.FOLDERS.items() if part not in filled]
     if empty:
         print(f"empty: {', '.join(empty)}; training and evaluation will refuse {one_line(args.convert)}")
-    if (Path(args.convert).expanduser() / mvb_convert.NAMES).exists():
+    if (Path(os.path.expanduser(args.convert)) / mvb_convert.NAMES).exists():
         print(f"identities that are no numbers were numbered; {mvb_convert.NAMES} has their names")
     differences = mvb_convert.published_differences(published_counts(numbers))
     if differences and not is_synthetic:

@@ -80,7 +80,7 @@ class CocoData(NamedTuple):
 
 def coco_paths(root, split):
     """(images folder, annotation file) of `split` ("train" or "val") in the layout of COCO 2017."""
-    root = Path(root).expanduser()
+    root = Path(os.path.expanduser(root))
     return root / f"{split}2017", root / "annotations" / f"instances_{split}2017.json"
 
 

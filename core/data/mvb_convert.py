@@ -27,7 +27,7 @@ PUBLISHED = {"identities": 4519, "pictures": 22660, "train": 20176, "gallery": 1
 
 def check_target(out):
     """Raise InputError where `out` is there already, unless it is an empty folder, or can't be written to."""
-    out = Path(out).expanduser()
+    out = Path(os.path.expanduser(out))
     target = Path(os.path.abspath(out))
     # os.path and not Path, which raises OSError at names that are too long.
     folder = next(parent for parent in target.parents if os.path.exists(parent))

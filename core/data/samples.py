@@ -61,7 +61,7 @@ def find_root(root, folders, inside, dataset):
     Raises:
         InputError: `root` is no folder, or holds nothing of that kind.
     """
-    root = Path(root).expanduser()
+    root = Path(os.path.expanduser(root))
     if not os.path.isdir(root):  # Path.is_dir raises OSError at a name that is too long
         raise InputError(f"{root}: no such folder; give that of the set {dataset} with --data")
     for candidate in (root, *(root / folder for folder in folders)):

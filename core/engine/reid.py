@@ -3,6 +3,7 @@
 A script adds only what is its own. Everything here runs on one process or many; each rank ends with the same numbers.
 """
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +44,7 @@ def load_data(args, say=print, training=False):
         if args.data is not None:
             raise InputError(f"--data {args.data} needs --dataset to say how the folder is laid out, e.g. folder")
         args.dataset = "synthetic"
-    args.data = str(Path(args.data or Path("data") / args.dataset).expanduser())
+    args.data = str(Path(os.path.expanduser(args.data or Path("data") / args.dataset)))
     args.protocol = args.protocol or default_protocol(args.dataset)
     if args.dataset in BACKGROUNDS:
         with distributed.main_first():

@@ -198,6 +198,8 @@ def test_every_data_set_has_a_protocol():
 def test_missing_and_empty_folder(tmp_path, name):
     with pytest.raises(InputError, match=r"absent: no such folder"):
         load_reid_dataset(name, tmp_path / "absent")
+    with pytest.raises(InputError, match=r"~nobody-of-that-name: no such folder"):
+        load_reid_dataset(name, "~nobody-of-that-name")
     with pytest.raises(InputError, match=r"not laid out as .*expected .*found nothing"):
         load_reid_dataset(name, tmp_path)
 
