@@ -327,7 +327,8 @@ def list_gallery(args):
         counts = identification.pictures_of_each(known)
         say(f"gallery: {identification.size_of(known)}")
         for what, value in known.info.items():
-            say(f"{what}: {value}")
+            if value is not None:
+                say(f"{what}: {value}")
         for name, count in sorted(counts.items()):
             say(f"{count:>6}  {name}")
 
