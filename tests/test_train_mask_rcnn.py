@@ -89,10 +89,10 @@ def test_what_a_run_says_and_leaves_behind(shapes, tmp_path, run):
 
 
 @pytest.mark.slow
-def test_it_learns(shapes, tmp_path):
+def test_it_learns(shapes, tmp_path, run):
     """Untrained AP is 0: the shapes are found after a minute of training from scratch."""
     options = ["--iterations-per-epoch", 40, "--ema", 0.9, "--min-lr", 1e-5]
-    train(*SMALL, *options, "--data", shapes, "--output", tmp_path, "--name", "learns")
+    assert run(train_mask_rcnn, *SMALL, *options, "--data", shapes, "--output", tmp_path, "--name", "learns")[0] == 0
     first, last = read_log(tmp_path / "learns")
     assert float(last["loss"]) < 0.7 * float(first["loss"])
     assert float(last["mask_AP50"]) > 0.5 and float(last["box_AP50"]) > 0.5
