@@ -134,7 +134,7 @@ def choose_use(args):
         raise InputError(f"{as_options([use])}: give the file with --gallery FILE")
     if use == "compare" and len(args.pictures) != 2:
         raise InputError(f"--compare needs two pictures, {len(args.pictures)} given")
-    if use == "pictures" and not args.pictures:
+    if use in ("gallery", "pictures") and not args.pictures and given != ["gallery"]:  # alone it is listed
         raise InputError("no pictures given: name files, folders or patterns such as 'photos/*.jpg'")
     return use
 
@@ -251,13 +251,13 @@ def open_memory(args, device):
 
 def network_of(known, kind):
     """The checkpoint ("reid" or "segment") that a gallery was built with, if it is still there, or None."""
-    path = known and known.info.get(kind)
+    path = None if known is None else known.info.get(kind)
     return path if path and os.path.isfile(path) else None
 
 
 def classes_of(args, known):
     """What to look for: what a person says, else what the gallery's pictures were searched for; None: everything."""
-    return args.classes or (known.info.get("classes") if known else None)
+    return args.classes or (None if known is None else known.info.get("classes"))
 
 
 def stop_for(skipped, total, what_now=""):

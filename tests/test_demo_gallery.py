@@ -146,6 +146,10 @@ def test_a_gallery_keeps_what_its_pictures_were_cut_out_by(run, build, checkpoin
     assert code == 0 and f"finds objects: {checkpoints['segment']}, epoch 3" in out and "another network" not in out
     code, out, _ = build("--add", "--segment", checkpoints["blind"], folder="more")
     assert code == 0 and f"cut out by another network: {checkpoints['segment']}" in out
+    assert run(demo, "--gallery", "bags.gallery", "--remove", "0010", "blue", "red")[0] == 0
+    assert identities() == {}
+    code, out, _ = build("--add", folder="more")  # an empty gallery remembers them too
+    assert code == 0 and f"finds objects: {checkpoints['segment']}, epoch 3" in out
     assert run(demo, "scene.png", "--gallery", "bags.gallery", "--score", 0.1, "--device", "cpu")[0] == 0
     assert {one["class"] for one in read("runs/demo/scene")["instances"]} == {"bag"}
 
@@ -383,6 +387,7 @@ BUILD = ["--build-gallery", "bags"]
         (["scene.png", "--gallery", "cut.gallery"], "cut.gallery is truncated"),
         (["scene.png", "--gallery", "scene.png"], "scene.png is not a gallery"),
         (["--gallery", "none.gallery"], "none.gallery: no such gallery"),
+        (["--gallery", "bags.gallery", "--matches", 3], "no pictures given"),
         ([*BUILD], "--build-gallery: give the file with --gallery FILE"),
         ([*BUILD, "--gallery", "bags.gallery"], "bags.gallery is there already: --add adds to it"),
         ([*BUILD, "--gallery", "x", "--add"], "x: no such gallery"),
