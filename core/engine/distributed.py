@@ -143,11 +143,11 @@ def run_script(main: Callable[[Any], None], args: Any) -> None:
     except InputError as error:
         _wait_for_main()
         who = "error" if is_main() else f"error (rank {rank()})"
-        print(f"{who}: {printable(error)}", file=sys.stderr)
+        _say_line(f"{who}: {printable(error)}")
         _exit_after_failure(2)
     except CollectiveError as error:
         _wait_for_main()
-        print(f"error: {error}", file=sys.stderr)
+        _say_line(f"error: {error}")
         _exit_after_failure(1)
     cleanup()
 
@@ -157,6 +157,11 @@ def _end_after_fault(report: Callable, kind: type, error: BaseException, trace: 
     _wait_for_main()
     report(kind, error, trace)
     _exit_after_failure(1)
+
+
+def _say_line(line: str) -> None:
+    """One write, text and line break: print's two would mix with those of other ranks where nothing is buffered."""
+    sys.stderr.write(f"{line}\n")
 
 
 def _wait_for_main() -> None:
