@@ -119,28 +119,24 @@ def get_parser():
 
 def choose_use(args):
     """Which of `USES` is asked for. Raises InputError for options that don't belong together, or are missing."""
-    default = vars(get_parser().parse_args([]))
-    given = [name for name in default if getattr(args, name) != default[name] and name not in ("device", "amp")]
+    parser = get_parser()
+    given = [name for name in parser.given(args) if name not in ("device", "amp")]
     use = next((name for name in USES if name in given), "pictures")
     strange = [name for name in given if name != use and name not in USES[use]]
     if strange:
-        together = "pictures alone" if use == "pictures" else as_options([use])
+        together = "pictures alone" if use == "pictures" else parser.as_typed([use])
         homes = [home for home, others in USES.items() if home != "pictures" and set(strange) <= set(others)]
-        way = f"it goes with {as_options(homes)}" if homes else "leave it out"
-        raise InputError(f"{as_options(strange)}: not an option together with {together}; {way}")
+        way = f"it goes with {parser.as_typed(homes)}" if homes else "leave it out"
+        raise InputError(f"{parser.as_typed(strange)}: not an option together with {together}; {way}")
     if args.no_masks and (args.segment or args.classes):
         raise InputError("--no-masks takes pictures whole, so nothing is looked for: leave out --segment and --classes")
     if "gallery" in USES[use] and not args.gallery:
-        raise InputError(f"{as_options([use])}: give the file with --gallery FILE")
+        raise InputError(f"{parser.as_typed([use])}: give the file with --gallery FILE")
     if use == "compare" and len(args.pictures) != 2:
         raise InputError(f"--compare needs two pictures, {len(args.pictures)} given")
     if use in ("gallery", "pictures") and not args.pictures and given != ["gallery"]:  # alone it is listed
         raise InputError("no pictures given: name files, folders or patterns such as 'photos/*.jpg'")
     return use
-
-
-def as_options(names):
-    return ", ".join(name if name == "pictures" else f"--{name.replace('_', '-')}" for name in names)
 
 
 def main(args):

@@ -15,7 +15,7 @@ All GPUs of a machine, or of several (see run_ddp.sh):
     NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 bash run_ddp.sh evaluate.py runs/NAME/best.pth
 
 Everything goes to <--output>/<data set>, without --output beside the checkpoint; a folder that exists is never
-overwritten, the next free number is added.
+overwritten, the next free number is added. --save-features alone names a file, which is replaced.
 """
 
 import argparse
@@ -39,9 +39,11 @@ from core.retrieval.ranking import evaluate_ranking
 from core.retrieval.rerank import re_rank
 from core.visualize import precision_recall_curves
 
-# An option that says nothing about a network of the other kind is refused, not ignored.
+# What has no effect is refused, not ignored: options of a network of the other kind, and of a step that isn't taken.
+EXPANSION_OPTIONS = ("expansion_k", "expansion_alpha")
+RERANK_OPTIONS = ("k1", "k2", "lambda_value")
 REID_OPTIONS = ("dataset", "height", "width", "protocol", "distance", "eval_batch_size", "flip", "query_expansion")
-REID_OPTIONS += ("expansion_k", "expansion_alpha", "rerank", "k1", "k2", "lambda_value", "save_features", "rank_list")
+REID_OPTIONS += (*EXPANSION_OPTIONS, "rerank", *RERANK_OPTIONS, "save_features", "rank_list")
 REID_OPTIONS += ("activation_map", "embedding_plot", "false_accept_rate")
 DETECTION_OPTIONS = ("images", "annotations", "predictions", "score")
 
@@ -116,20 +118,19 @@ def main(args):
         raise InputError("give either a checkpoint, e.g. runs/NAME/best.pth, or --raw-pixels")
     state = load_checkpoint(args.checkpoint, "reid", "mask_rcnn") if args.checkpoint else None
     if state and state["kind"] == "mask_rcnn":
-        refuse(args, REID_OPTIONS, "Mask R-CNN")
+        refuse(args, REID_OPTIONS, "not an option for a network of Mask R-CNN; leave it out")
         evaluate_detection(args, state, device, say)
     else:
-        refuse(args, DETECTION_OPTIONS, "ReID")
+        refuse(args, DETECTION_OPTIONS, "not an option for a network of ReID; leave it out")
         evaluate_reid(args, state, device, say)
 
 
-def refuse(args, names, kind):
+def refuse(args, names, why):
     """Raises InputError where options are given that have no effect here."""
     parser = get_parser()
-    given = [name for name in names if getattr(args, name) != parser.get_default(name)]
-    given = [f"--{name.removesuffix('_value').replace('_', '-')}" for name in given]
+    given = [name for name in parser.given(args) if name in names]
     if given:
-        raise InputError(f"{', '.join(given)}: not an option for a network of {kind}; leave it out")
+        raise InputError(f"{parser.as_typed(given)}: {why}")
 
 
 def write_texts(folder, table, numbers, args):
@@ -195,6 +196,10 @@ def table(results):
 def evaluate_reid(args, state, device, say):
     if args.raw_pixels and args.activation_map:
         raise InputError("--activation-map needs a network, and raw pixels have none: leave it out")
+    if not args.rerank:
+        refuse(args, RERANK_OPTIONS, "without effect; give --rerank, too, or leave it out")
+    if not args.query_expansion:
+        refuse(args, EXPANSION_OPTIONS, "without effect; give --query-expansion, too, or leave it out")
     network = load_network(args, state, device)
     data = reid.load_data(args, say)
     if args.rerank and args.protocol == "vehicleid":
@@ -206,7 +211,7 @@ def evaluate_reid(args, state, device, say):
     say(f"{args.checkpoint or 'raw pixels'} on {args.dataset} in {args.data}, protocol {args.protocol}")
     say(reid.describe(data))
 
-    loaders = reid.query_gallery_loaders(args, data, device)
+    loaders = reid.query_gallery_loaders(args, data, device, state and state["normalisation"])
     query, gallery = reid.extract_query_gallery(network, loaders, device, amp=args.amp, flip=args.flip)
     how = "flip" if args.flip else "plain"
     # Of the features as they are: `demo.py`, whose --threshold it is, has no neighbours to average them with.

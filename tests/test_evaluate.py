@@ -330,6 +330,8 @@ def refused(run, *arguments):
         (["LAST", "--device", "tpu"], "unknown device 'tpu'"),
         (["LAST", "--images", "somewhere", "--score", "0.4"], "--images, --score: not an option for a network of ReID"),
         (["--raw-pixels", "--predictions", "3"], "--predictions: not an option for a network of ReID"),
+        (["--raw-pixels", "--k1", "3", "--lambda", "0"], "--k1, --lambda: without effect; give --rerank, too"),
+        (["--raw-pixels", "--expansion-k", "3"], "--expansion-k: without effect; give --query-expansion, too"),
     ],
 )
 def test_bad_options_are_one_line(run, trained, arguments, said):

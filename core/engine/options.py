@@ -52,6 +52,16 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"{name.replace('_', '-')}: a value is empty; give one, or leave the option out")
         return args
 
+    def given(self, args):
+        """Names (dest) of the arguments that are not at their defaults, in the order of the help."""
+        defaults = {action.dest: action.default for action in self._actions}
+        return [name for name, default in defaults.items() if getattr(args, name, default) not in (default, [])]
+
+    def as_typed(self, names):
+        """The options of these names as a person types them: "--k1, --lambda"."""
+        words = {action.dest: (action.option_strings or [action.dest])[0] for action in self._actions}
+        return ", ".join(words[name] for name in names)
+
 
 def parse(parser, recipes=None, default_recipe=None, argv=None):
     """Parse `argv` with a recipe below it: an explicit option wins over the recipe, the recipe over the default.

@@ -135,9 +135,12 @@ def build_train_loader(args, data, device):
     )
 
 
-def build_eval_loader(args, samples, device):
-    """This rank's share of `samples`, every world_size-th picture, without augmentation."""
-    images = ReIDImages(samples, build_transform(args.height, args.width, training=False))
+def build_eval_loader(args, samples, device, normalisation=None):
+    """This rank's share of `samples`, every world_size-th picture, without augmentation.
+
+    normalisation: a checkpoint's `mean` and `std`; None for those of training.
+    """
+    images = ReIDImages(samples, build_transform(args.height, args.width, training=False, **(normalisation or {})))
     return DataLoader(
         images,
         batch_size=args.eval_batch_size,
@@ -203,10 +206,10 @@ def extract_features(model, loader, device, *, amp="off", flip=False, descriptio
     return distributed.interleave(torch.cat(features))
 
 
-def query_gallery_loaders(args, data, device):
-    """One loader each; the same one where a set is both (VehicleID), so that it is embedded once."""
-    query = build_eval_loader(args, data.query, device)
-    return query, query if data.gallery == data.query else build_eval_loader(args, data.gallery, device)
+def query_gallery_loaders(args, data, device, normalisation=None):
+    """A `build_eval_loader` each; the same one where a set is both (VehicleID), so that it is embedded once."""
+    query = build_eval_loader(args, data.query, device, normalisation)
+    return query, query if data.gallery == data.query else build_eval_loader(args, data.gallery, device, normalisation)
 
 
 def extract_query_gallery(model, loaders, device, **how):

@@ -112,6 +112,17 @@ def test_an_empty_value_is_none(argv):
         parser.parse_args(argv)
 
 
+def test_what_a_person_gave_and_how_it_is_typed():
+    parser = options.Parser("A script.")
+    parser.add_argument("pictures", nargs="*")
+    group = parser.add_argument_group("numbers")
+    group.add_argument("--lambda", dest="lambda_value", type=float, default=0.3)
+    group.add_argument("--num-bags", "--bags", type=int)
+    assert parser.given(parser.parse_args([])) == parser.given(parser.parse_args(["--lambda", "0.3"])) == []
+    given = parser.given(parser.parse_args(["--bags", "0", "a.jpg", "--lambda", "0"]))
+    assert parser.as_typed(given) == "pictures, --lambda, --num-bags"
+
+
 def test_an_error_says_how_to_get_help():
     with pytest.raises(InputError, match=r"\(see `bash run_ddp.sh --check --help`\)$"):
         options.Parser("a check", command="bash run_ddp.sh --check").parse_args(["--no"])

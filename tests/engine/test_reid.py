@@ -111,6 +111,17 @@ def test_features_are_in_the_order_of_the_pictures(query):
     torch.testing.assert_close(embed(options(), query, flip=True), (plain + mirrored) / 2)
 
 
+def test_the_normalisation_is_that_of_the_checkpoint(query):
+    plain, shifted = (
+        reid.query_gallery_loaders(
+            options(), ReIDDataset([], query, query[:3]), CPU, {"mean": [mean] * 3, "std": [0.5] * 3}
+        )
+        for mean in (0.0, 0.5)
+    )
+    for ours, theirs in zip(plain, shifted, strict=True):
+        torch.testing.assert_close(ours.dataset[0]["image"] - 1, theirs.dataset[0]["image"])
+
+
 @pytest.mark.parametrize("flip", [False, True])
 def test_two_processes_have_the_features_of_one(launch, query, flip):
     one = embed(options(), query, flip).numpy()
