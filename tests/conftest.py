@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import sys
 from html.parser import HTMLParser
@@ -22,6 +23,13 @@ def _shared(*parts):
     if not path.exists():
         pytest.skip(f"../shared/{'/'.join(parts)} is not on this machine")
     return path
+
+
+@pytest.fixture(autouse=True, scope="session")
+def loopback():
+    """Without it gloo looks this machine's name up, and where that can't be resolved, says so before our own lines."""
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
 @pytest.fixture

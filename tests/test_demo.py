@@ -2,7 +2,7 @@
 
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -284,14 +284,24 @@ def test_published_weights_under_their_old_names(run, photos, monkeypatch):
 
 @pytest.mark.slow
 def test_a_picture_of_24_megapixels_takes_less_than_4_gib(tmp_path):
-    """In a process of its own, whose peak is what the system counted."""
+    """In a process of its own, which says its peak. The trap: what the system counts for a child (getrusage) begins
+    with the memory of the process that started it."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("this system has no /proc to read a peak of memory from")
     save_checkpoint(tmp_path / "best.pth", {**OPTIONS, "box_detections_per_img": 12})
     Image.linear_gradient("L").resize((6000, 4000)).convert("RGB").save(tmp_path / "large.jpg")
     root = Path(demo.__file__).parent
-    command = [sys.executable, root / "demo.py", "large.jpg", "--weights", "best.pth", "--score", "0.1"]
-    subprocess.run([*command, "--device", "cpu"], cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": str(root)})
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # the largest of all children; KiB, on macOS bytes
-    assert peak / (1024 if sys.platform == "darwin" else 1) < 4 << 20
+    code = (
+        "import runpy, sys; runpy.run_path(sys.argv[0], run_name='__main__'); print(open('/proc/self/status').read())"
+    )
+    code = f"import sys; sys.argv = sys.argv[1:]; {code}"
+    command = [sys.executable, "-c", code, root / "demo.py", "large.jpg", "--weights", "best.pth", "--score", "0.1"]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [*command, "--device", "cpu"], cwd=tmp_path, check=True, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    peak = int(re.search(r"VmHWM:\s+(\d+) kB", done.stdout)[1])
+    assert 100 << 10 < peak < 4 << 20  # KiB
     content = read(tmp_path / "runs" / "demo" / "large")
     assert len(content["instances"]) == 12
     assert Image.open(tmp_path / "runs" / "demo" / "large" / "all.jpg").size == (6000, 4000)

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -34,17 +33,12 @@ def command(*arguments, processes=None):
     return [*start, "train_mask_rcnn.py", *map(str, arguments)]
 
 
-def start(*arguments, processes=None):
+def train(*arguments, processes=None):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command(*arguments, processes=processes), cwd=ROOT, env=environment, **output)
-
-
-def train(*arguments, processes=None):
-    process = start(*arguments, processes=processes)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    return said
+    done = subprocess.run(command(*arguments, processes=processes), cwd=ROOT, env=environment, timeout=600, **output)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
 
 def read_log(folder):
@@ -98,19 +92,29 @@ def test_it_learns(shapes, tmp_path, run):
     assert float(last["mask_AP50"]) > 0.5 and float(last["box_AP50"]) > 0.5
 
 
+KILLED_AFTER_ITS_FIRST_CHECKPOINT = """
+import os, runpy, signal
+from core.engine import checkpoint
+save_run = checkpoint.save_run
+def save_and_die(*arguments):
+    save_run(*arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.save_run = save_and_die
+runpy.run_path("train_mask_rcnn.py", run_name="__main__")
+"""
+
+
 @pytest.mark.slow
 def test_killed_and_resumed_is_as_if_nothing_had_happened(shapes, tmp_path):
     """With everything that has a state or draws random numbers: EMA, accumulation, augmentation, workers, two sizes."""
     options = [*SMALL, "--data", shapes, "--output", tmp_path, "--augmentation", 3, "--crop-size", 64, 80, "--ema", 0.9]
     options += ["--accumulate", 2, "--iterations-per-epoch", 3, "--epochs", 3, "--workers", 1]
     train(*options, "--name", "whole")
-    process = start(*options, "--name", "killed")
-    while not (tmp_path / "killed" / "last.pth").exists():
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert load_checkpoint(tmp_path / "killed" / "last.pth")["epoch"] < 3
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed = [sys.executable, "-c", KILLED_AFTER_ITS_FIRST_CHECKPOINT, *map(str, options), "--name", "killed"]
+    done = subprocess.run(killed, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert load_checkpoint(tmp_path / "killed" / "last.pth")["epoch"] == 1
     said = train(*options, "--name", "killed", "--resume", "--workers", 0)
     assert "continuing from" in said
     assert_same_run(tmp_path / "whole", tmp_path / "killed")

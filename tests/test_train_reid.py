@@ -137,12 +137,13 @@ def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_weights(baggage,
             command(*options, "--name", "killed", "--resume"), cwd=ROOT, env=environment,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        time.sleep(moments.uniform(0, 0.7) * whole_run)
+        time.sleep(moments.uniform(0, 0.9) * whole_run)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         for name in ("last.pth", "best.pth"):
             if (tmp_path / "killed" / name).exists():
                 load_checkpoint(tmp_path / "killed" / name, "reid")
+    assert (tmp_path / "killed" / "last.pth").exists()  # else nothing was resumed
     train(*options, "--name", "killed", "--resume")
     assert_same_weights(tmp_path / "straight", tmp_path / "killed")
     straight, killed = read_log(tmp_path / "straight"), read_log(tmp_path / "killed")

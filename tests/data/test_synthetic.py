@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +118,9 @@ def test_scene_identity_is_the_mvb_bag_of_the_same_category(tiny_set):
 def test_same_seed_same_bytes_in_another_process_and_another_seed_not(tiny_set, tmp_path):
     code = "import sys; from core.data.synthetic import make_synthetic_baggage as make; "
     code += f"make(sys.argv[1], **{TINY!r}, progress=False)"
-    environment = dict(os.environ, PYTHONHASHSEED="7", OMP_NUM_THREADS="2", PYTHONPATH=os.getcwd())
+    environment = dict(
+        os.environ, PYTHONHASHSEED="7", OMP_NUM_THREADS="2", PYTHONPATH=str(Path(__file__).resolve().parents[2])
+    )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "again")], env=environment, check=True)
     assert digest(tmp_path / "again") == digest(tiny_set)
     other = make_synthetic_baggage(tmp_path / "other", **TINY | dict(train_scenes=0, val_scenes=0), seed=1)
@@ -206,20 +209,9 @@ def test_several_at_the_same_time(tmp_path, monkeypatch):
         barrier.wait(timeout=20)
 
     monkeypatch.setattr(synthetic, "write_set", together)
-    failures = []
-
-    def run():
-        try:
-            make_synthetic_baggage(tmp_path / "set", **TINY)
-        except OSError as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == [] and [path.name for path in tmp_path.iterdir()] == ["set"]
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: make_synthetic_baggage(tmp_path / "set", **TINY), range(4)))
+    assert made == [tmp_path / "set"] * 4 and [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -40,7 +40,7 @@ def launch(tmp_path):
         results = []
         for process, (receiver, _) in zip(processes, pipes, strict=True):
             try:
-                results.append(receiver.recv())
+                results.append(receiver.recv() if receiver.poll(300) else None)
             except EOFError:  # it ended without a result
                 results.append(None)
             process.join(30)

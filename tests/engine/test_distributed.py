@@ -124,6 +124,7 @@ def data_made_once(rank, path):
         if rank == 0:
             time.sleep(0.3)
             path.write_text("data")
+    distributed.barrier()  # rank 0 keeps the store: it stays until rank 1 has read that it is done
     return made
 
 
@@ -194,6 +195,7 @@ def test_a_rank_that_stops_inside_a_collective_is_named(launch, how):
 def fail_in_script(rank, failures):
     def main(failure):
         distributed.setup("cpu", timeout_minutes=0.5)
+        distributed.barrier()  # both are in the group before one ends
         if failure is not None:
             raise failure
         if None in failures:
@@ -255,7 +257,7 @@ def test_under_torchrun_bad_input_is_told_once_and_first(tmp_path):
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: no folder x: give --data\n")
     assert ended.stderr.count("no folder x") == 1
