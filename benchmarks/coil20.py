@@ -9,12 +9,11 @@ import argparse
 import json
 import math
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.runs import run_script
+
 RECIPE = ["--backbone", "resnet18", "--weights", "none", "--height", "128", "--width", "128", "--epochs", "10"]
 RECIPE += ["--ids-per-batch", "8", "--images-per-id", "4", "--schedule", "cosine", "--warmup-epochs", "0"]
 RECIPE += ["--channels-last", "--eval-every", "10", "--workers", "1"]
@@ -35,8 +34,8 @@ def train_and_evaluate(seed, args, folder):
     train += ["--seed", seed, "--output", folder, "--name", f"seed-{seed}"]
     test = ["evaluate.py", folder / f"seed-{seed}" / "last.pth", "--rerank", "--rank-list", 0]
     test += ["--output", folder / f"answers-{seed}"]
-    for command in (train, test):
-        subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    run_script(*train)
+    run_script(*test)
     results = json.loads((folder / f"answers-{seed}" / "market1501" / "metrics.json").read_text())["results"]
     return results["plain"]["mAP"], results["plain + re-ranking"]["mAP"]
 

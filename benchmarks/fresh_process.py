@@ -18,7 +18,7 @@ def _resident_gib(field):
     return kib / 2**20
 
 
-def _child(queue, make_inputs, function, arguments, repeats):
+def _child(sender, make_inputs, function, arguments, repeats):
     inputs = make_inputs(*arguments)
     seconds = []
     for _ in range(repeats):
@@ -30,22 +30,30 @@ def _child(queue, make_inputs, function, arguments, repeats):
         seconds.append((wall, cpu))
         if len(seconds) == 1:  # later repeats find the memory of the first still resident
             peak = _resident_gib("VmHWM") - before
-    queue.put(Measurement(*min(seconds), peak, value))
+    sender.send(Measurement(*min(seconds), peak, value))
 
 
 def measure(make_inputs, function, arguments, repeats=1):
     """Call function(*make_inputs(*arguments)) in a fresh process; only the function is measured.
 
-    Both functions have to be importable by name; the result travels back through a pipe, so keep it small.
+    Both functions have to be importable by name; the result travels back through a pipe.
+
+    Raises:
+        RuntimeError: the process died, by an exception or by a signal.
     """
     context = multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    process = context.Process(target=_child, args=(queue, make_inputs, function, arguments, repeats))
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(sender, make_inputs, function, arguments, repeats))
     process.start()
+    sender.close()  # with this end open, too, the pipe would not end when the child dies
+    try:
+        measurement = receiver.recv()  # before join: a child waits until all that it sends is read
+    except EOFError:
+        process.join()
+        message = f"{function.__name__} ended with exit code {process.exitcode}; its report, if any, is above"
+        raise RuntimeError(message) from None
     process.join()
-    if process.exitcode != 0:
-        raise RuntimeError(f"{function.__name__} ended with exit code {process.exitcode}; its report is above")
-    return queue.get()
+    return measurement
 
 
 def print_table(measurements, reference):

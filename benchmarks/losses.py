@@ -1,18 +1,27 @@
-"""Losses, forward and backward, beside a plain reference: `python -m benchmarks.losses`.
+"""Losses, forward and backward, beside a plain reference, in one process and taking turns: medians and their ratio.
+
+    python -m benchmarks.losses
 
 The references are the widespread way of writing them: the triplet loss keeps the whole distance matrix in the graph,
-the mask loss indexes its pixels, Gaussian masks are made one picture after the other. Both run by turns in the same
-process; a ratio below 1 means that ours is faster.
+the mask loss indexes its pixels, Gaussian masks are made one picture after the other. 1.00 means equally fast, less is
+faster than the reference.
 """
 
 import argparse
-import time
 
 import torch
 from torch.nn import functional as F
 
+from benchmarks.turns import medians
 from core.losses.mask import GaussianMaskRegressionLoss, gaussian_masks
 from core.losses.metric import TripletLoss
+
+
+def get_parser():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: cpu)")
+    parser.add_argument("--repetitions", type=int, default=50, help="measured calls of each (default: 50)")
+    return parser
 
 
 def reference_triplet(embeddings, labels, margin=0.3):
@@ -42,21 +51,8 @@ def reference_gaussian_masks(boxes, size, sigma_ratio=0.1):
     return torch.stack(masks)[:, None]
 
 
-def best_seconds(functions, device, repetitions):
-    """The shortest time of each function; they take turns, so that what else the machine does hits them alike."""
-    best = [float("inf")] * len(functions)
-    for _ in range(repetitions):
-        for index, function in enumerate(functions):
-            start = time.perf_counter()
-            function()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            best[index] = min(best[index], time.perf_counter() - start)
-    return best
-
-
 def main(args):
-    device = torch.device(args.device)
+    device = args.device
     torch.manual_seed(0)
     embeddings = torch.randn(64, 2048, device=device, requires_grad=True)
     labels = torch.arange(16, device=device).repeat_interleave(4)
@@ -81,12 +77,9 @@ def main(args):
     }
     for name, (ours, reference) in cases.items():
         torch.testing.assert_close(ours(), reference(), rtol=1e-4, atol=1e-6)
-        own, other = best_seconds([ours, reference], device, args.repetitions)
+        own, other = medians({"ours": ours, "reference": reference}, device, args.repetitions).values()
         print(f"{name}: {own * 1e3:.2f} ms, reference {other * 1e3:.2f} ms, ratio {own / other:.2f}")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: cpu)")
-    parser.add_argument("--repetitions", type=int, default=50, help="runs of which the fastest counts (default: 50)")
-    main(parser.parse_args())
+    main(get_parser().parse_args())

@@ -1,7 +1,7 @@
 """What seeing the object costs: the ReID network with each mask decoder beside the plain one, in one process by turns.
 
-    python benchmarks/mask_decoder.py
-    python benchmarks/mask_decoder.py --backbone resnet101 --batch 32 --size 256 128 --steps 20 --device cuda --amp
+    python -m benchmarks.mask_decoder
+    python -m benchmarks.mask_decoder --backbone resnet101 --batch 32 --size 256 128 --steps 20 --device cuda --amp
 
 A training step is forward, identity, triplet (and mask) loss, backward and an update by Adam; evaluation is the
 embedding alone, and with `--mask-pooling` the mask that it is pooled with. The medians are compared: 1.00 is the time
@@ -9,15 +9,11 @@ of the network without a decoder.
 """
 
 import argparse
-import statistics
-import sys
-import time
-from pathlib import Path
+from functools import partial
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # python puts only this file's folder on the path
-
+from benchmarks.turns import medians
 from core.layers.mask_decoder import MASK_DECODERS
 from core.losses.spec import build_loss
 from core.models.reid import MASK_POOLINGS, build_reid_model
@@ -54,7 +50,7 @@ class Contender:
         spec = "cross_entropy+triplet" + ("+combined_mask" if decoder else "")
         self.loss = build_loss(spec, IDENTITIES, self.network.feature_dim)
         self.optimizer = torch.optim.Adam(self.network.parameters())
-        self.amp = torch.autocast(args.device, torch.bfloat16, enabled=args.amp)
+        self.amp = torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.amp)
 
     def training_step(self, images, labels, masks):
         self.network.train()
@@ -79,18 +75,11 @@ def main(args):
     contenders = {name or "no decoder": Contender(name, args) for name in (None, *MASK_DECODERS)}
     print(f"{args.backbone}, {args.batch} x {args.size[0]} x {args.size[1]}, mask pooling {args.mask_pooling}")
     for what in ("training_step", "evaluation"):
-        times = {name: [] for name in contenders}
-        for _ in range(args.steps + 1):  # the first warms up
-            for name, contender in contenders.items():
-                start = time.perf_counter()
-                getattr(contender, what)(images, labels, masks)
-                if args.device == "cuda":
-                    torch.cuda.synchronize()
-                times[name].append(time.perf_counter() - start)
-        plain = statistics.median(times["no decoder"][1:])
-        for name, seconds in times.items():
-            median = statistics.median(seconds[1:])
-            print(f"{what.replace('_', ' '):<14} {name:<11} {1e3 * median:8.1f} ms  ratio {median / plain:.3f}")
+        steps = {name: partial(getattr(one, what), images, labels, masks) for name, one in contenders.items()}
+        seconds = medians(steps, args.device, args.steps)
+        for name, median in seconds.items():
+            ratio = median / seconds["no decoder"]
+            print(f"{what.replace('_', ' '):<14} {name:<11} {1e3 * median:8.1f} ms  ratio {ratio:.3f}")
 
 
 if __name__ == "__main__":

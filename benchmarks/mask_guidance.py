@@ -3,25 +3,25 @@
     python -m benchmarks.mask_guidance --mask-checkpoint runs/mask-rcnn-scenes-resnet18/best.pth
     python -m benchmarks.mask_guidance --masks none instance --poolings off soft --seeds 0 --parallel 1 -- --epochs 2
 
-Bags among other bags on restless floors (`--dataset synthetic_hard`); ResNet-18 from scratch with the light decoder,
-64 x 64 pixels, 5 epochs of 20 batches. Every run is a plain `train_reid.py` line; what differs is --backbone,
---mask-target, --mask-pooling and --seed. Each has one thread, and as many run side by side as there are cores, so times
-are not comparable with those of a run alone. For predicted masks the set's boxes say which bag is meant.
+Bags among other bags on restless floors (`--dataset synthetic_hard`); ResNet-18 with the light decoder, 64 x 64 pixels,
+5 epochs of 20 batches; from scratch, or from weights: `-- --weights PATH`. Every run is a plain `train_reid.py` line;
+what differs is --backbone, --mask-target, --mask-pooling and --seed. Each has one thread, and as many run side by side
+as there are cores, so times are not comparable with those of a run alone. For predicted masks the set's boxes say which
+bag is meant.
 """
 
 import argparse
-import csv
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.runs import last_row, run_script
+
 MASKS = ("none", "gaussian", "box", "instance", "predicted")
 POOLINGS = ("off", "soft", "branch")
 
@@ -61,14 +61,9 @@ def arguments_of(mask, pooling, seed, args, folder):
 def train(mask, pooling, seed, args, folder):
     """mAP and Rank-1 after the last epoch of a run, in per cent, and its minutes."""
     name = f"{mask}-{pooling}-{seed}"
-    command = [sys.executable, "train_reid.py", *arguments_of(mask, pooling, seed, args, folder)]
     start = time.perf_counter()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    if done.returncode:
-        sys.exit(f"{name}: {done.stderr.decode()}")
-    with open(folder / name / "log.csv", newline="", encoding="utf-8") as file:
-        last = list(csv.DictReader(file))[-1]
+    run_script("train_reid.py", *arguments_of(mask, pooling, seed, args, folder), OMP_NUM_THREADS="1")
+    last = last_row(folder / name)
     for checkpoint in (folder / name).glob("*.pth"):
         checkpoint.unlink()
     result = {"mask": mask, "pooling": pooling, "seed": seed, "minutes": (time.perf_counter() - start) / 60}

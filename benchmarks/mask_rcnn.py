@@ -1,8 +1,8 @@
 """Our Mask R-CNN beside torchvision's, in one process and taking turns: a training step and inference, as ratios.
 
-    python benchmarks/mask_rcnn.py
-    python benchmarks/mask_rcnn.py --backbone resnet18 --norm batch --batch 2 --size 256 400 --min-size 256 --rois 64
-    python benchmarks/mask_rcnn.py --batch 4 --steps 20 --amp --channels-last
+    python -m benchmarks.mask_rcnn
+    python -m benchmarks.mask_rcnn --backbone resnet18 --norm batch --batch 2 --size 256 400 --min-size 256 --rois 64
+    python -m benchmarks.mask_rcnn --batch 4 --steps 20 --amp --channels-last
 
 Both have the same weights, see the same pictures with the same objects, and draw the same samples. Inference ends with
 full-resolution masks in both. The medians of their times are compared, so 1.00 means equally fast and less is faster
@@ -10,18 +10,14 @@ than torchvision. On CUDA their peak memory beyond the weights is compared too.
 """
 
 import argparse
-import statistics
-import sys
-import time
-from pathlib import Path
+from functools import partial
 
 import torch
 import torchvision
 from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # python puts only this file's folder on the path
-
+from benchmarks.turns import beside_torchvision, is_cuda, medians, peak_bytes
 from core.models.mask_rcnn import BACKBONES, MaskRCNN, paste_masks
 
 NUM_CLASSES = 91
@@ -56,13 +52,12 @@ def main(args):
         f"to {args.min_size}, {args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"torchvision {torchvision.__version__}"
     )
+    amp = torch.autocast(images[0].device.type, torch.bfloat16, enabled=args.amp)
     for name, step in (("training step", training_step), ("inference", inference)):
-        times, memory = measure(step, models, images, targets, args)
-        ours, theirs = times["ours"], times["torchvision"]
-        print(f"{name}: ours {1e3 * ours:.0f} ms, torchvision {1e3 * theirs:.0f} ms, ratio {ours / theirs:.3f}")
-        if args.device != "cpu":
-            ours, theirs = memory["ours"] / 2**20, memory["torchvision"] / 2**20
-            print(f"{name}: ours {ours:.0f} MiB, torchvision {theirs:.0f} MiB, ratio {ours / theirs:.3f}")
+        steps = {of: partial(amp(step), model, images, targets) for of, model in models.items()}
+        print(f"{name}: {beside_torchvision(medians(steps, args.device, args.steps), 'ms', 1e3, digits=0)}")
+        if is_cuda(args.device):
+            print(f"{name}: {beside_torchvision(peak_bytes(steps, args.device), 'MiB', 2**-20, digits=0)}")
 
 
 def build_models(args):
@@ -102,28 +97,8 @@ def make_batch(args):
     return images, targets
 
 
-def measure(step, models, images, targets, args):
-    """Median seconds, and peak bytes beyond what is held, of `step` for each model; they take turns at going first."""
-    times, memory = {name: [] for name in models}, {name: 0 for name in models}
-    cuda = args.device != "cpu"
-    for turn in range(args.steps + 1):
-        for name, model in sorted(models.items(), reverse=turn % 2 == 1):
-            torch.manual_seed(turn)  # the same samples for both
-            synchronize(cuda)
-            held = torch.cuda.memory_allocated() if cuda else 0
-            start = time.perf_counter()
-            with torch.autocast("cuda" if cuda else "cpu", dtype=torch.bfloat16, enabled=args.amp):
-                step(model, images, targets)
-            synchronize(cuda)
-            if turn >= 1:  # the first turn chooses kernels and fills caches
-                times[name].append(time.perf_counter() - start)
-            if cuda:
-                memory[name] = torch.cuda.max_memory_allocated() - held
-                torch.cuda.reset_peak_memory_stats()
-    return {name: statistics.median(values) for name, values in times.items()}, memory
-
-
 def training_step(model, images, targets):
+    torch.manual_seed(0)  # the same samples for both
     sum(model.train()(images, targets).values()).backward()
     model.zero_grad(set_to_none=True)
 
@@ -133,11 +108,6 @@ def inference(model, images, _):
     for detection, image in zip(model.eval()(images), images, strict=True):
         if detection["masks"].shape[-2:] != image.shape[-2:]:
             paste_masks(detection["masks"], detection["boxes"], image.shape[-2:])
-
-
-def synchronize(cuda):
-    if cuda:
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -1,24 +1,20 @@
 """Our non-maximum suppression beside torchvision's, in one process and taking turns: medians and their ratio.
 
-    python benchmarks/nms.py
-    python benchmarks/nms.py --boxes 1000 20000 --threshold 0.5 --device cuda
+    python -m benchmarks.nms
+    python -m benchmarks.nms --boxes 1000 20000 --threshold 0.5 --device cuda
 
 Three kinds of boxes: `scattered` ones mostly stay and cost most; `crowded` ones are many around few objects, as a
 trained network proposes them, and mostly go; `levels` are crowded ones in five groups (batched_nms), as an RPN on a
-feature pyramid has them. Both must keep the same boxes. 1.00 means equally fast, less is faster than torchvision.
+feature pyramid has them. Both must keep as many boxes. 1.00 means equally fast, less is faster than torchvision.
 """
 
 import argparse
-import statistics
-import sys
-import time
-from pathlib import Path
+from functools import partial
 
 import torch
 import torchvision
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # python puts only this file's folder on the path
-
+from benchmarks.turns import medians
 from core.layers.boxes import batched_nms, nms
 
 
@@ -46,14 +42,15 @@ def main(args):
             if kind == "levels":
                 inputs.append(torch.randint(5, (count,), device=args.device))
                 functions = {"ours": batched_nms, "torchvision": torchvision.ops.batched_nms}
-            times, kept = measure(functions, (*inputs, args.threshold), args.steps)
-            ours, theirs = times["ours"], times["torchvision"]
+            functions = {of: partial(function, *inputs, args.threshold) for of, function in functions.items()}
+            kept, reference = (len(function()) for function in functions.values())
+            if kept != reference:
+                raise RuntimeError(f"{kind}, {count} boxes: ours keeps {kept}, torchvision {reference}")
+            ours, theirs = medians(functions, args.device, args.steps, warmup=3).values()
             print(
-                f"{kind}, {count} boxes, {kept['ours']} kept: ours {1e3 * ours:.2f} ms, "
+                f"{kind}, {count} boxes, {kept} kept: ours {1e3 * ours:.2f} ms, "
                 f"torchvision {1e3 * theirs:.2f} ms, ratio {ours / theirs:.2f}"
             )
-            if kept["ours"] != kept["torchvision"]:
-                raise RuntimeError(f"torchvision keeps {kept['torchvision']} boxes")
 
 
 def scattered_boxes(count):
@@ -69,25 +66,6 @@ def crowded_boxes(count, objects=20):
     centre = centre[chosen] + 0.1 * size[chosen] * torch.randn(count, 2)
     size = size[chosen] * (0.15 * torch.randn(count, 2)).exp()
     return torch.cat((centre - size / 2, centre + size / 2), dim=1).clamp(min=0)
-
-
-def measure(functions, arguments, steps):
-    """Median seconds of each function and the number of boxes it keeps; they take turns at going first."""
-    times, kept = {name: [] for name in functions}, {}
-    for turn in range(steps + 3):
-        for name, function in sorted(functions.items(), reverse=turn % 2 == 1):
-            synchronize(arguments[0])
-            start = time.perf_counter()
-            kept[name] = len(function(*arguments))
-            synchronize(arguments[0])
-            if turn >= 3:  # the first turns choose kernels and fill caches
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}, kept
-
-
-def synchronize(tensor):
-    if tensor.is_cuda:
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

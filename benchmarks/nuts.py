@@ -7,15 +7,12 @@ and box AP 0.533, 0.468, 0.492 with seeds 0, 1, 2.
 """
 
 import argparse
-import csv
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.runs import last_row, run_script
 
 
 def get_parser():
@@ -38,9 +35,8 @@ def train(seed, args, folder):
         command += [f"--{split}-annotations", data / "annotations" / f"instances_{split}.json"]
     command += ["--seed", seed, "--output", folder, "--name", f"nuts-{seed}", *args.options]
     start = time.perf_counter()
-    subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    with open(folder / f"nuts-{seed}" / "log.csv", newline="", encoding="utf-8") as file:
-        last = list(csv.DictReader(file))[-1]
+    run_script(*command)
+    last = last_row(folder / f"nuts-{seed}")
     return {name: float(last[name]) for name in ("mask_AP", "mask_AP50", "box_AP")}, (time.perf_counter() - start) / 60
 
 

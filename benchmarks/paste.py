@@ -1,7 +1,7 @@
 """Our paste of instance masks beside torchvision's, in one process and taking turns: medians and their ratio.
 
-    python benchmarks/paste.py
-    python benchmarks/paste.py --instances 300 --size 1200 1600 --device cuda
+    python -m benchmarks.paste
+    python -m benchmarks.paste --instances 300 --size 1200 1600 --device cuda
 
 `paste_masks` gives all values at full resolution, as torchvision does; `paste_mask_chunks` the masks themselves, one
 bool per pixel, beside torchvision's values compared with 0.5. Two kinds of boxes: `objects` of 16 to 300 pixels a side
@@ -9,16 +9,12 @@ and `large` ones of up to the whole picture. 1.00 means equally fast, less is fa
 """
 
 import argparse
-import statistics
-import sys
-import time
-from pathlib import Path
+from functools import partial
 
 import torch
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # python puts only this file's folder on the path
-
+from benchmarks.turns import beside_torchvision, medians
 from core.layers.masks import paste_mask_chunks, paste_masks
 
 
@@ -50,12 +46,8 @@ def main(args):
             ("paste_masks", {"ours": paste_masks, "torchvision": paste_masks_in_image}),
             ("paste_mask_chunks", {"ours": our_masks, "torchvision": their_masks}),
         ):
-            times = measure(functions, (masks, boxes, size), args.steps)
-            ours, theirs = times["ours"], times["torchvision"]
-            print(
-                f"{kind}, {what}: ours {1e3 * ours:.1f} ms, torchvision {1e3 * theirs:.1f} ms, "
-                f"ratio {ours / theirs:.3f}"
-            )
+            steps = {of: partial(function, masks, boxes, size) for of, function in functions.items()}
+            print(f"{kind}, {what}: {beside_torchvision(medians(steps, args.device, args.steps), 'ms', 1e3)}")
 
 
 def random_boxes(count, size, smallest, largest):
@@ -72,26 +64,6 @@ def our_masks(masks, boxes, size):
 
 def their_masks(masks, boxes, size):
     return paste_masks_in_image(masks, boxes, size) >= 0.5
-
-
-def measure(functions, inputs, steps):
-    """Median seconds of each function; they take turns at going first."""
-    times = {name: [] for name in functions}
-    for turn in range(steps + 1):
-        for name, function in sorted(functions.items(), reverse=turn % 2 == 1):
-            synchronize(inputs[0])
-            start = time.perf_counter()
-            result = function(*inputs)
-            synchronize(inputs[0])
-            if turn >= 1:  # the first turn fills caches
-                times[name].append(time.perf_counter() - start)
-            del result  # its memory is given back outside of the time of the other
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def synchronize(tensor):
-    if tensor.is_cuda:
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -1,23 +1,19 @@
 """Our ResNet beside torchvision's, in one process and taking turns: a training step and inference, as ratios.
 
-    python benchmarks/resnet.py
-    python benchmarks/resnet.py --network resnet101 --batch 64 --size 256 128 --steps 50 --amp --channels-last
+    python -m benchmarks.resnet
+    python -m benchmarks.resnet --network resnet101 --batch 64 --size 256 128 --steps 50 --amp --channels-last
 
 Both start from the same weights and see the same pictures; the medians of their times are compared, so 1.00 means
 equally fast and less is faster than torchvision. On CUDA their peak memory beyond the weights is compared too.
 """
 
 import argparse
-import statistics
-import sys
-import time
-from pathlib import Path
+from functools import partial
 
 import torch
 import torchvision
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # python puts only this file's folder on the path
-
+from benchmarks.turns import beside_torchvision, is_cuda, medians, peak_bytes
 from core.models.resnet import RESNETS
 
 
@@ -47,32 +43,12 @@ def main(args):
     print(
         f"{args.network}, {args.batch} x 3 x {args.size[0]} x {args.size[1]}, {args.device}, torch {torch.__version__}"
     )
+    amp = torch.autocast(images.device.type, torch.bfloat16, enabled=args.amp)
     for name, step in (("training step", training_step), ("inference", inference)):
-        times, memory = measure(step, models, images, args)
-        ours, theirs = times["ours"], times["torchvision"]
-        print(f"{name}: ours {1e3 * ours:.1f} ms, torchvision {1e3 * theirs:.1f} ms, ratio {ours / theirs:.3f}")
-        if images.is_cuda:
-            ours, theirs = memory["ours"] / 2**20, memory["torchvision"] / 2**20
-            print(f"{name}: ours {ours:.0f} MiB, torchvision {theirs:.0f} MiB, ratio {ours / theirs:.3f}")
-
-
-def measure(step, models, images, args):
-    """Median seconds, and peak bytes beyond the weights, of `step` for each model; they take turns at going first."""
-    times, memory = {name: [] for name in models}, {name: 0 for name in models}
-    for turn in range(args.steps + 3):
-        for name, model in sorted(models.items(), reverse=turn % 2 == 1):
-            synchronize(images)
-            held = torch.cuda.memory_allocated() if images.is_cuda else 0
-            start = time.perf_counter()
-            with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=args.amp):
-                step(model, images)
-            synchronize(images)
-            if turn >= 3:  # the first turns choose kernels and fill caches
-                times[name].append(time.perf_counter() - start)
-            if images.is_cuda:
-                memory[name] = torch.cuda.max_memory_allocated() - held
-                torch.cuda.reset_peak_memory_stats()
-    return {name: statistics.median(values) for name, values in times.items()}, memory
+        steps = {of: partial(amp(step), model, images) for of, model in models.items()}
+        print(f"{name}: {beside_torchvision(medians(steps, args.device, args.steps, warmup=3), 'ms', 1e3)}")
+        if is_cuda(args.device):
+            print(f"{name}: {beside_torchvision(peak_bytes(steps, args.device), 'MiB', 2**-20, digits=0)}")
 
 
 def training_step(model, images):
@@ -83,11 +59,6 @@ def training_step(model, images):
 @torch.inference_mode()
 def inference(model, images):
     model.eval()(images)
-
-
-def synchronize(images):
-    if images.is_cuda:
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

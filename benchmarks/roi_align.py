@@ -1,23 +1,19 @@
 """Our RoIAlign beside torchvision's, in one process and taking turns: forward, forward and backward, as ratios.
 
-    python benchmarks/roi_align.py
-    python benchmarks/roi_align.py --rois 512 --output-size 14 --sampling-ratio 0 --channels-last --device cuda
+    python -m benchmarks.roi_align
+    python -m benchmarks.roi_align --rois 512 --output-size 14 --sampling-ratio 0 --channels-last --device cuda
 
 `map` reads all boxes from one map of stride 4, `pyramid` from the level of four that fits the size of each, as a Mask
 R-CNN does. Both must give the same numbers. 1.00 means equally fast, less is faster than torchvision.
 """
 
 import argparse
-import statistics
-import sys
-import time
-from pathlib import Path
+from functools import partial
 
 import torch
 import torchvision
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # python puts only this file's folder on the path
-
+from benchmarks.turns import beside_torchvision, medians
 from core.layers.roi_align import MultiScaleRoIAlign, roi_align
 
 STRIDES = {"0": 4, "1": 8, "2": 16, "3": 32}
@@ -64,12 +60,8 @@ def main(args):
         if difference > 1e-4:
             raise RuntimeError(f"{name}: the results differ by {difference}")
         for what, step in (("forward", forward), ("forward and backward", forward_backward)):
-            times = measure(functions, step, features, boxes, args.steps)
-            mine, reference = times["ours"], times["torchvision"]
-            print(
-                f"{name}, {what}: ours {1e3 * mine:.1f} ms, torchvision {1e3 * reference:.1f} ms, "
-                f"ratio {mine / reference:.3f}"
-            )
+            steps = {of: partial(step, function, features, boxes) for of, function in functions.items()}
+            print(f"{name}, {what}: {beside_torchvision(medians(steps, args.device, args.steps), 'ms', 1e3)}")
 
 
 def random_boxes(count, size, largest):
@@ -103,25 +95,6 @@ def forward_backward(function, features, boxes):
     out = function(features, boxes)
     maps = list(features.values()) if isinstance(features, dict) else [features]
     torch.autograd.grad(out, maps, torch.ones_like(out))
-
-
-def measure(functions, step, features, boxes, steps):
-    """Median seconds of `step` for each function; they take turns at going first."""
-    times = {name: [] for name in functions}
-    for turn in range(steps + 1):
-        for name, function in sorted(functions.items(), reverse=turn % 2 == 1):
-            synchronize(boxes)
-            start = time.perf_counter()
-            step(function, features, boxes)
-            synchronize(boxes)
-            if turn >= 1:  # the first turn fills caches
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def synchronize(tensor):
-    if tensor.is_cuda:
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

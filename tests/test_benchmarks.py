@@ -1,12 +1,16 @@
 """The benchmarks that a person runs seldom, in small, so that they go on running."""
 
+import itertools
+import os
 import shutil
+import sys
 
 import pytest
 import torch
 
 import train_reid
-from benchmarks import mask_decoder, mask_guidance
+from benchmarks import losses, mask_decoder, mask_guidance, mask_rcnn, nms, paste, resnet, roi_align, runs, turns
+from benchmarks.fresh_process import measure
 from core.engine import options
 from core.models.mask_rcnn import MaskRCNN
 
@@ -59,3 +63,63 @@ def test_mask_decoder(capsys):
     rows = [row.split()[:-4] for row in capsys.readouterr().out.splitlines()[1:]]
     decoders = [["no", "decoder"], ["full"], ["light"]]
     assert rows == [[*what, *name] for what in (["training", "step"], ["evaluation"]) for name in decoders]
+
+
+SMALL = [
+    (resnet, 2, "--network resnet18 --batch 2 --size 32 32 --steps 1 --amp"),
+    (mask_rcnn, 2, "--backbone resnet18 --size 64 64 --min-size 64 --rois 4 --objects 2 --detections 3 --steps 1"),
+    (roi_align, 4, "--rois 4 --channels 2 --size 64 64 --steps 1"),
+    (paste, 4, "--instances 2 --size 32 48 --steps 1"),
+    (nms, 3, "--boxes 30 --steps 1"),
+    (losses, 3, "--repetitions 1"),
+]
+
+
+@pytest.mark.parametrize(("benchmark", "num_rows", "line"), SMALL, ids=[one.__name__ for one, *_ in SMALL])
+def test_beside_a_reference(benchmark, num_rows, line, capsys):
+    benchmark.main(benchmark.get_parser().parse_args([*line.split(), "--device", "cpu"]))
+    rows = [row.partition(": ")[0] for row in capsys.readouterr().out.splitlines() if " ms, ratio " in row]
+    assert len(set(rows)) == len(rows) == num_rows
+
+
+def test_turns_begin_with_another_function_each_time(monkeypatch):
+    order, seconds = [], itertools.count()
+    monkeypatch.setattr(turns.time, "perf_counter", lambda: next(seconds) ** 2)
+    functions = {name: lambda name=name: order.append(name) for name in "abc"}
+    medians = turns.medians(functions, "cpu", steps=3, warmup=1)
+    assert "".join(order) == "abcbcacababc"
+    # The n-th call of all lasts from (2n)^2 to (2n + 1)^2: 4n + 1; a is called as number 5, 7 and 9 after the warm-up.
+    assert medians == {"a": 4 * 7 + 1, "b": 4 * 8 + 1, "c": 4 * 6 + 1}
+
+
+def test_each_call_is_waited_for_on_the_device_it_runs_on(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.cuda, "synchronize", calls.append)
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: calls.append("mps"))
+    for device in ("cuda:1", "mps", "cpu"):
+        turns.medians({"ours": lambda: calls.append("call")}, device, steps=1, warmup=0)
+    assert calls == ["cuda:1", "call", "cuda:1", "mps", "call", "mps", "call"]
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+
+
+@linux
+def test_a_large_result_comes_out_of_a_fresh_process():
+    assert measure(list, bytes, ([200_000],)).value == bytes(200_000)  # more than a pipe holds
+
+
+@linux
+def test_a_fresh_process_that_dies_is_reported():
+    with pytest.raises(RuntimeError, match="_exit ended with exit code 3"):
+        measure(list, os._exit, ([3],))
+
+
+def test_a_script_that_fails_ends_the_benchmark_with_its_report():
+    with pytest.raises(SystemExit, match="exit code 1:\nno data"):
+        runs.run_script("-c", "import os, sys; sys.exit(os.environ['REPORT'])", REPORT="no data")
+
+
+def test_last_row(tmp_path):
+    (tmp_path / "log.csv").write_text("epoch,mAP\n1,0.5\n2,0.75\n")
+    assert runs.last_row(tmp_path) == {"epoch": "2", "mAP": "0.75"}
