@@ -65,7 +65,7 @@ def draw_masks(path, network, images, device):
 
 @torch.inference_mode()
 def draw_activations(path, network, images, device, num_pictures=NUM_ROWS):
-    """Where the backbone's last stage is active in query pictures; beside it the predicted mask, if there is one."""
+    """Which positions of query pictures make their embedding; beside it the predicted mask, if there is one."""
     network.eval()
     pictures, layers, names = [], {}, []
     for index in spread(len(images), num_pictures):  # one at a time: any number fits into memory
@@ -82,15 +82,22 @@ def draw_activations(path, network, images, device, num_pictures=NUM_ROWS):
 
 
 def activation_map(network, pictures):
-    """How active the last stage is at each position: (B, 3, H, W), normalised -> (B, 1, h, w), the highest of each 1.
+    """How much each position of the last stage makes of the embedding: (B, 3, H, W) -> (B, 1, h, w) in [0, 1].
 
-    The sum over channels of the squared values (Zagoruyko and Komodakis 2017, equation 1 with p = 2). Their division
-    by the map's L2 norm goes with the scaling to 1. The trap: it shows where the network answers, not why, and nothing
-    of what the pooling behind it leaves out. A stage that is 0 everywhere gives 0.
+    Each position is embedded as if it were the whole picture, and multiplied with the picture's embedding (Stylianou et
+    al. 2019, "Visualizing Deep Similarity Networks", equation 3, of a picture with itself): with average pooling the
+    mean of the products is the squared norm of the embedding. Those below 0, which speak for another picture, are 0,
+    and the highest of each picture is 1. The trap: how active the stage is shows less, for the neck subtracts what all
+    pictures have in common; a network that has learned to leave the background out can be most active there. What the
+    weights of a mask leave out is shown as if it counted.
     """
     *_, stage = network.backbone.forward_stages(pictures)  # (B, C, h, w)
-    energy = stage.float().square().sum(1, keepdim=True)  # (B, 1, h, w)
-    return energy / energy.amax((2, 3), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    count, _, height, width = stage.shape
+    positions = stage.float().permute(0, 2, 3, 1).flatten(0, 2)[:, :, None, None]  # (B * h * w, C, 1, 1)
+    parts = network.head(positions)[0].reshape(count, height, width, -1)  # (B, h, w, D)
+    whole = network.head(stage.float())[0]  # (B, D)
+    evidence = torch.einsum("bhwd,bd->bhw", parts, whole)[:, None].clamp(min=0)  # (B, 1, h, w)
+    return evidence / evidence.amax((2, 3), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def draw_embeddings(path, query, gallery, data, metric):

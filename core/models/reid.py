@@ -94,6 +94,13 @@ class ReIDModel(nn.Module):
         if return_mask or self.mask_pooling != "off":
             mask = self.mask_decoder(stage3)  # (B, 1, mask_h, mask_w)
         mask_weights = None if self.mask_pooling == "off" else _position_weights(mask, stage4)  # (B, 1, h, w)
+        return ReIDOutput(*self.head(stage4, mask_weights), mask if return_mask else None)
+
+    def head(self, stage4: Tensor, mask_weights: Tensor | None = None) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """What follows the backbone: (B, C4, h, w) -> embedding, features and logits of `ReIDOutput`.
+
+        mask_weights: (B, 1, h, w), above 0, what each position counts in mask pooling; None: all the same.
+        """
         head = (self.reduction, self.neck, self.classifier)
         if self.mask_pooling == "branch":
             branches = [(None, head), (mask_weights, self.mask_branch)]
@@ -105,8 +112,7 @@ class ReIDModel(nn.Module):
             embeddings.append(neck(features[-1]))  # (B, F)
             if classifier is not None:
                 logits.append(classifier(self.dropout(embeddings[-1])))  # (B, C)
-        embedding = embeddings[0] if len(embeddings) == 1 else torch.cat(embeddings, dim=1)  # (B, D)
-        return ReIDOutput(embedding, features, logits, mask if return_mask else None)
+        return embeddings[0] if len(embeddings) == 1 else torch.cat(embeddings, dim=1), features, logits
 
 
 def build_reid_model(

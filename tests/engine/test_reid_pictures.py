@@ -109,14 +109,33 @@ def sheet(monkeypatch):
 
 
 def test_activation_map_by_hand():
-    """Squares over two channels: 9 + 16, 0; 4, 1. The highest is 1, and a stage of zeros stays 0."""
-    stage = torch.tensor([[[3.0, 0.0], [-2.0, 0.0]], [[4.0, 0.0], [0.0, 1.0]]])  # (2, 2, 2)
-    stages = [torch.randn(2, 1, 8, 8)] * 3 + [torch.stack([stage, torch.zeros_like(stage)])]
-    network = SimpleNamespace(backbone=SimpleNamespace(forward_stages=lambda pictures: stages))
-    maps = reid_pictures.activation_map(network, torch.zeros(2, 3, 64, 64))
-    assert maps.shape == (2, 1, 2, 2)
-    torch.testing.assert_close(maps[0, 0], torch.tensor([[25.0, 0.0], [4.0, 1.0]]) / 25)
-    assert (maps[1] == 0).all()
+    """The mean of (3, 4), (0, 0), (-2, 0), (-1, 0) is (0, 1): products 4, 0, 0, 0. Of a stage of zeros: 0."""
+    stage = torch.tensor([[[3.0, 0.0], [-2.0, -1.0]], [[4.0, 0.0], [0.0, 0.0]]])  # (2, 2, 2)
+    others = torch.tensor([[[2.0, 1.0], [0.0, -1.0]], [[0.0, 0.0], [0.0, 0.0]]])  # mean (0.5, 0): 1, 0.5, 0, -0.5
+    stages = [torch.randn(3, 1, 8, 8)] * 3 + [torch.stack([stage, torch.zeros_like(stage), others])]
+    network = build_reid_model("resnet18", 0, neck="none")
+    network.backbone.forward_stages = lambda pictures: stages
+    maps = reid_pictures.activation_map(network, torch.zeros(3, 3, 64, 64))
+    assert maps.shape == (3, 1, 2, 2)
+    torch.testing.assert_close(maps[:, 0], torch.tensor([[[1.0, 0], [0, 0]], [[0, 0], [0, 0]], [[1, 0.5], [0, 0]]]))
+
+
+@pytest.mark.parametrize("mask_pooling", ["off", "branch"])
+def test_activation_map_adds_up_to_the_embedding(mask_pooling):
+    """Through reduction and neck: the mean of the products is the embedding's squared norm, as equation 3 says."""
+    torch.manual_seed(0)
+    network = build_reid_model("resnet18_with_mask", 3, embedding_dim=5, mask_size=[8, 8], mask_pooling=mask_pooling)
+    network(torch.randn(8, 3, 32, 32))  # the necks have seen pictures
+    network.eval()
+    with torch.no_grad():
+        stage = network.backbone.forward_stages(torch.randn(1, 3, 64, 32))[-1]  # (1, 512, 4, 2)
+        whole = network.head(stage)[0][0]
+        parts = torch.stack([network.head(stage[:, :, [y]][..., [x]])[0][0] for y in range(4) for x in range(2)])
+        network.backbone.forward_stages = lambda pictures: [None, None, None, stage]
+        found = reid_pictures.activation_map(network, None).flatten()
+    products = parts @ whole
+    torch.testing.assert_close(products.mean(), whole.square().sum())
+    torch.testing.assert_close(found, products.clamp(min=0) / products.max())
 
 
 @pytest.mark.parametrize("with_mask", [False, True])
