@@ -45,11 +45,9 @@ def test_query_and_gallery_of_each_identity(plot):
 
 def test_each_highlighted_identity_has_colour_and_shape_of_its_own(plot):
     identities = [f"{number:02}" for number in range(60) for _ in range(2)]
-    axes, legend = plot(np.random.default_rng(0).normal(size=(120, 2)), identities, [0.2, 0.1], highlighted=42)
+    axes, legend = plot(np.random.default_rng(0).normal(size=(120, 2)), identities, [0.2, 0.1])
     looks = {(tuple(group.get_facecolor()[0]), str(group.get_paths()[0].vertices)) for group in axes.collections[1::2]}
     assert len(looks) == 42 and len(legend) == 43 and legend[0] == "00" and legend[-2:] == ["59", "others: 36"]
-    axes, legend = plot(np.zeros((120, 2)), identities, [0, 0])
-    assert len(legend) == 21 and legend[-1] == "others: 80"
 
 
 def test_few_points(plot):

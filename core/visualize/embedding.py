@@ -1,5 +1,6 @@
 """Where a network puts its pictures, as points on a plane."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from matplotlib.lines import Line2D
 from core.visualize.sheet import DPI, INK, MARKERS, PALETTE, empty_sheet, plain, save_figure, shorten
 
 OTHERS = "#c4c4c4"
+IN_A_COLUMN = 24  # lines of the legend
 
 
 def embedding_plot(
@@ -19,26 +21,24 @@ def embedding_plot(
     explained: Sequence[float],
     is_query: Sequence[bool] | None = None,
     title: str = "",
-    highlighted: int = 20,
 ) -> None:
     """Points on a plane, each identity in a colour and a shape of its own; both axes have one scale.
 
-    Highlighted are identities of at least two points, spread evenly over all of them in the order of their names; the
-    others are faint grey dots. Colours and shapes repeat after 42.
+    There are 42 pairs of these: of more identities, those of at least two points are chosen, spread evenly over all of
+    them in the order of their names, and the others are faint grey dots.
 
     Args:
         coordinates: (N, 2).
         identities: (N,), as the data call them.
         explained: (2,), the share of the total variance along each axis, in [0, 1].
         is_query: (N,); queries are larger and have a dark edge. None: all are drawn alike.
-        highlighted: identities that get a colour, at most.
     """
     coordinates = np.asarray(coordinates, float)[:, :2]
     if not len(coordinates):
         return empty_sheet(path, "no pictures to show")
     identities = np.asarray([str(identity) for identity in identities])
     is_query = np.zeros(len(identities), bool) if is_query is None else np.asarray(is_query, bool)
-    chosen = _chosen(identities, highlighted)
+    chosen = _chosen(identities, len(PALETTE) * len(MARKERS))
     figure = Figure(figsize=(9.6, 6.8), dpi=DPI, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
     axes = figure.subplots()
@@ -87,4 +87,6 @@ def _legend(figure: Figure, chosen: list[str], is_query: np.ndarray, others: int
         Line2D([], [], linestyle="", marker=m, color=c, markersize=s, markeredgecolor=e, markeredgewidth=w)
         for _, m, c, s, e, w in marks
     ]
-    figure.legend(handles, [plain(name) for name, *_ in marks], loc="outside right upper", frameon=False, fontsize=9)
+    names = [plain(name) for name, *_ in marks]
+    columns = math.ceil(len(names) / IN_A_COLUMN)
+    figure.legend(handles, names, loc="outside right upper", ncols=columns, frameon=False, fontsize=9, columnspacing=1)
