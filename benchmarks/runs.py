@@ -10,14 +10,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def run_script(*command, **environment):
-    """Run `python *command` in the root of the repository; ends with its report if it fails."""
+    """Run `python *command` in the root of the repository; people see its bars, and why it fails if it does."""
     command, environment = list(map(str, command)), {**os.environ, **environment}
-    done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     if done.returncode:
-        report = done.stderr.decode(errors="replace")
-        sys.exit(f"{' '.join(command)} ended with exit code {done.returncode}:\n{report}")
+        sys.exit(f"{' '.join(command)} ended with exit code {done.returncode}")
 
 
 def last_row(run):
