@@ -18,6 +18,8 @@ def dataset_numbers(survey, measures):
     kept = [(p, m) for p, m in zip(survey.pictures, measures, strict=True) if p.exists]
     pictures = [picture for picture, _ in kept]
     readable = [(picture, measure) for picture, measure in kept if isinstance(measure, Measure)]
+    # A view may have several pictures; a picture whose name says no view is one of its own.
+    views = {(p.source, p.identity, p.path if p.view is None else p.view) for p in pictures}
     return {
         "root": one_line(survey.root),
         "layout": survey.layout,
@@ -27,8 +29,8 @@ def dataset_numbers(survey, measures):
         | {part: len({p.identity for p in pictures if p.part == part}) for part in PARTS},
         "pictures_by_source": {part: _count(p.source for p in pictures if p.part == part) for part in PARTS},
         "gallery_and_probe": _gallery_and_probe(pictures),
-        "pictures_per_identity": _per_identity(pictures, lambda picture: picture.part, PARTS),
-        "views_per_source": _per_identity(pictures, lambda picture: picture.source, SIDES),
+        "pictures_per_identity": _per_identity(((p.part, p.identity) for p in pictures), PARTS),
+        "views_per_source": _per_identity((view[:2] for view in views), SIDES),
         "view_numbers": {
             side: _count(p.view for p in pictures if p.source == side and p.view is not None) for side in SIDES
         },
@@ -76,11 +78,14 @@ def _gallery_and_probe(pictures):
     }
 
 
-def _per_identity(pictures, key, keys):
-    """For each key (a part, a side): how many pictures an identity has, of those with any, and the histogram."""
+def _per_identity(pairs, keys):
+    """Of (key, identity) for each picture or view: how many an identity has under a key, and the histogram of that.
+
+    keys: parts or sides; an identity that has none there counts in the others alone.
+    """
     counts = defaultdict(Counter)
-    for picture in pictures:
-        counts[key(picture)][picture.identity] += 1
+    for key, identity in pairs:
+        counts[key][identity] += 1
     return {
         key: describe(counts[key].values()) | {"histogram": _count(counts[key].values())} for key in keys if counts[key]
     }

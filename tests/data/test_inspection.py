@@ -422,6 +422,17 @@ def test_nothing_in_it(tmp_path):
     json.dumps(numbers, allow_nan=False)
 
 
+def test_views_are_counted_once_whatever_pictures_they_have(root):
+    remove(root, TRAIN, "0001_g_2")
+    for number, name in enumerate(("0001_g_1_2.jpg", "0001_g_1_3.jpg", "0002_g_7.jpg", "0003_g.jpg", "0003_g_.jpg")):
+        add(root, TRAIN, name, noise(60, 50, seed=number))
+    survey = inspect(root)
+    numbers = dataset_numbers(survey, measure_pictures(survey.pictures))
+    assert sum(picture.view is None for picture in survey.pictures) == 2
+    assert numbers["views_per_source"]["g"]["histogram"] == {"1": 1, "2": 6, "3": 1, "4": 1}
+    assert numbers["pictures_per_identity"]["train"]["histogram"] == {"4": 3, "5": 2, "6": 1}
+
+
 def test_all_at_once(root):
     remove(root, TRAIN, "0002_p")
     remove(root, PROBE, "0008")
