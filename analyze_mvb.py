@@ -22,6 +22,7 @@ from core.data import mvb_convert
 from core.data.inspection import identity_faults, inspect, one_line
 from core.data.inspection_numbers import dataset_numbers
 from core.data.inspection_pictures import MIN_SIDE, Measure, copy_faults, measure_pictures, picture_faults
+from core.data.mvb import CONVERTED, PARTS
 from core.data.perceptual_hash import BITS, MOST_BITS
 from core.data.synthetic import MARKER, settle_synthetic_baggage
 from core.engine import distributed, options
@@ -70,10 +71,7 @@ def survey_data(args):
 
 def describe(survey, numbers):
     """The summary that is printed: what there is, and of each kind of fault how many and the first."""
-    parts = ", ".join(
-        f"{part} {numbers['pictures'][part]:,} of {numbers['identities'][part]:,}"
-        for part in ("train", "gallery", "probe")
-    )
+    parts = ", ".join(f"{part} {numbers['pictures'][part]:,} of {numbers['identities'][part]:,}" for part in PARTS)
     lines = [
         f"{one_line(survey.root)}, {survey.layout} layout: "
         f"{counted(numbers['pictures']['all'], 'picture', 'pictures')} of "
@@ -100,7 +98,7 @@ def convert(args, survey, measures, numbers, is_synthetic):
     if len(usable) < len(survey.pictures):
         print(f"left out: {len(survey.pictures) - len(usable):,} pictures that are not there or can't be read")
     filled = {picture.part for picture in usable}
-    empty = [folder for part, folder in mvb_convert.FOLDERS.items() if part not in filled]
+    empty = [folder for part, folder in CONVERTED.items() if part not in filled]
     if empty:
         print(f"empty: {', '.join(empty)}; training and evaluation will refuse {one_line(args.convert)}")
     if (Path(os.path.expanduser(args.convert)) / mvb_convert.NAMES).exists():

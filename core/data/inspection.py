@@ -13,13 +13,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 from core.data.images import IMAGE_SUFFIXES, list_images, walk_folders
-from core.data.mvb import BAG_NAME, CONVERTED, ORIGINAL, check_entry, is_size, parse_name, read_list
-from core.data.samples import find_root
+from core.data.mvb import (
+    BAG_NAME,
+    CONVERTED,
+    ORIGINAL,
+    PARTS,
+    SIDES,
+    TEST_PARTS,
+    check_entry,
+    find_layout,
+    image_folder,
+    is_size,
+    parse_name,
+    picture_path,
+    read_list,
+)
 from core.errors import InputError
 
-PARTS = ("train", "gallery", "probe")
 FIELDS = ("id", "datatype", "material", "dimsize")  # the name may say the first two, and nothing has to say the others
-SOURCES = {"g": "before security", "p": "after security"}
 FAULTS = {  # kind -> what it means; the worst first
     "identity_in_train_and_test": "leakage: an identity that is trained on is also searched for",
     "copies_across_splits": "leakage: the same picture in two of train, gallery and probe",
@@ -56,14 +67,15 @@ class Fault(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A picture that the data speak of; `exists` says whether it is there, in its split's own folder.
+    """A picture that the data speak of; `exists` says whether it is there.
 
+    path: None where the entry names no picture in the folder that its split keeps its side in.
     part: "train", "gallery" or "probe". source: "g" (before security) or "p". identity: one value for each bag ("0010"
     and 10 are the same), name: as the data call it. box: (x1, y1, x2, y2) in pixels of the stored picture, not clipped.
     mask: COCO run lengths. size: (width, height) that its entry says. where: as in Fault.
     """
 
-    path: str
+    path: str | None
     exists: bool
     part: str
     source: str
@@ -90,13 +102,9 @@ def inspect(root):
 
     Raises InputError where nothing there belongs to MVB.
     """
-    root = find_root(root, ("MVB", "SuitcaseReID_Processed"), ORIGINAL + CONVERTED, "mvb")
-    has_original = any((root / part).exists() for part in ORIGINAL)
-    if all((root / part).exists() for part in CONVERTED) or not has_original:
-        pictures, faults = _read_converted(root)
-        return Survey(root, "converted", pictures, faults, has_original)
-    pictures, faults = _read_original(root)
-    return Survey(root, "original", pictures, faults, any((root / part).exists() for part in CONVERTED))
+    root, layout, both = find_layout(root, ("MVB", "SuitcaseReID_Processed"))
+    pictures, faults = _read_original(root) if layout == "original" else _read_converted(root)
+    return Survey(root, layout, pictures, faults, both)
 
 
 def one_line(text):
@@ -114,7 +122,7 @@ def make_fault(kind, where, message, paths=()):
 
 def _read_converted(root):
     pictures, faults = [], []
-    for part, folder in zip(("train", "probe", "gallery"), CONVERTED, strict=True):
+    for part, folder in CONVERTED.items():
         paths = list_images(root / folder) if (root / folder).is_dir() else []
         if not paths:
             found = "holds no pictures" if (root / folder).is_dir() else "no such folder"
@@ -140,10 +148,9 @@ def _read_original(root):
         present = _files_below(root, f"{split}/Image")
         absent = Counter()  # entries whose whole folder lacks
         for key, picture in listed.items():
-            folder = f"{split}/{_folder(split, picture.source)}"
-            if not key.startswith(f"{split}/Image/"):
-                message = f"image_name leads out of {split}/Image, to {key}"
-                faults.append(make_fault("metadata", picture.where, message))
+            folder = image_folder(split, picture.source)
+            if picture.path is None:
+                pass  # named already
             elif not (root / folder).is_dir():
                 absent[folder] += 1
             elif key in present or os.path.isfile(picture.path):  # a folder with two names is in `present` under one
@@ -162,15 +169,12 @@ def _read_original(root):
     return pictures, faults
 
 
-def _folder(split, side):
-    return "Image" if split == "MVB_train" else f"Image/{'gallery' if side == 'g' else 'probe'}"
-
-
 def _read_split(root, split, faults):
     """What the lists of MVB_train or MVB_val say.
 
     Returns:
-        ({path from the root on: Picture}, the paths that any entry mentions, whether every list could be read)
+        ({path from the root on, or where an entry without one stands: Picture}, the paths that any entry mentions,
+        whether every list could be read)
     """
     lists = [f"{split}/Info/train.json"]
     if split == "MVB_val":
@@ -217,7 +221,7 @@ def _read_entry(root, split, entry, where, mentioned, faults):
     if not isinstance(name, str):
         name = None
     if name:
-        mentioned.update(os.path.normpath(f"{split}/{_folder(split, side)}/{name}") for side in "gp")
+        mentioned.update(os.path.normpath(f"{image_folder(split, side)}/{name}") for side in SIDES)
     optional = ("bbox", "segmentation", "dimsize")  # the size is compared with the picture, and not with the box
     core = {key: entry[key] for key in entry if key not in optional} if isinstance(entry, dict) else entry
     checked = _checked(core, where, name, faults)
@@ -235,10 +239,15 @@ def _read_entry(root, split, entry, where, mentioned, faults):
     if size is not None and not is_size(size):
         faults.append(make_fault("metadata", place, f"dimsize has to be [width, height] in pixels, found {size!r:.80}"))
         size = None
+    try:
+        path = picture_path(root, split, side, name)
+    except InputError as error:
+        faults.append(make_fault("metadata", place, error))
+        path = None
     return Picture(
-        path=os.path.normpath(os.path.join(root, split, _folder(split, side), name)),
+        path=path,
         exists=False,
-        part="train" if split == "MVB_train" else {"g": "gallery", "p": "probe"}[side],
+        part="train" if split == "MVB_train" else TEST_PARTS[side],
         source=side,
         identity=checked["identity"],
         name=checked["name"],
@@ -289,7 +298,7 @@ def _add_entries(root, name, pictures, listed, faults):
     """Put one list's pictures into `listed`. A second list may repeat the first one, as core.data.mvb has it."""
     here = set()
     for picture in pictures:
-        key = os.path.relpath(picture.path, root)
+        key = os.path.relpath(picture.path, root) if picture.path else picture.where
         known = listed.setdefault(key, picture)
         if known.identity != picture.identity:
             names = f"{one_line(picture.name)}, and {one_line(known.name)} in {known.where}"
@@ -302,9 +311,9 @@ def _add_entries(root, name, pictures, listed, faults):
 def _check_sides(split, pictures, faults):
     """A side that no entry of the split has is one fault, and not one of each identity."""
     sides = {picture.source for picture in pictures}
-    for side, part in (("g", "gallery"), ("p", "probe")):
+    for side, part in TEST_PARTS.items():
         if side not in sides:
-            lacks = f"so there is no {part}" if split == "MVB_val" else f"so nothing was seen {SOURCES[side]}"
+            lacks = f"so there is no {part}" if split == "MVB_val" else f"so nothing was seen {SIDES[side]}"
             faults.append(make_fault("missing_part", f"{split}/Info", f"no entry with datatype {side!r}, {lacks}"))
 
 
@@ -352,5 +361,5 @@ def identity_faults(pictures):
             if len(found) == 1 and both[train] and (train or len(single) == 2):
                 side = next(iter(found))
                 part = "train" if train else "gallery and probe"
-                faults.append(make_fault("one_source", where, f"in {part} only {SOURCES[side]} ({side}): {counts}"))
+                faults.append(make_fault("one_source", where, f"in {part} only {SIDES[side]} ({side}): {counts}"))
     return faults

@@ -3,10 +3,9 @@
 import statistics
 from collections import Counter, defaultdict
 
-from core.data.inspection import FAULTS, PARTS, one_line
+from core.data.inspection import FAULTS, one_line
 from core.data.inspection_pictures import Measure
-
-SIDES = ("g", "p")
+from core.data.mvb import PARTS, SIDES
 
 
 def dataset_numbers(survey, measures):

@@ -70,7 +70,7 @@ def picture_faults(survey, measures, min_side=MIN_SIDE):
     """Unreadable, single-coloured and tiny pictures; sizes, boxes and masks that don't fit the picture."""
     faults = []
     for picture, measure in zip(survey.pictures, measures, strict=True):
-        path, known = os.path.relpath(picture.path, survey.root), len(faults)
+        path, known = os.path.relpath(picture.path, survey.root) if picture.exists else "", len(faults)
         where = one_line(path)
         if isinstance(measure, InputError):
             faults.append(

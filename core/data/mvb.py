@@ -27,8 +27,11 @@ from core.data.samples import (
 )
 from core.errors import InputError
 
+PARTS = ("train", "gallery", "probe")
+SIDES = {"g": "before security", "p": "after security"}
+TEST_PARTS = {"g": "gallery", "p": "probe"}  # what is tested of each side
 ORIGINAL = ("MVB_train", "MVB_val")
-CONVERTED = ("bounding_box_train", "query", "bounding_box_test")
+CONVERTED = {"train": "bounding_box_train", "probe": "query", "gallery": "bounding_box_test"}
 # Of a box, a side or a whole picture: JSON's numbers may be nan, infinite, or whole and too long for a float.
 MOST_PIXELS = 1e9
 # The suitcase set has a number more: 0010_p_3_0.jpg is the first picture of view 3.
@@ -42,17 +45,47 @@ def load_mvb(root, folders=("MVB",), dataset="mvb"):
     and `segmentation` (COCO run lengths), which become the sample's box (x1, y1, x2, y2) and mask.
     Raises InputError for whatever is missing or malformed.
     """
-    root = find_root(root, folders, ORIGINAL + CONVERTED, dataset)
-    is_converted = all((root / part).exists() for part in CONVERTED)
-    if not is_converted and any((root / part).exists() for part in ORIGINAL):
+    root, layout, _ = find_layout(root, folders, dataset)
+    if layout == "original":
         return _load_original(root)
-    train, query, gallery = (read_pictures(root / part, parse_name, "0010_p_3.jpg") for part in CONVERTED)
-    return ReIDDataset(relabel(train), query, gallery)
+    read = {part: read_pictures(root / folder, parse_name, "0010_p_3.jpg") for part, folder in CONVERTED.items()}
+    return ReIDDataset(relabel(read["train"]), read["probe"], read["gallery"])
 
 
 # The suitcase set of the XJTU-SuitcaseReID project. That project filters by camera (= view), so its numbers are those
 # of --protocol market1501; here the default drops no camera, as for every baggage set.
 load_suitcase = partial(load_mvb, folders=("SuitcaseReID_Processed",), dataset="suitcase")
+
+
+def find_layout(root, folders=("MVB",), dataset="mvb"):
+    """Where the data lie, `root` or the one of `folders` in it, and which of their layouts is read.
+
+    Returns:
+        (Path, "original" or "converted", whether the other one lies beside it). The converted one is read where all of
+        it is there; where neither is whole, the original.
+
+    Raises:
+        InputError: neither is there.
+    """
+    root = find_root(root, folders, (*ORIGINAL, *CONVERTED.values()), dataset)
+    original = any((root / split).exists() for split in ORIGINAL)
+    converted = [(root / folder).exists() for folder in CONVERTED.values()]
+    layout = "original" if original and not all(converted) else "converted"
+    return root, layout, original and any(converted)
+
+
+def image_folder(split, side):
+    """Where MVB_train or MVB_val keeps its pictures of one side of security, from the root on."""
+    return f"{split}/Image" if split == "MVB_train" else f"{split}/Image/{TEST_PARTS[side]}"
+
+
+def picture_path(root, split, side, name):
+    """Path of the picture that an entry of MVB_train or MVB_val names; InputError where it leads out of its folder."""
+    folder = os.path.normpath(os.path.join(root, image_folder(split, side)))
+    path = os.path.normpath(os.path.join(folder, name))
+    if not path.startswith(os.path.join(folder, "")):
+        raise InputError(f"image_name leads out of {image_folder(split, side)}; name a picture in it")
+    return path
 
 
 def parse_name(file_name):
@@ -69,12 +102,11 @@ def _load_original(root):
         raise InputError(f"{root / 'MVB_val' / 'Info'}: no *.json there; expected val_gallery.json and val_probe.json")
     test_entries = [entry for path in lists for entry in read_entries(path)]
 
-    train = _to_samples(train_entries, {"g": root / "MVB_train" / "Image", "p": root / "MVB_train" / "Image"})
-    test_folders = {"g": root / "MVB_val" / "Image" / "gallery", "p": root / "MVB_val" / "Image" / "probe"}
-    test = _to_samples(test_entries, test_folders)
+    train = _to_samples(train_entries, root, "MVB_train")
+    test = _to_samples(test_entries, root, "MVB_val")
     check_on_disk(train["g"] + train["p"], train_list)
     check_on_disk(test["g"] + test["p"], root / "MVB_val" / "Info")
-    for side, part in (("p", "probe"), ("g", "gallery")):
+    for side, part in TEST_PARTS.items():
         if not test[side]:
             raise InputError(f"{root / 'MVB_val' / 'Info'}: no entry with datatype {side!r}, so there is no {part}")
     return ReIDDataset(relabel(sorted(train["g"] + train["p"])), test["p"], test["g"])
@@ -191,10 +223,11 @@ def _are_numbers(values, count):
     )
 
 
-def _to_samples(entries, folders):
-    """Entries -> {"g": samples, "p": samples}, in the order listed; a picture that two files list counts once.
+def _to_samples(entries, root, split):
+    """Entries of MVB_train or MVB_val -> {"g": samples, "p": samples}, in the order listed.
 
-    Identities keep their number where all have one; else they are numbered in the order of their names.
+    A picture that two files list counts once. Identities keep their number where all have one; else they are numbered
+    in the order of their names.
     """
     identities = {entry["identity"] for entry in entries}
     if all(isinstance(identity, int) for identity in identities):
@@ -203,14 +236,14 @@ def _to_samples(entries, folders):
         numbers = {identity: number for number, identity in enumerate(sorted(identities, key=str))}
     samples = {}
     for entry in entries:
-        folder = folders[entry["datatype"]]
-        path = os.path.normpath(os.path.join(folder, entry["image_name"]))
-        if not path.startswith(os.path.join(os.path.normpath(folder), "")):
-            raise InputError(f"{entry['where']}: image_name leads out of {folder}; name a picture in it")
+        try:
+            path = picture_path(root, split, entry["datatype"], entry["image_name"])
+        except InputError as error:
+            raise InputError(f"{entry['where']}: {error}") from error
         parsed = parse_name(entry["image_name"])
         camera = parsed[2] if parsed else int(entry["datatype"] == "p")
         sample = Sample(path, numbers[entry["identity"]], camera, entry["box"], entry["mask"], entry["name"])
         known = samples.setdefault(path, (entry["datatype"], sample))[1]
         if known.id != sample.id:
             raise InputError(f"{entry['where']}: identity {sample.name}, but listed before as {known.name}")
-    return {side: [sample for datatype, sample in samples.values() if datatype == side] for side in "gp"}
+    return {side: [sample for datatype, sample in samples.values() if datatype == side] for side in SIDES}

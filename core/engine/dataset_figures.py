@@ -4,13 +4,14 @@ import os
 from pathlib import Path
 
 from core import visualize
-from core.data.inspection import FAULTS, PARTS, SOURCES, one_line
+from core.data.inspection import FAULTS, one_line
 from core.data.inspection_pictures import Measure
+from core.data.mvb import PARTS, SIDES
 from core.engine.dataset_report import counted
 from core.visualize.sheet import shorten
 
 IN_A_ROW = 10  # pictures of a sheet
-SIDES = {side: f"{words} ({side})" for side, words in SOURCES.items()}
+SIDE_NAMES = {side: f"{words} ({side})" for side, words in SIDES.items()}
 
 
 def write_figures(folder, survey, measures, numbers, samples=6):
@@ -45,7 +46,7 @@ def write_figures(folder, survey, measures, numbers, samples=6):
         _spread(numbers["pictures_per_identity"]),
         "pictures",
     )
-    views = {SIDES[side]: counts for side, counts in _spread(numbers["views_per_source"]).items()}
+    views = {SIDE_NAMES[side]: counts for side, counts in _spread(numbers["views_per_source"]).items()}
     draw("views_per_source", histogram, "Views of an identity on each side of security", views, "views")
     materials = {one: _by_side(sides) for one, sides in numbers["materials"]["by_source"].items()}
     draw("materials", bars, "Surface materials by side of security", materials, "pictures")
@@ -76,7 +77,7 @@ def sheet(path, title, rows):
 
 
 def _by_side(counts):
-    return {words: counts.get(side, 0) for side, words in SIDES.items()}
+    return {words: counts.get(side, 0) for side, words in SIDE_NAMES.items()}
 
 
 def _gallery_and_probe(numbers):
@@ -138,7 +139,7 @@ def identity_rows(pictures, samples):
     test = [picture for picture in pictures if picture.part != "train"]
     for words, some, count in (("train", train, (samples + 1) // 2), ("test", test, samples // 2)):
         for group in evenly(_by_identity(some), count):
-            sides = [[picture for picture in group if picture.source == side] for side in "gp"]
+            sides = [[picture for picture in group if picture.source == side] for side in SIDES]
             room = max(IN_A_ROW // 2, IN_A_ROW - min(map(len, sides)))  # what one side leaves, the other may take
             chosen = [picture for side in sides for picture in evenly(side, room)]
             material = f", {shorten(one_line(group[0].material), 140, 10.5)}" if group[0].material else ""
@@ -153,7 +154,10 @@ def identity_rows(pictures, samples):
 
 def fault_rows(survey):
     """For the sheet: of each kind of fault the first pictures; copies beside each other."""
-    rows, boxes = [], {os.path.relpath(picture.path, survey.root): picture.box for picture in survey.pictures}
+    rows, boxes = (
+        [],
+        {os.path.relpath(picture.path, survey.root): picture.box for picture in survey.pictures if picture.exists},
+    )
     for kind in FAULTS:
         faults = [fault for fault in survey.faults if fault.kind == kind and fault.paths]
         paths = [path for fault in faults for path in fault.paths]

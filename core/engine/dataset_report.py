@@ -3,8 +3,9 @@
 import json
 
 from core.data import mvb_convert
-from core.data.inspection import FAULTS, PARTS, SOURCES
+from core.data.inspection import FAULTS
 from core.data.inspection_pictures import FLAT, MARGIN
+from core.data.mvb import PARTS, SIDES
 from core.data.perceptual_hash import BITS, MOST_COLOR
 from core.files import atomic_write
 
@@ -111,7 +112,7 @@ def counts_section(numbers, figures):
         sides = numbers["pictures_by_source"][part]
         spread = numbers["pictures_per_identity"].get(part) or dict.fromkeys(("min", "mean", "median", "max"))
         spread = [spread[name] for name in ("min", "mean", "median", "max")]
-        counts = [numbers["identities"][part], numbers["pictures"][part], *(sides.get(side, 0) for side in SOURCES)]
+        counts = [numbers["identities"][part], numbers["pictures"][part], *(sides.get(side, 0) for side in SIDES)]
         rows.append([part, *counts, *spread])
     head = ["split", "identities", "pictures", "before security (g)", "after security (p)"]
     head += [f"{name} per identity" for name in ("fewest", "mean", "median", "most")]
@@ -132,7 +133,7 @@ def counts_section(numbers, figures):
 
 def views_section(numbers, figures):
     rows = []
-    for side, words in SOURCES.items():
+    for side, words in SIDES.items():
         spread = numbers["views_per_source"].get(side)
         if spread:
             named = ", ".join(f"{view}: {count:,}" for view, count in numbers["view_numbers"][side].items())
@@ -155,7 +156,7 @@ def materials_section(numbers, figures):
     for name, count in materials["pictures"].items():
         sides, parts = materials["by_source"][name], materials["by_split"][name]
         share = f"{100 * count / total:.1f}%"
-        counts = [*(sides[side] for side in SOURCES), *(parts[part] for part in PARTS)]
+        counts = [*(sides[side] for side in SIDES), *(parts[part] for part in PARTS)]
         rows.append([name, materials["identities"][name], count, share, *counts])
     notes = []
     if materials["pictures_without"]:

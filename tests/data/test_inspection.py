@@ -243,11 +243,23 @@ def test_a_name_that_leads_out_of_the_split(root):
     edit(root, TRAIN, lambda entries: entries.extend({"image_name": name} | fields for name in names))
     faults = inspect(root).faults
     assert kinds(faults) == ["metadata", "metadata"]
-    targets = ["MVB_val/Image/gallery/0007_g_1.jpg", "../0001_g_1.jpg"]
-    messages = [f"image_name leads out of MVB_train/Image, to {target}" for target in targets]
-    assert [fault.message for fault in faults] == messages
-    pictures = [picture for picture in inspect(root).pictures if picture.path.endswith("/0007_g_1.jpg")]
-    assert [(picture.part, picture.exists) for picture in pictures] == [("train", False), ("gallery", True)]
+    assert {fault.message for fault in faults} == {"image_name leads out of MVB_train/Image; name a picture in it"}
+    pictures = [picture for picture in inspect(root).pictures if (picture.path or "0007_g_1").count("0007_g_1")]
+    assert [(picture.part, picture.exists) for picture in pictures] == [("train", False)] * 2 + [("gallery", True)]
+
+
+@pytest.mark.parametrize(("listing", "side"), [(GALLERY, "gallery"), (PROBE, "probe")])
+def test_a_name_that_leads_to_the_other_side_of_the_test(root, listing, side):
+    """Training refuses it; the picture that it leads to keeps its own entry, and counts."""
+    other = {"gallery": "../probe/0008_p_1.jpg", "probe": "../gallery/0008_g_1.jpg"}[side]
+    edit(root, listing, lambda entries: entries.append(entries[2] | {"image_name": other}))
+    (fault,) = found(root)
+    assert fault[:2] == ("metadata", f"{listing}, entry 6 ({other})")
+    assert fault.message == f"image_name leads out of MVB_val/Image/{side}; name a picture in it"
+    with pytest.raises(InputError) as refused:
+        load_reid_dataset("mvb", root)
+    assert str(refused.value) == f"{root / listing}, entry 6 ({other}): {fault.message}"
+    assert [picture.exists for picture in inspect(root).pictures].count(True) == 36
 
 
 def test_links_to_folders(root):
