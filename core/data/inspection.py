@@ -29,6 +29,7 @@ from core.data.mvb import (
     read_list,
 )
 from core.errors import InputError
+from core.files import printable
 
 FIELDS = ("id", "datatype", "material", "dimsize")  # the name may say the first two, and nothing has to say the others
 FAULTS = {  # kind -> what it means; the worst first
@@ -71,8 +72,9 @@ class Picture(NamedTuple):
 
     path: None where the entry names no picture in the folder that its split keeps its side in.
     part: "train", "gallery" or "probe". source: "g" (before security) or "p". identity: one value for each bag ("0010"
-    and 10 are the same), name: as the data call it. box: (x1, y1, x2, y2) in pixels of the stored picture, not clipped.
-    mask: COCO run lengths. size: (width, height) that its entry says. where: as in Fault.
+    and 10 are the same). name: as the data call it; this and the material can be printed. box: (x1, y1, x2, y2) in
+    pixels of the stored picture, not clipped. mask: COCO run lengths. size: (width, height) that its entry says. where:
+    as in Fault.
     """
 
     path: str | None
@@ -107,14 +109,9 @@ def inspect(root):
     return Survey(root, layout, pictures, faults, both)
 
 
-def one_line(text):
-    """Text of the data as it can be printed anywhere: no line breaks, and no characters that are none (\\ud800)."""
-    return " ".join(str(text).split()).encode("utf-8", "backslashreplace").decode()
-
-
 def make_fault(kind, where, message, paths=()):
     """Every Fault is made here: names of the data may hold bytes that are no text, and no report could be written."""
-    return Fault(kind, one_line(where), one_line(message), paths)
+    return Fault(kind, printable(where), printable(message), paths)
 
 
 # The converted layout ------------------------------------------------------------------------------------------------
@@ -230,7 +227,7 @@ def _read_entry(root, split, entry, where, mentioned, faults):
     for field in optional[:2]:
         if entry.get(field) is not None:
             checked = _checked(core | {field: entry[field]}, where, name, faults, checked)
-    side, place = checked["datatype"], one_line(checked["where"])
+    side, place = checked["datatype"], checked["where"]
     match = BAG_NAME.match(name)
     material, size = entry.get("material"), entry.get("dimsize")
     if material is not None and (not isinstance(material, str) or not material.strip()):
@@ -250,10 +247,10 @@ def _read_entry(root, split, entry, where, mentioned, faults):
         part="train" if split == "MVB_train" else TEST_PARTS[side],
         source=side,
         identity=checked["identity"],
-        name=checked["name"],
+        name=printable(checked["name"]),
         where=place,
         view=int(match[3]) if match else None,
-        material=material,
+        material=material and printable(" ".join(material.split())),  # a space more makes no other material
         size=size and tuple(size),
         box=checked.get("box"),
         mask=checked.get("mask"),
@@ -267,7 +264,7 @@ def _checked(entry, where, name, faults, known=None):
     except (ValueError, OverflowError) as error:  # InputError, and numbers of hundreds of digits
         place = f"{where} ({name})" if name else where
         message = str(error).removeprefix(place).removeprefix(where).removeprefix(": ")
-        faults.append(make_fault("metadata", one_line(place), one_line(message)))
+        faults.append(make_fault("metadata", place, message))
         return known
     return found | {key: value for key, value in (known or {}).items() if value is not None}
 
@@ -283,7 +280,7 @@ def _compare_entries(checked, faults):
             faults.append(make_fault("mixed_ids", picture.where, message))
         match = BAG_NAME.match(entry["image_name"])
         if match and isinstance(picture.identity, int) and int(match[1]) != picture.identity:
-            message = f"the name says identity {match[1]}, the entry {one_line(picture.name)}"
+            message = f"the name says identity {match[1]}, the entry {picture.name}"
             faults.append(make_fault("name_disagrees", picture.where, message))
         if match and match[2] != picture.source:
             message = f"the name says {match[2]!r}, the entry's datatype {picture.source!r}"
@@ -301,7 +298,7 @@ def _add_entries(root, name, pictures, listed, faults):
         key = os.path.relpath(picture.path, root) if picture.path else picture.where
         known = listed.setdefault(key, picture)
         if known.identity != picture.identity:
-            names = f"{one_line(picture.name)}, and {one_line(known.name)} in {known.where}"
+            names = f"{picture.name}, and {known.name} in {known.where}"
             faults.append(make_fault("listed_twice", picture.where, f"of identity {names}"))
         elif key in here:
             faults.append(make_fault("listed_twice", picture.where, f"listed before: {known.where}"))
@@ -340,7 +337,7 @@ def identity_faults(pictures):
         sides[picture.identity, picture.part == "train"].add(picture.source)
     names = {}
     for picture in pictures:
-        names.setdefault(picture.identity, one_line(picture.name))
+        names.setdefault(picture.identity, picture.name)
     filled = {part: any(part in seen for seen in parts.values()) for part in PARTS}
     both = {train: len(set().union(*(s for key, s in sides.items() if key[1] == train))) > 1 for train in (True, False)}
     faults = []

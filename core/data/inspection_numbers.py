@@ -3,9 +3,10 @@
 import statistics
 from collections import Counter, defaultdict
 
-from core.data.inspection import FAULTS, one_line
+from core.data.inspection import FAULTS
 from core.data.inspection_pictures import Measure
 from core.data.mvb import PARTS, SIDES
+from core.files import printable
 
 
 def dataset_numbers(survey, measures):
@@ -20,7 +21,7 @@ def dataset_numbers(survey, measures):
     # A view may have several pictures; a picture whose name says no view is one of its own.
     views = {(p.source, p.identity, p.path if p.view is None else p.view) for p in pictures}
     return {
-        "root": one_line(survey.root),
+        "root": printable(survey.root),
         "layout": survey.layout,
         "pictures": {"all": len(pictures)} | _count_parts(pictures),
         "pictures_readable": len(readable),
@@ -92,18 +93,18 @@ def _per_identity(pairs, keys):
 
 def _materials(pictures):
     """Of pictures and of identities; one with two materials counts in both, and is counted."""
-    named = [(picture, one_line(picture.material)) for picture in pictures if picture.material]
-    materials, identities = sorted({material for _, material in named}), defaultdict(set)
-    for picture, material in named:
-        identities[picture.identity].add(material)
+    named = [picture for picture in pictures if picture.material]
+    materials, identities = sorted({picture.material for picture in named}), defaultdict(set)
+    for picture in named:
+        identities[picture.identity].add(picture.material)
     return {
-        "pictures": _count(material for _, material in named),
+        "pictures": _count(picture.material for picture in named),
         "identities": _count(material for found in identities.values() for material in found),
         "by_source": {
-            material: {side: sum(p.source == side for p, m in named if m == material) for side in SIDES}
+            material: {side: sum(p.source == side for p in named if p.material == material) for side in SIDES}
             for material in materials
         },
-        "by_split": {material: _count_parts([p for p, m in named if m == material]) for material in materials},
+        "by_split": {material: _count_parts([p for p in named if p.material == material]) for material in materials},
         "pictures_without": len(pictures) - len(named),
         "identities_with_several": sum(len(found) > 1 for found in identities.values()),
     }

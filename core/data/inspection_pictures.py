@@ -16,7 +16,7 @@ from tqdm import tqdm
 from core.data.coco import encode_mask
 from core.data.coco_checks import check_outline
 from core.data.images import SWAPS_SIDES, read_stored_image
-from core.data.inspection import make_fault, one_line
+from core.data.inspection import make_fault
 from core.data.perceptual_hash import find_copies, picture_grids
 from core.data.samples import clip_box
 from core.errors import InputError
@@ -70,12 +70,9 @@ def picture_faults(survey, measures, min_side=MIN_SIDE):
     """Unreadable, single-coloured and tiny pictures; sizes, boxes and masks that don't fit the picture."""
     faults = []
     for picture, measure in zip(survey.pictures, measures, strict=True):
-        path, known = os.path.relpath(picture.path, survey.root) if picture.exists else "", len(faults)
-        where = one_line(path)
+        known, where = len(faults), os.path.relpath(picture.path, survey.root) if picture.exists else None
         if isinstance(measure, InputError):
-            faults.append(
-                make_fault("unreadable", where, one_line(measure).removeprefix(f"{one_line(picture.path)}: "))
-            )
+            faults.append(make_fault("unreadable", where, str(measure).removeprefix(f"{picture.path}: ")))
             measure = None
         if measure is not None:
             width, height = measure.size
@@ -91,7 +88,7 @@ def picture_faults(survey, measures, min_side=MIN_SIDE):
             faults += _box_faults(picture, size)
         if picture.mask:
             faults += _mask_faults(picture, size)
-        paths = (path,) if picture.exists else ()
+        paths = (where,) if picture.exists else ()
         faults[known:] = [fault._replace(paths=paths) for fault in faults[known:]]
     return faults
 
@@ -163,14 +160,14 @@ def copy_faults(survey, measures, **limits):
     for group in find_copies(grids, colors, **limits):
         pictures = [kept[index][0] for index in group]
         parts = list(dict.fromkeys(picture.part for picture in pictures))
-        names = list(dict.fromkeys(one_line(picture.name) for picture in pictures))
+        names = list(dict.fromkeys(picture.name for picture in pictures))
         paths = [os.path.relpath(picture.path, survey.root) for picture in pictures]
-        others = one_line(", ".join(paths[1:6])) + (f" and {len(paths) - 6} more" if len(paths) > 6 else "")
+        others = ", ".join(paths[1:6]) + (f" and {len(paths) - 6} more" if len(paths) > 6 else "")
         message = f"the same picture as {others}"
         if len({picture.identity for picture in pictures}) > 1:
             message += f", under different identities: {', '.join(names[:6])}"
         kind = "copies"
         if len(parts) > 1:
             kind, message = "copies_across_splits", f"{message}; in {' and '.join(parts)}"
-        faults.append(make_fault(kind, one_line(paths[0]), message, tuple(paths)))
+        faults.append(make_fault(kind, paths[0], message, tuple(paths)))
     return faults

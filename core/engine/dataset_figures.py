@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from core import visualize
-from core.data.inspection import FAULTS, one_line
+from core.data.inspection import FAULTS
 from core.data.inspection_pictures import Measure
 from core.data.mvb import PARTS, SIDES
 from core.engine.dataset_report import counted
@@ -111,7 +111,7 @@ def evenly(values, count):
 
 def _by_identity(pictures):
     found = {}
-    for picture in sorted(pictures, key=lambda p: (one_line(p.name), p.source, p.view or 0, p.path)):
+    for picture in sorted(pictures, key=lambda p: (p.name, p.source, p.view or 0, p.path)):
         found.setdefault(picture.identity, []).append(picture)
     return list(found.values())
 
@@ -127,8 +127,8 @@ def material_rows(pictures):
             chosen.append((wanted or group)[0])
         count = counted(sum(map(len, groups)), "picture", "pictures")
         rest = f": {count} of {counted(len(groups), 'identity', 'identities')}"
-        captions = [f"{one_line(picture.name)} {picture.source}" for picture in chosen]
-        rows.append((one_line(material), rest, [picture.path for picture in chosen], captions, None))
+        captions = [f"{picture.name} {picture.source}" for picture in chosen]
+        rows.append((material, rest, [picture.path for picture in chosen], captions, None))
     return rows
 
 
@@ -142,13 +142,13 @@ def identity_rows(pictures, samples):
             sides = [[picture for picture in group if picture.source == side] for side in SIDES]
             room = max(IN_A_ROW // 2, IN_A_ROW - min(map(len, sides)))  # what one side leaves, the other may take
             chosen = [picture for side in sides for picture in evenly(side, room)]
-            material = f", {shorten(one_line(group[0].material), 140, 10.5)}" if group[0].material else ""
+            material = f", {shorten(group[0].material, 140, 10.5)}" if group[0].material else ""
             rest = f" ({words}{material}): {len(sides[0])} before security, {len(sides[1])} after"
             captions = [
                 picture.source if picture.view is None else f"{picture.source} {picture.view}" for picture in chosen
             ]
             boxes = [picture.box for picture in chosen]
-            rows.append((one_line(group[0].name), rest, [picture.path for picture in chosen], captions, boxes))
+            rows.append((group[0].name, rest, [picture.path for picture in chosen], captions, boxes))
     return rows
 
 
@@ -163,7 +163,7 @@ def fault_rows(survey):
         paths = [path for fault in faults for path in fault.paths]
         if paths:
             paths = paths[:IN_A_ROW]
-            captions = [one_line(os.path.basename(path)) for path in paths]
+            captions = [os.path.basename(path) for path in paths]
             framed = [boxes[path] for path in paths] if kind == "box_outside" else None
             paths = [survey.root / path for path in paths]
             rows.append((kind.replace("_", " "), f": {len(faults)}", paths, captions, framed))

@@ -355,7 +355,7 @@ def test_a_name_that_is_no_text_anywhere(root):
     edit(root, TRAIN, lambda entries: entries.append({"image_name": "\ud800\n\0.jpg", "id": "0001", "datatype": "g"}))
     faults = found(root)  # material and dimsize lack too
     assert kinds(faults) == ["metadata", "metadata", "metadata_without_picture"]
-    assert all("\\ud800" in fault.where for fault in faults)
+    assert all("\ufffd\\n\\x00" in fault.where for fault in faults)
 
 
 def test_ids_as_numbers_and_as_text_mixed(root):
