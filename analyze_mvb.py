@@ -20,7 +20,7 @@ from pathlib import Path
 
 from core.data import mvb_convert
 from core.data.inspection import identity_faults, inspect
-from core.data.inspection_numbers import dataset_numbers
+from core.data.inspection_numbers import dataset_numbers, published_differences
 from core.data.inspection_pictures import MIN_SIDE, Measure, copy_faults, measure_pictures, picture_faults
 from core.data.mvb import CONVERTED, PARTS
 from core.data.perceptual_hash import BITS, MOST_BITS
@@ -28,7 +28,7 @@ from core.data.synthetic import MARKER, settle_synthetic_baggage
 from core.engine import distributed, options
 from core.engine.checkpoint import open_output
 from core.engine.dataset_figures import write_figures
-from core.engine.dataset_report import counted, published_counts, write_report
+from core.engine.dataset_report import counted, write_report
 from core.errors import InputError
 from core.files import printable
 
@@ -104,7 +104,7 @@ def convert(args, survey, measures, numbers, is_synthetic):
         print(f"empty: {', '.join(empty)}; training and evaluation will refuse {printable(args.convert)}")
     if (Path(os.path.expanduser(args.convert)) / mvb_convert.NAMES).exists():
         print(f"identities that are no numbers were numbered; {mvb_convert.NAMES} has their names")
-    differences = mvb_convert.published_differences(published_counts(numbers))
+    differences = published_differences(numbers["published"])
     if differences and not is_synthetic:
         print("this is not the published MVB, or not all of it: " + "; ".join(differences))
     elif not differences:

@@ -8,6 +8,9 @@ from core.data.inspection_pictures import Measure
 from core.data.mvb import PARTS, SIDES
 from core.files import printable
 
+# Zhang et al. 2019, section 3: what the real set holds.
+PUBLISHED = {"identities": 4519, "pictures": 22660, "train": 20176, "gallery": 1432, "probe": 1052}
+
 
 def dataset_numbers(survey, measures):
     """Every number of the report. `measures`: one for each of `survey.pictures`, see `measure_pictures`.
@@ -20,13 +23,15 @@ def dataset_numbers(survey, measures):
     readable = [(picture, measure) for picture, measure in kept if isinstance(measure, Measure)]
     # A view may have several pictures; a picture whose name says no view is one of its own.
     views = {(p.source, p.identity, p.path if p.view is None else p.view) for p in pictures}
+    parts, identities = _count_parts(pictures), {p.identity for p in pictures}
     return {
         "root": printable(survey.root),
         "layout": survey.layout,
-        "pictures": {"all": len(pictures)} | _count_parts(pictures),
+        "pictures": {"all": len(pictures)} | parts,
         "pictures_readable": len(readable),
-        "identities": {"all": len({p.identity for p in pictures})}
+        "identities": {"all": len(identities)}
         | {part: len({p.identity for p in pictures if p.part == part}) for part in PARTS},
+        "published": beside_published({"identities": len(identities), "pictures": len(pictures)} | parts),
         "pictures_by_source": {part: _count(p.source for p in pictures if p.part == part) for part in PARTS},
         "gallery_and_probe": _gallery_and_probe(pictures),
         "pictures_per_identity": _per_identity(((p.part, p.identity) for p in pictures), PARTS),
@@ -43,6 +48,20 @@ def dataset_numbers(survey, measures):
             "list": [fault._asdict() for fault in survey.faults],
         },
     }
+
+
+def beside_published(counts):
+    """Counts under the names of PUBLISHED -> for each of them what is here, and what the real set holds."""
+    return {name: {"here": counts[name], "published": published} for name, published in PUBLISHED.items()}
+
+
+def published_differences(published):
+    """`beside_published` -> lines that say where these data differ from the real set."""
+    return [
+        f"{name}: {one['here']:,}, and the published set has {one['published']:,}"
+        for name, one in published.items()
+        if one["here"] != one["published"]
+    ]
 
 
 def describe(values):

@@ -20,8 +20,6 @@ from core.files import atomic_write, sync_folder
 
 NAMES = "identities.json"  # number -> name, where identities are no numbers
 LARGEST = 10**9  # an identity that stands in a name as it is
-# Zhang et al. 2019, section 3: what the real set holds.
-PUBLISHED = {"identities": 4519, "pictures": 22660, "train": 20176, "gallery": 1432, "probe": 1052}
 
 
 def check_target(out):
@@ -116,12 +114,3 @@ def target_names(pictures, numbers):
         suffix = os.path.splitext(picture.path)[1].lower()
         names.append(name + (suffix if suffix in IMAGE_SUFFIXES else ".jpg"))
     return names
-
-
-def published_differences(counts):
-    """Lines that say where counts (keys as in PUBLISHED) differ from the real set's."""
-    return [
-        f"{name}: {counts[name]:,}, and the published set has {published:,}"
-        for name, published in PUBLISHED.items()
-        if counts[name] != published
-    ]

@@ -2,7 +2,6 @@
 
 import json
 
-from core.data import mvb_convert
 from core.data.inspection import FAULTS
 from core.data.inspection_pictures import FLAT, MARGIN
 from core.data.mvb import PARTS, SIDES
@@ -224,19 +223,12 @@ def samples_section(figures):
 def published_section(numbers, is_synthetic):
     if is_synthetic:
         return None
-    counts = published_counts(numbers)
-    rows = [[name, counts[name], published] for name, published in mvb_convert.PUBLISHED.items()]
+    rows = [[name, one["here"], one["published"]] for name, one in numbers["published"].items()]
     return join(
         "## Beside the published set",
         "What Zhang et al. 2019 (arXiv:1907.11366) published. Other data than theirs differ, and need not agree.",
         table(["", "here", "published"], rows),
     )
-
-
-def published_counts(numbers):
-    """Identities and pictures under the names of `mvb_convert.PUBLISHED`."""
-    counts = {part: numbers["pictures"][part] for part in PARTS}
-    return {"identities": numbers["identities"]["all"], "pictures": numbers["pictures"]["all"]} | counts
 
 
 def method_section(limits):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from core.data.inspection import FAULTS, identity_faults, inspect
-from core.data.inspection_numbers import dataset_numbers, describe
+from core.data.inspection_numbers import PUBLISHED, beside_published, dataset_numbers, describe, published_differences
 from core.data.inspection_pictures import copy_faults, measure_pictures, picture_faults
 from core.data.reid_datasets import load_reid_dataset
 from core.errors import InputError
@@ -460,6 +460,16 @@ def test_all_at_once(root):
             *("picture_without_metadata", "box_outside", "metadata"),
         ]
     )
+
+
+def test_published_counts(baggage):
+    assert published_differences(beside_published(PUBLISHED)) == []
+    (line,) = published_differences(beside_published(PUBLISHED | {"probe": 1051}))
+    assert line == "probe: 1,051, and the published set has 1,052"
+    assert PUBLISHED["pictures"] == sum(PUBLISHED[part] for part in ("train", "gallery", "probe"))
+    survey = inspect(baggage)
+    published = dataset_numbers(survey, [None] * len(survey.pictures))["published"]
+    assert [one["here"] for one in published.values()] == [9, 36, 24, 6, 6]
 
 
 # The converted layout ------------------------------------------------------------------------------------------------
