@@ -8,6 +8,7 @@ from core.data.inspection import FAULTS
 from core.data.inspection_pictures import Measure
 from core.data.mvb import PARTS, SIDES
 from core.engine.dataset_report import counted
+from core.visualize.dataset import Row
 from core.visualize.sheet import shorten
 
 IN_A_ROW = 10  # pictures of a sheet
@@ -63,17 +64,11 @@ def write_figures(folder, survey, measures, numbers, samples=6):
             shares,
             "share of the picture",
         )
-    pictures = [picture for picture, _ in readable]
+    pictures, sheet = [picture for picture, _ in readable], visualize.contact_sheet
     draw("samples_materials", sheet, "Surface materials", material_rows(pictures))
     draw("samples_identities", sheet, "Identities across views", identity_rows(pictures, samples))
     draw("samples_faults", sheet, "Pictures at fault", fault_rows(survey))
     return written
-
-
-def sheet(path, title, rows):
-    """rows: (name, the rest of the heading, pictures, captions, boxes or None) each."""
-    boxes = [boxes or [None] * len(paths) for _, _, paths, _, boxes in rows]
-    visualize.contact_sheet(path, title, [row[:4] for row in rows], boxes, IN_A_ROW)
 
 
 def _by_side(counts):
@@ -127,8 +122,8 @@ def material_rows(pictures):
             chosen.append((wanted or group)[0])
         count = counted(sum(map(len, groups)), "picture", "pictures")
         rest = f": {count} of {counted(len(groups), 'identity', 'identities')}"
-        captions = [f"{picture.name} {picture.source}" for picture in chosen]
-        rows.append((material, rest, [picture.path for picture in chosen], captions, None))
+        shown = [(picture.path, f"{picture.name} {picture.source}", None) for picture in chosen]
+        rows.append(Row(material, rest, shown))
     return rows
 
 
@@ -144,27 +139,20 @@ def identity_rows(pictures, samples):
             chosen = [picture for side in sides for picture in evenly(side, room)]
             material = f", {shorten(group[0].material, 140, 10.5)}" if group[0].material else ""
             rest = f" ({words}{material}): {len(sides[0])} before security, {len(sides[1])} after"
-            captions = [
-                picture.source if picture.view is None else f"{picture.source} {picture.view}" for picture in chosen
-            ]
-            boxes = [picture.box for picture in chosen]
-            rows.append((group[0].name, rest, [picture.path for picture in chosen], captions, boxes))
+            views = ["" if picture.view is None else f" {picture.view}" for picture in chosen]
+            shown = [(p.path, p.source + view, p.box) for p, view in zip(chosen, views, strict=True)]
+            rows.append(Row(group[0].name, rest, shown))
     return rows
 
 
 def fault_rows(survey):
     """For the sheet: of each kind of fault the first pictures; copies beside each other."""
-    rows, boxes = (
-        [],
-        {os.path.relpath(picture.path, survey.root): picture.box for picture in survey.pictures if picture.exists},
-    )
+    rows, boxes = [], {os.path.relpath(p.path, survey.root): p.box for p in survey.pictures if p.exists}
     for kind in FAULTS:
         faults = [fault for fault in survey.faults if fault.kind == kind and fault.paths]
-        paths = [path for fault in faults for path in fault.paths]
+        paths = [path for fault in faults for path in fault.paths][:IN_A_ROW]
         if paths:
-            paths = paths[:IN_A_ROW]
-            captions = [os.path.basename(path) for path in paths]
-            framed = [boxes[path] for path in paths] if kind == "box_outside" else None
-            paths = [survey.root / path for path in paths]
-            rows.append((kind.replace("_", " "), f": {len(faults)}", paths, captions, framed))
+            framed = boxes if kind == "box_outside" else {}
+            shown = [(survey.root / path, os.path.basename(path), framed.get(path)) for path in paths]
+            rows.append(Row(kind.replace("_", " "), f": {len(faults)}", shown))
     return rows
