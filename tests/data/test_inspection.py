@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from core.data import inspection_pictures
 from core.data.inspection import FAULTS, identity_faults, inspect
 from core.data.inspection_numbers import PUBLISHED, beside_published, dataset_numbers, describe, published_differences
 from core.data.inspection_pictures import copy_faults, measure_pictures, picture_faults
@@ -219,6 +220,16 @@ def test_masks(root):
         ("mask_damaged", damaged),
         ("mask_damaged", empty),
     ]
+
+
+def test_a_mask_is_decoded_once(root, monkeypatch):
+    decoded, area = [], inspection_pictures.mask_area
+    monkeypatch.setattr(inspection_pictures, "mask_area", lambda picture: (decoded.append(picture), area(picture))[1])
+    assert found(root) == [] and len(decoded) == 36
+    (root / "MVB_train/Image/0001_g_1.jpg").write_bytes(b"")  # its mask is looked at all the same
+    width, height = entry_of(root, TRAIN, "0001_g_1.jpg")["dimsize"]
+    update(root, TRAIN, "0001_g_1.jpg", segmentation={"size": [height, width], "counts": [height * width]})
+    assert kinds(found(root)) == ["mask_damaged", "unreadable"] and len(decoded) == 72
 
 
 # Metadata ------------------------------------------------------------------------------------------------------------
