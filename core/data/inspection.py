@@ -7,6 +7,7 @@ The rules of an entry are those of core.data.mvb; a fault is found once, where i
 that can't be read leaves all its pictures without metadata) is not listed again.
 """
 
+import math
 import os
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -20,10 +21,13 @@ from core.data.mvb import (
     PARTS,
     SIDES,
     TEST_PARTS,
-    check_entry,
+    check_box,
+    check_identity,
+    check_mask,
+    check_name,
+    check_size,
     find_layout,
     image_folder,
-    is_size,
     parse_name,
     picture_path,
     read_list,
@@ -141,7 +145,7 @@ def _read_converted(root):
 def _read_original(root):
     faults, pictures = [], []
     for split in ORIGINAL:
-        listed, mentioned, is_whole = _read_split(root, split, faults)
+        listed, mentioned, unnamed = _read_split(root, split, faults)
         present = _files_below(root, f"{split}/Image")
         absent = Counter()  # entries whose whole folder lacks
         for key, picture in listed.items():
@@ -159,10 +163,9 @@ def _read_original(root):
             faults.append(
                 make_fault("missing_part", folder, f"no such folder, and {count} entries list pictures in it")
             )
-        if is_whole:  # else every picture of the list that can't be read would be named
-            for key in sorted(present - mentioned):
-                if key.lower().endswith(IMAGE_SUFFIXES):
-                    faults.append(make_fault("picture_without_metadata", key, "no entry lists it"))
+        strays = [key for key in sorted(present - mentioned) if key.lower().endswith(IMAGE_SUFFIXES)]
+        if len(strays) > unnamed:  # else they may be those that the lists speak of, and don't name
+            faults += [make_fault("picture_without_metadata", key, "no entry lists it") for key in strays]
     return pictures, faults
 
 
@@ -171,7 +174,7 @@ def _read_split(root, split, faults):
 
     Returns:
         ({path from the root on, or where an entry without one stands: Picture}, the paths that any entry mentions,
-        whether every list could be read)
+        how many entries name no picture, infinite where a list can't be read)
     """
     lists = [f"{split}/Info/train.json"]
     if split == "MVB_val":
@@ -180,23 +183,28 @@ def _read_split(root, split, faults):
             faults.append(
                 make_fault("missing_part", f"{split}/Info", "no *.json there, so there is neither gallery nor probe")
             )
-    listed, mentioned, is_whole = {}, set(), bool(lists)
+    listed, mentioned, unnamed = {}, set(), 0 if lists else math.inf
     for name in lists:
         entries = _read_list(root, name, faults)
         if entries is None:
-            is_whole = False
+            unnamed = math.inf
             continue
         checked = []
         for index, entry in enumerate(entries):
             where = f"{name}, entry {index}"
-            picture = _read_entry(root, split, entry, where, mentioned, faults)
+            image_name = _tried(faults, where, check_name, entry)
+            if image_name is None:
+                unnamed += 1
+                continue
+            mentioned.update(os.path.normpath(f"{image_folder(split, side)}/{image_name}") for side in SIDES)
+            picture = _read_entry(root, split, entry, f"{where} ({image_name})", faults)
             if picture is not None:
                 checked.append((entry, picture))
         _compare_entries(checked, faults)
         _add_entries(root, name, [picture for _, picture in checked], listed, faults)
-    if is_whole:
+    if not unnamed:
         _check_sides(split, listed.values(), faults)
-    return listed, mentioned, is_whole
+    return listed, mentioned, unnamed
 
 
 def _read_list(root, name, faults):
@@ -212,61 +220,45 @@ def _read_list(root, name, faults):
         return None
 
 
-def _read_entry(root, split, entry, where, mentioned, faults):
-    """Picture of an entry, or None where it doesn't say which; every field that is wrong is a fault of its own."""
-    name = entry.get("image_name") if isinstance(entry, dict) else None
-    if not isinstance(name, str):
-        name = None
-    if name:
-        mentioned.update(os.path.normpath(f"{image_folder(split, side)}/{name}") for side in SIDES)
-    optional = ("bbox", "segmentation", "dimsize")  # the size is compared with the picture, and not with the box
-    core = {key: entry[key] for key in entry if key not in optional} if isinstance(entry, dict) else entry
-    checked = _checked(core, where, name, faults)
-    if checked is None:
-        return None
-    for field in optional[:2]:
-        if entry.get(field) is not None:
-            checked = _checked(core | {field: entry[field]}, where, name, faults, checked)
-    side, place = checked["datatype"], checked["where"]
-    match = BAG_NAME.match(name)
-    material, size = entry.get("material"), entry.get("dimsize")
-    if material is not None and (not isinstance(material, str) or not material.strip()):
-        faults.append(make_fault("metadata", place, f"material has to be a text, found {material!r:.80}"))
-        material = None
-    if size is not None and not is_size(size):
-        faults.append(make_fault("metadata", place, f"dimsize has to be [width, height] in pixels, found {size!r:.80}"))
-        size = None
+def _tried(faults, where, check, *arguments):
+    """What `check` makes of its arguments, or None and a fault."""
     try:
-        path = picture_path(root, split, side, name)
+        return check(*arguments)
     except InputError as error:
-        faults.append(make_fault("metadata", place, error))
-        path = None
+        faults.append(make_fault("metadata", where, error))
+        return None
+
+
+def _read_entry(root, split, entry, where, faults):
+    """Picture of an entry, or None where it doesn't say of which bag; every wrong field is a fault of its own."""
+    bag = _tried(faults, where, check_identity, entry)
+    if bag is None:
+        return None
+    name, side = entry["image_name"], bag["datatype"]
+    match = BAG_NAME.match(name)
     return Picture(
-        path=path,
+        path=_tried(faults, where, picture_path, root, split, side, name),
         exists=False,
         part="train" if split == "MVB_train" else TEST_PARTS[side],
         source=side,
-        identity=checked["identity"],
-        name=printable(checked["name"]),
-        where=place,
+        identity=bag["identity"],
+        name=printable(bag["name"]),
+        where=where,
         view=int(match[3]) if match else None,
-        material=material and printable(" ".join(material.split())),  # a space more makes no other material
-        size=size and tuple(size),
-        box=checked.get("box"),
-        mask=checked.get("mask"),
+        material=_tried(faults, where, _check_material, entry.get("material")),
+        size=_tried(faults, where, check_size, entry.get("dimsize")),
+        box=_tried(faults, where, check_box, entry.get("bbox")),  # its size is compared with the picture's
+        mask=_tried(faults, where, check_mask, entry.get("segmentation")),
     )
 
 
-def _checked(entry, where, name, faults, known=None):
-    """`entry` as core.data.mvb reads it, with what is `known` of it already; else that, and a fault."""
-    try:
-        found = check_entry(entry, where)
-    except (ValueError, OverflowError) as error:  # InputError, and numbers of hundreds of digits
-        place = f"{where} ({name})" if name else where
-        message = str(error).removeprefix(place).removeprefix(where).removeprefix(": ")
-        faults.append(make_fault("metadata", place, message))
-        return known
-    return found | {key: value for key, value in (known or {}).items() if value is not None}
+def _check_material(material):
+    """The material as it can be printed, or None. A space more makes no other material."""
+    if material is None:
+        return None
+    if not isinstance(material, str) or not material.strip():
+        raise InputError(f"material has to be a text, found {material!r:.80}")
+    return printable(" ".join(material.split()))
 
 
 def _compare_entries(checked, faults):

@@ -151,28 +151,43 @@ def check_entry(entry, where):
     Raises:
         InputError: no object, or a field that is missing or of the wrong type.
     """
+    try:
+        name = check_name(entry)
+        where = f"{where} ({name})"
+        bag = check_identity(entry)
+        box = check_box(entry.get("bbox"), entry.get("dimsize"))
+        mask = check_mask(entry.get("segmentation"))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    return {"where": where, "image_name": name, **bag, "box": box, "mask": mask}
+
+
+# Each of these raises InputError that says what is wrong, and not where.
+
+
+def check_name(entry):
+    """The image_name of an entry."""
     if not isinstance(entry, dict):
-        raise InputError(f"{where}: expected an object with image_name, id and datatype, found {entry!r:.80}")
+        raise InputError(f"expected an object with image_name, id and datatype, found {entry!r:.80}")
     name = entry.get("image_name")
     if not isinstance(name, str) or not name:
-        raise InputError(f"{where}: needs an image_name, found {name!r:.80}")
+        raise InputError(f"needs an image_name, found {name!r:.80}")
+    return name
+
+
+def check_identity(entry):
+    """identity, name and datatype (as in `read_entries`) of an entry that has an image_name."""
     # Some copies of MVB_val have the identity and the side in the file name alone.
-    match = BAG_NAME.match(name)
+    match = BAG_NAME.match(entry["image_name"])
     identity = entry.get("id", match and match[1])
     datatype = entry.get("datatype", match and match[2])
-    if isinstance(identity, bool) or not isinstance(identity, int | str) or identity == "" or _is_long(identity):
-        raise InputError(f"{where} ({name}): needs an id, a number or a text, found {identity!r:.80}")
+    is_known = isinstance(identity, int | str) and not isinstance(identity, bool) and str(identity).strip()
+    if not is_known or _is_long(identity):
+        raise InputError(f"needs an id, a number or a text, found {identity!r:.80}")
     if datatype not in ("g", "p"):
-        raise InputError(f"{where} ({name}): needs a datatype, 'g' or 'p', found {datatype!r:.80}")
-    return {
-        "where": f"{where} ({name})",
-        "image_name": name,
-        "identity": int(identity) if str(identity).isdecimal() else identity,
-        "name": str(identity),
-        "datatype": datatype,
-        "box": _check_box(entry.get("bbox"), entry.get("dimsize"), f"{where} ({name})"),
-        "mask": _check_mask(entry.get("segmentation"), f"{where} ({name})"),
-    }
+        raise InputError(f"needs a datatype, 'g' or 'p', found {datatype!r:.80}")
+    number = int(identity) if str(identity).isdecimal() else identity
+    return {"identity": number, "name": str(identity), "datatype": datatype}
 
 
 def _is_long(identity):
@@ -181,35 +196,40 @@ def _is_long(identity):
     return number and (len(identity) > 18 if isinstance(identity, str) else abs(identity) >= 10**18)
 
 
-def _check_box(bbox, dimsize, where):
-    """COCO's (x, y, width, height) -> (x1, y1, x2, y2) within the picture, whose (width, height) dimsize is."""
+def check_box(bbox, dimsize=None):
+    """COCO's (x, y, width, height) -> (x1, y1, x2, y2) within the picture, where (width, height) is known; or None."""
     if bbox is None:
         return None
     if not _are_numbers(bbox, 4) or bbox[2] <= 0 or bbox[3] <= 0:
-        raise InputError(f"{where}: bbox has to be [x, y, width, height] in pixels, found {bbox!r:.80}")
+        raise InputError(f"bbox has to be [x, y, width, height] in pixels, found {bbox!r:.80}")
     x, y, width, height = map(float, bbox)
-    box = (x, y, x + width, y + height)
-    if dimsize is None:
-        return box
-    if not is_size(dimsize):
-        raise InputError(f"{where}: dimsize has to be [width, height] in pixels, found {dimsize!r:.80}")
-    clipped = clip_box(box, *dimsize)
+    box, size = (x, y, x + width, y + height), check_size(dimsize)
+    clipped = clip_box(box, *size) if size else box
     if clipped is None:
-        raise InputError(f"{where}: bbox {bbox} lies outside the picture of {dimsize[0]} x {dimsize[1]} pixels")
+        raise InputError(f"bbox {bbox} lies outside the picture of {size[0]} x {size[1]} pixels")
     return clipped
 
 
-def _check_mask(segmentation, where):
-    """COCO run lengths {"size": [height, width], "counts": text or list}, as given; decoding is the user's."""
+def check_size(dimsize):
+    """(width, height) of a picture in pixels, or None."""
+    if dimsize is None:
+        return None
+    if not _is_size(dimsize):
+        raise InputError(f"dimsize has to be [width, height] in pixels, found {dimsize!r:.80}")
+    return tuple(dimsize)
+
+
+def check_mask(segmentation):
+    """COCO run lengths {"size": [height, width], "counts": text or list}, as given, or None; decoding is the user's."""
     if segmentation is None:
         return None
     lengths = segmentation if isinstance(segmentation, dict) else {}
-    if not is_size(lengths.get("size")) or not isinstance(lengths.get("counts"), str | list):
-        raise InputError(f"{where}: segmentation has to be COCO run lengths (size, counts), found {segmentation!r:.80}")
+    if not _is_size(lengths.get("size")) or not isinstance(lengths.get("counts"), str | list):
+        raise InputError(f"segmentation has to be COCO run lengths (size, counts), found {segmentation!r:.80}")
     return segmentation
 
 
-def is_size(values):
+def _is_size(values):
     """Whether these are the two sides of a picture in pixels, of which it has fewer than `MOST_PIXELS`."""
     return _are_numbers(values, 2) and min(values) > 0 and values[0] * values[1] < MOST_PIXELS
 

@@ -297,6 +297,7 @@ def test_links_to_folders(root):
         ({"id": 5.5}, "needs an id, a number or a text, found 5.5"),
         ({"id": True}, "needs an id"),
         ({"id": ""}, "needs an id"),
+        ({"id": " \n "}, "needs an id"),
         ({"id": "9" * 5000}, "needs an id"),
         ({"datatype": "q"}, "needs a datatype, 'g' or 'p', found 'q'"),
         ({"datatype": ["g"]}, "needs a datatype"),
@@ -360,6 +361,16 @@ def test_entries_that_name_no_picture(root, entry):
     edit(root, TRAIN, lambda entries: entries.append(entry))
     (fault,) = found(root, read=False)
     assert fault[:2] == ("metadata", f"{TRAIN}, entry 24")
+
+
+def test_what_follows_from_an_entry_without_a_name_is_not_listed(root):
+    edit(root, TRAIN, lambda entries: [None, *entries[1:-1], {"image_name": None}])
+    assert kinds(found(root)) == ["metadata", "metadata"]  # and not the two pictures that they may have named
+    noise(60, 50).save(root / "MVB_train/Image/stray.png")
+    assert kinds(found(root)) == ["metadata"] * 2 + ["picture_without_metadata"] * 3
+    edit(root, GALLERY, lambda entries: [None] * len(entries))
+    faults = [fault for fault in found(root) if "MVB_val" in fault.where]
+    assert kinds(faults) == ["metadata"] * 6
 
 
 def test_a_name_that_is_no_text_anywhere(root):
