@@ -34,8 +34,8 @@ ORIGINAL = ("MVB_train", "MVB_val")
 CONVERTED = {"train": "bounding_box_train", "probe": "query", "gallery": "bounding_box_test"}
 # Of a box, a side or a whole picture: JSON's numbers may be nan, infinite, or whole and too long for a float.
 MOST_PIXELS = 1e9
-# The suitcase set has a number more: 0010_p_3_0.jpg is the first picture of view 3.
-BAG_NAME = re.compile(r"(\d+)_([pg])_(\d+)")
+# The suitcase set has a number more: 0010_p_3_0.jpg is the first picture of view 3. Identities and cameras are int64.
+BAG_NAME = re.compile(r"(\d{1,18})_([pg])_(\d{1,18})(?!\d)")
 
 
 def load_mvb(root, folders=("MVB",), dataset="mvb"):
