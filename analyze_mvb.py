@@ -19,8 +19,8 @@ import sys
 from pathlib import Path
 
 from core.data import mvb_convert
-from core.data.inspection import identity_faults, inspect
-from core.data.inspection_numbers import dataset_numbers, published_differences
+from core.data.inspection import identity_faults, in_words, inspect
+from core.data.inspection_numbers import counted, dataset_numbers, published_differences
 from core.data.inspection_pictures import MIN_SIDE, Measure, copy_faults, measure_pictures, picture_faults
 from core.data.mvb import CONVERTED, PARTS
 from core.data.perceptual_hash import BITS, MOST_BITS
@@ -28,7 +28,7 @@ from core.data.synthetic import MARKER, settle_synthetic_baggage
 from core.engine import distributed, options
 from core.engine.checkpoint import open_output
 from core.engine.dataset_figures import write_figures
-from core.engine.dataset_report import counted, write_report
+from core.engine.dataset_report import write_report
 from core.errors import InputError
 from core.files import printable
 
@@ -83,7 +83,7 @@ def describe(survey, numbers):
     lines.append(f"faults: {numbers['faults']['all'] or 'none'}")
     for kind, count in numbers["faults"]["by_kind"].items():
         first = next(fault for fault in survey.faults if fault.kind == kind)
-        lines.append(f"  {count:>6,}  {kind.replace('_', ' ')}: {first.where}: {first.message}"[:400])
+        lines.append(f"  {count:>6,}  {in_words(kind)}: {first.where}: {first.message}"[:400])
     return lines
 
 

@@ -59,6 +59,11 @@ FAULTS = {  # kind -> what it means; the worst first
 }
 
 
+def in_words(kind):
+    """A kind of FAULTS for people: identity in train and test."""
+    return kind.replace("_", " ")
+
+
 class Fault(NamedTuple):
     """kind: one of FAULTS. where: a file, "list, entry 3 (name)" or "identity 0010", from the data's own folder on.
 

@@ -64,6 +64,11 @@ def published_differences(published):
     ]
 
 
+def counted(count, one, many):
+    """1 picture, 1,234 pictures."""
+    return f"{count:,} {one if count == 1 else many}"
+
+
 def describe(values):
     """count, least, mean, median, largest; None where there are no values."""
     values = list(values)

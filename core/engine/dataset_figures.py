@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 from core import visualize
-from core.data.inspection import FAULTS
+from core.data.inspection import FAULTS, in_words
+from core.data.inspection_numbers import counted
 from core.data.inspection_pictures import Measure
 from core.data.mvb import PARTS, SIDES
-from core.engine.dataset_report import counted
 from core.visualize.dataset import Row
 from core.visualize.sheet import shorten
 
@@ -154,5 +154,5 @@ def fault_rows(survey):
         if paths:
             framed = boxes if kind == "box_outside" else {}
             shown = [(survey.root / path, os.path.basename(path), framed.get(path)) for path in paths]
-            rows.append(Row(kind.replace("_", " "), f": {len(faults)}", shown))
+            rows.append(Row(in_words(kind), f": {len(faults)}", shown))
     return rows

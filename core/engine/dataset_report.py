@@ -2,7 +2,8 @@
 
 import json
 
-from core.data.inspection import FAULTS
+from core.data.inspection import FAULTS, in_words
+from core.data.inspection_numbers import counted
 from core.data.inspection_pictures import FLAT, MARGIN
 from core.data.mvb import PARTS, SIDES
 from core.data.perceptual_hash import BITS, MOST_COLOR
@@ -62,11 +63,6 @@ def figure(figures, name, words):
     return f"![{words}]({figures[name]})" if name in figures else None
 
 
-def counted(count, one, many):
-    """1 picture, 1,234 pictures."""
-    return f"{count:,} {one if count == 1 else many}"
-
-
 def join(*blocks):
     return "\n\n".join(block for block in blocks if block)
 
@@ -86,10 +82,10 @@ def heading(numbers):
 def faults_section(numbers, figures):
     faults = numbers["faults"]
     if not faults["all"]:
-        looked = ", ".join(kind.replace("_", " ") for kind in FAULTS)
+        looked = ", ".join(map(in_words, FAULTS))
         return join("## Faults", f"None. Looked for: {looked}.")
     blocks = ["## Faults"]
-    kinds = [[_words(kind), count, FAULTS[kind]] for kind, count in faults["by_kind"].items()]
+    kinds = [[in_words(kind), count, FAULTS[kind]] for kind, count in faults["by_kind"].items()]
     blocks.append(table(["kind", "found", "what it is"], kinds, left=(0, 2)))
     blocks.append(figure(figures, "samples_faults", "Pictures at fault"))
     for kind, count in faults["by_kind"].items():
@@ -97,12 +93,8 @@ def faults_section(numbers, figures):
         lines = [f"- {code(fault['where'])}: {code(fault['message'])}" for fault in found[:LISTED]]
         if count > LISTED:
             lines.append(f"- and {count - LISTED:,} more, in numbers.json")
-        blocks += [f"### {_words(kind).capitalize()} ({count:,})", "\n".join(lines)]
+        blocks += [f"### {in_words(kind).capitalize()} ({count:,})", "\n".join(lines)]
     return join(*blocks)
-
-
-def _words(kind):
-    return kind.replace("_", " ")
 
 
 def counts_section(numbers, figures):
