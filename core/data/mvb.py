@@ -62,7 +62,7 @@ def find_layout(root, folders=("MVB",), dataset="mvb"):
 
     Returns:
         (Path, "original" or "converted", whether the other one lies beside it). The converted one is read where all of
-        it is there; where neither is whole, the original.
+        it is there, or nothing of the original.
 
     Raises:
         InputError: neither is there.
