@@ -19,16 +19,18 @@ import sys
 from pathlib import Path
 
 from core.data import mvb_convert
-from core.data.inspection import identity_faults, inspect, one_line
-from core.data.inspection_numbers import dataset_numbers
+from core.data.inspection import identity_faults, in_words, inspect
+from core.data.inspection_numbers import counted, dataset_numbers, published_differences
 from core.data.inspection_pictures import MIN_SIDE, Measure, copy_faults, measure_pictures, picture_faults
+from core.data.mvb import CONVERTED, PARTS
 from core.data.perceptual_hash import BITS, MOST_BITS
 from core.data.synthetic import MARKER, settle_synthetic_baggage
 from core.engine import distributed, options
 from core.engine.checkpoint import open_output
 from core.engine.dataset_figures import write_figures
-from core.engine.dataset_report import counted, published_counts, write_report
+from core.engine.dataset_report import write_report
 from core.errors import InputError
+from core.files import printable
 
 SYNTHETIC = Path("data") / "synthetic"
 
@@ -70,12 +72,9 @@ def survey_data(args):
 
 def describe(survey, numbers):
     """The summary that is printed: what there is, and of each kind of fault how many and the first."""
-    parts = ", ".join(
-        f"{part} {numbers['pictures'][part]:,} of {numbers['identities'][part]:,}"
-        for part in ("train", "gallery", "probe")
-    )
+    parts = ", ".join(f"{part} {numbers['pictures'][part]:,} of {numbers['identities'][part]:,}" for part in PARTS)
     lines = [
-        f"{one_line(survey.root)}, {survey.layout} layout: "
+        f"{numbers['root']}, {survey.layout} layout: "
         f"{counted(numbers['pictures']['all'], 'picture', 'pictures')} of "
         f"{counted(numbers['identities']['all'], 'identity', 'identities')} ({parts})"
     ]
@@ -84,7 +83,7 @@ def describe(survey, numbers):
     lines.append(f"faults: {numbers['faults']['all'] or 'none'}")
     for kind, count in numbers["faults"]["by_kind"].items():
         first = next(fault for fault in survey.faults if fault.kind == kind)
-        lines.append(f"  {count:>6,}  {kind.replace('_', ' ')}: {first.where}: {first.message}"[:400])
+        lines.append(f"  {count:>6,}  {in_words(kind)}: {first.where}: {first.message}"[:400])
     return lines
 
 
@@ -94,18 +93,18 @@ def convert(args, survey, measures, numbers, is_synthetic):
     done = mvb_convert.convert(usable, args.convert, args.copy)
     how = " and ".join(f"{count:,} {words}" for words, count in sorted(done.items()))
     print(
-        f"converted: {len(usable):,} pictures into {one_line(args.convert)} ({how}); materials, boxes and masks have "
+        f"converted: {len(usable):,} pictures into {printable(args.convert)} ({how}); materials, boxes and masks have "
         "no place there and are lost"
     )
     if len(usable) < len(survey.pictures):
         print(f"left out: {len(survey.pictures) - len(usable):,} pictures that are not there or can't be read")
     filled = {picture.part for picture in usable}
-    empty = [folder for part, folder in mvb_convert.FOLDERS.items() if part not in filled]
+    empty = [folder for part, folder in CONVERTED.items() if part not in filled]
     if empty:
-        print(f"empty: {', '.join(empty)}; training and evaluation will refuse {one_line(args.convert)}")
+        print(f"empty: {', '.join(empty)}; training and evaluation will refuse {printable(args.convert)}")
     if (Path(os.path.expanduser(args.convert)) / mvb_convert.NAMES).exists():
         print(f"identities that are no numbers were numbered; {mvb_convert.NAMES} has their names")
-    differences = mvb_convert.published_differences(published_counts(numbers))
+    differences = published_differences(numbers["published"])
     if differences and not is_synthetic:
         print("this is not the published MVB, or not all of it: " + "; ".join(differences))
     elif not differences:
@@ -125,7 +124,7 @@ def main(args):
     limits = {"min_side": args.min_side, "most_bits": args.copy_bits}
     write_report(output, numbers, figures, limits, is_synthetic)
     print("\n".join(describe(survey, numbers)))
-    print(f"report: {one_line(output / 'report.md')}")
+    print(f"report: {printable(output / 'report.md')}")
     if args.convert:  # last: the report stands, whatever becomes of this
         convert(args, survey, measures, numbers, is_synthetic)
 

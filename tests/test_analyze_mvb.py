@@ -66,7 +66,7 @@ def test_a_set_with_faults(run, baggage, tmp_path):
     }
     assert len(numbers["faults"]["list"]) == 34 and "faults: 34" in out
     assert (
-        "      30  metadata without picture: MVB_train/Info/train.json, entry 24 (gone\\ud8000.jpg): there is no" in out
+        "      30  metadata without picture: MVB_train/Info/train.json, entry 24 (gone\ufffd0.jpg): there is no" in out
     )
     assert "and 10 more, in numbers.json" in text and "`` MVB_train/Image/*stray*|`.jpg ``" in text
     assert text.index("## Faults") < text.index("## Pictures and identities")
@@ -105,11 +105,31 @@ def test_names_that_are_no_text(run, tmp_path):
     for name in ("b\udce4g.jpg", "0001_p_\udce4.jpg", "0001_p_1\udce4.jpg"):
         Image.new("RGB", (40, 40)).save(tmp_path / "converted/query" / name)
     (tmp_path / "original/MVB_val/Info/\udce4.json").write_text("[{}, 7]")
-    for layout, where in (("converted", "query/b\\udce4g.jpg"), ("original", "MVB_val/Info/\\udce4.json, entry 0")):
+    for layout, where in (("converted", "query/b\ufffdg.jpg"), ("original", "MVB_val/Info/\ufffd.json, entry 0")):
         code, out, err = run(analyze_mvb, "--data", tmp_path / layout, "--output", tmp_path / "analysis" / layout)
         assert code == 0, err
         text, numbers = report_of(tmp_path / "analysis" / layout)
         assert where in text and where in [fault["where"] for fault in numbers["faults"]["list"]]
+
+
+def test_control_characters_reach_no_terminal(run, baggage, tmp_path):
+    root = shutil.copytree(baggage, tmp_path / "s\x1b[2Jt", ignore=shutil.ignore_patterns("scenes"))
+    content = json.loads((root / TRAIN).read_text())["image"]
+    for entry in content[:2]:
+        entry |= {"id": "\x1b]0;bag\x07", "material": "\x1b[31mred\n leather"}
+    content[2] |= {"material": "\x1b[31mred leather"}
+    content.append(content[0] | {"image_name": "\x1b[2Jgone\n.jpg", "datatype": "\x1b[8m"})
+    content.append(content[0] | {"image_name": "\x1b[2Jgone\n.jpg", "datatype": "g"})
+    (root / TRAIN).write_text(json.dumps(content))
+    (root / "MVB_train/Image/\x1b[2J.jpg").write_bytes(b"")
+    arguments = ("--data", root, "--output", tmp_path / "an\x1b[2J", "--convert", tmp_path / "out\x1b[2J")
+    code, out, err = run(analyze_mvb, *arguments)
+    assert code == 0, err
+    text, numbers = report_of(tmp_path / "an\x1b[2J")
+    for said in (out, err, text, *(fault["where"] + fault["message"] for fault in numbers["faults"]["list"])):
+        assert "\x1b" not in said and "\x07" not in said
+    assert "(\\x1b[2Jgone\\n.jpg)" in text and "\\x1b]0;bag\\x07" in text
+    assert numbers["materials"]["pictures"]["\\x1b[31mred leather"] == 3
 
 
 def test_data_without_anything(run, tmp_path):

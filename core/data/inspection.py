@@ -7,19 +7,35 @@ The rules of an entry are those of core.data.mvb; a fault is found once, where i
 that can't be read leaves all its pictures without metadata) is not listed again.
 """
 
+import math
 import os
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
 from core.data.images import IMAGE_SUFFIXES, list_images, walk_folders
-from core.data.mvb import BAG_NAME, CONVERTED, ORIGINAL, check_entry, is_size, parse_name, read_list
-from core.data.samples import find_root
+from core.data.mvb import (
+    BAG_NAME,
+    CONVERTED,
+    ORIGINAL,
+    PARTS,
+    SIDES,
+    TEST_PARTS,
+    check_box,
+    check_identity,
+    check_mask,
+    check_name,
+    check_size,
+    find_layout,
+    image_folder,
+    parse_name,
+    picture_path,
+    read_list,
+)
 from core.errors import InputError
+from core.files import printable
 
-PARTS = ("train", "gallery", "probe")
 FIELDS = ("id", "datatype", "material", "dimsize")  # the name may say the first two, and nothing has to say the others
-SOURCES = {"g": "before security", "p": "after security"}
 FAULTS = {  # kind -> what it means; the worst first
     "identity_in_train_and_test": "leakage: an identity that is trained on is also searched for",
     "copies_across_splits": "leakage: the same picture in two of train, gallery and probe",
@@ -43,6 +59,11 @@ FAULTS = {  # kind -> what it means; the worst first
 }
 
 
+def in_words(kind):
+    """A kind of FAULTS for people: identity in train and test."""
+    return kind.replace("_", " ")
+
+
 class Fault(NamedTuple):
     """kind: one of FAULTS. where: a file, "list, entry 3 (name)" or "identity 0010", from the data's own folder on.
 
@@ -56,14 +77,16 @@ class Fault(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A picture that the data speak of; `exists` says whether it is there, in its split's own folder.
+    """A picture that the data speak of; `exists` says whether it is there.
 
+    path: None where the entry names no picture in the folder that its split keeps its side in.
     part: "train", "gallery" or "probe". source: "g" (before security) or "p". identity: one value for each bag ("0010"
-    and 10 are the same), name: as the data call it. box: (x1, y1, x2, y2) in pixels of the stored picture, not clipped.
-    mask: COCO run lengths. size: (width, height) that its entry says. where: as in Fault.
+    and 10 are the same). name: as the data call it; this and the material can be printed. box: (x1, y1, x2, y2) in
+    pixels of the stored picture, not clipped. mask: COCO run lengths. size: (width, height) that its entry says. where:
+    as in Fault.
     """
 
-    path: str
+    path: str | None
     exists: bool
     part: str
     source: str
@@ -90,23 +113,14 @@ def inspect(root):
 
     Raises InputError where nothing there belongs to MVB.
     """
-    root = find_root(root, ("MVB", "SuitcaseReID_Processed"), ORIGINAL + CONVERTED, "mvb")
-    has_original = any((root / part).exists() for part in ORIGINAL)
-    if all((root / part).exists() for part in CONVERTED) or not has_original:
-        pictures, faults = _read_converted(root)
-        return Survey(root, "converted", pictures, faults, has_original)
-    pictures, faults = _read_original(root)
-    return Survey(root, "original", pictures, faults, any((root / part).exists() for part in CONVERTED))
-
-
-def one_line(text):
-    """Text of the data as it can be printed anywhere: no line breaks, and no characters that are none (\\ud800)."""
-    return " ".join(str(text).split()).encode("utf-8", "backslashreplace").decode()
+    root, layout, both = find_layout(root, ("MVB", "SuitcaseReID_Processed"))
+    pictures, faults = _read_original(root) if layout == "original" else _read_converted(root)
+    return Survey(root, layout, pictures, faults, both)
 
 
 def make_fault(kind, where, message, paths=()):
     """Every Fault is made here: names of the data may hold bytes that are no text, and no report could be written."""
-    return Fault(kind, one_line(where), one_line(message), paths)
+    return Fault(kind, printable(where), printable(message), paths)
 
 
 # The converted layout ------------------------------------------------------------------------------------------------
@@ -114,7 +128,7 @@ def make_fault(kind, where, message, paths=()):
 
 def _read_converted(root):
     pictures, faults = [], []
-    for part, folder in zip(("train", "probe", "gallery"), CONVERTED, strict=True):
+    for part, folder in CONVERTED.items():
         paths = list_images(root / folder) if (root / folder).is_dir() else []
         if not paths:
             found = "holds no pictures" if (root / folder).is_dir() else "no such folder"
@@ -136,14 +150,13 @@ def _read_converted(root):
 def _read_original(root):
     faults, pictures = [], []
     for split in ORIGINAL:
-        listed, mentioned, is_whole = _read_split(root, split, faults)
+        listed, mentioned, unnamed = _read_split(root, split, faults)
         present = _files_below(root, f"{split}/Image")
         absent = Counter()  # entries whose whole folder lacks
         for key, picture in listed.items():
-            folder = f"{split}/{_folder(split, picture.source)}"
-            if not key.startswith(f"{split}/Image/"):
-                message = f"image_name leads out of {split}/Image, to {key}"
-                faults.append(make_fault("metadata", picture.where, message))
+            folder = image_folder(split, picture.source)
+            if picture.path is None:
+                pass  # named already
             elif not (root / folder).is_dir():
                 absent[folder] += 1
             elif key in present or os.path.isfile(picture.path):  # a folder with two names is in `present` under one
@@ -155,22 +168,18 @@ def _read_original(root):
             faults.append(
                 make_fault("missing_part", folder, f"no such folder, and {count} entries list pictures in it")
             )
-        if is_whole:  # else every picture of the list that can't be read would be named
-            for key in sorted(present - mentioned):
-                if key.lower().endswith(IMAGE_SUFFIXES):
-                    faults.append(make_fault("picture_without_metadata", key, "no entry lists it"))
+        strays = [key for key in sorted(present - mentioned) if key.lower().endswith(IMAGE_SUFFIXES)]
+        if len(strays) > unnamed:  # else they may be those that the lists speak of, and don't name
+            faults += [make_fault("picture_without_metadata", key, "no entry lists it") for key in strays]
     return pictures, faults
-
-
-def _folder(split, side):
-    return "Image" if split == "MVB_train" else f"Image/{'gallery' if side == 'g' else 'probe'}"
 
 
 def _read_split(root, split, faults):
     """What the lists of MVB_train or MVB_val say.
 
     Returns:
-        ({path from the root on: Picture}, the paths that any entry mentions, whether every list could be read)
+        ({path from the root on, or where an entry without one stands: Picture}, the paths that any entry mentions,
+        how many entries name no picture, infinite where a list can't be read)
     """
     lists = [f"{split}/Info/train.json"]
     if split == "MVB_val":
@@ -179,23 +188,28 @@ def _read_split(root, split, faults):
             faults.append(
                 make_fault("missing_part", f"{split}/Info", "no *.json there, so there is neither gallery nor probe")
             )
-    listed, mentioned, is_whole = {}, set(), bool(lists)
+    listed, mentioned, unnamed = {}, set(), 0 if lists else math.inf
     for name in lists:
         entries = _read_list(root, name, faults)
         if entries is None:
-            is_whole = False
+            unnamed = math.inf
             continue
         checked = []
         for index, entry in enumerate(entries):
             where = f"{name}, entry {index}"
-            picture = _read_entry(root, split, entry, where, mentioned, faults)
+            image_name = _tried(faults, where, check_name, entry)
+            if image_name is None:
+                unnamed += 1
+                continue
+            mentioned.update(os.path.normpath(f"{image_folder(split, side)}/{image_name}") for side in SIDES)
+            picture = _read_entry(root, split, entry, f"{where} ({image_name})", faults)
             if picture is not None:
                 checked.append((entry, picture))
         _compare_entries(checked, faults)
         _add_entries(root, name, [picture for _, picture in checked], listed, faults)
-    if is_whole:
+    if not unnamed:
         _check_sides(split, listed.values(), faults)
-    return listed, mentioned, is_whole
+    return listed, mentioned, unnamed
 
 
 def _read_list(root, name, faults):
@@ -211,56 +225,45 @@ def _read_list(root, name, faults):
         return None
 
 
-def _read_entry(root, split, entry, where, mentioned, faults):
-    """Picture of an entry, or None where it doesn't say which; every field that is wrong is a fault of its own."""
-    name = entry.get("image_name") if isinstance(entry, dict) else None
-    if not isinstance(name, str):
-        name = None
-    if name:
-        mentioned.update(os.path.normpath(f"{split}/{_folder(split, side)}/{name}") for side in "gp")
-    optional = ("bbox", "segmentation", "dimsize")  # the size is compared with the picture, and not with the box
-    core = {key: entry[key] for key in entry if key not in optional} if isinstance(entry, dict) else entry
-    checked = _checked(core, where, name, faults)
-    if checked is None:
+def _tried(faults, where, check, *arguments):
+    """What `check` makes of its arguments, or None and a fault."""
+    try:
+        return check(*arguments)
+    except InputError as error:
+        faults.append(make_fault("metadata", where, error))
         return None
-    for field in optional[:2]:
-        if entry.get(field) is not None:
-            checked = _checked(core | {field: entry[field]}, where, name, faults, checked)
-    side, place = checked["datatype"], one_line(checked["where"])
+
+
+def _read_entry(root, split, entry, where, faults):
+    """Picture of an entry, or None where it doesn't say of which bag; every wrong field is a fault of its own."""
+    bag = _tried(faults, where, check_identity, entry)
+    if bag is None:
+        return None
+    name, side = entry["image_name"], bag["datatype"]
     match = BAG_NAME.match(name)
-    material, size = entry.get("material"), entry.get("dimsize")
-    if material is not None and (not isinstance(material, str) or not material.strip()):
-        faults.append(make_fault("metadata", place, f"material has to be a text, found {material!r:.80}"))
-        material = None
-    if size is not None and not is_size(size):
-        faults.append(make_fault("metadata", place, f"dimsize has to be [width, height] in pixels, found {size!r:.80}"))
-        size = None
     return Picture(
-        path=os.path.normpath(os.path.join(root, split, _folder(split, side), name)),
+        path=_tried(faults, where, picture_path, root, split, side, name),
         exists=False,
-        part="train" if split == "MVB_train" else {"g": "gallery", "p": "probe"}[side],
+        part="train" if split == "MVB_train" else TEST_PARTS[side],
         source=side,
-        identity=checked["identity"],
-        name=checked["name"],
-        where=place,
+        identity=bag["identity"],
+        name=printable(bag["name"]),
+        where=where,
         view=int(match[3]) if match else None,
-        material=material,
-        size=size and tuple(size),
-        box=checked.get("box"),
-        mask=checked.get("mask"),
+        material=_tried(faults, where, _check_material, entry.get("material")),
+        size=_tried(faults, where, check_size, entry.get("dimsize")),
+        box=_tried(faults, where, check_box, entry.get("bbox")),  # its size is compared with the picture's
+        mask=_tried(faults, where, check_mask, entry.get("segmentation")),
     )
 
 
-def _checked(entry, where, name, faults, known=None):
-    """`entry` as core.data.mvb reads it, with what is `known` of it already; else that, and a fault."""
-    try:
-        found = check_entry(entry, where)
-    except (ValueError, OverflowError) as error:  # InputError, and numbers of hundreds of digits
-        place = f"{where} ({name})" if name else where
-        message = str(error).removeprefix(place).removeprefix(where).removeprefix(": ")
-        faults.append(make_fault("metadata", one_line(place), one_line(message)))
-        return known
-    return found | {key: value for key, value in (known or {}).items() if value is not None}
+def _check_material(material):
+    """The material as it can be printed, or None. A space more makes no other material."""
+    if material is None:
+        return None
+    if not isinstance(material, str) or not material.strip():
+        raise InputError(f"material has to be a text, found {material!r:.80}")
+    return printable(" ".join(material.split()))
 
 
 def _compare_entries(checked, faults):
@@ -274,7 +277,7 @@ def _compare_entries(checked, faults):
             faults.append(make_fault("mixed_ids", picture.where, message))
         match = BAG_NAME.match(entry["image_name"])
         if match and isinstance(picture.identity, int) and int(match[1]) != picture.identity:
-            message = f"the name says identity {match[1]}, the entry {one_line(picture.name)}"
+            message = f"the name says identity {match[1]}, the entry {picture.name}"
             faults.append(make_fault("name_disagrees", picture.where, message))
         if match and match[2] != picture.source:
             message = f"the name says {match[2]!r}, the entry's datatype {picture.source!r}"
@@ -289,10 +292,10 @@ def _add_entries(root, name, pictures, listed, faults):
     """Put one list's pictures into `listed`. A second list may repeat the first one, as core.data.mvb has it."""
     here = set()
     for picture in pictures:
-        key = os.path.relpath(picture.path, root)
+        key = os.path.relpath(picture.path, root) if picture.path else picture.where
         known = listed.setdefault(key, picture)
         if known.identity != picture.identity:
-            names = f"{one_line(picture.name)}, and {one_line(known.name)} in {known.where}"
+            names = f"{picture.name}, and {known.name} in {known.where}"
             faults.append(make_fault("listed_twice", picture.where, f"of identity {names}"))
         elif key in here:
             faults.append(make_fault("listed_twice", picture.where, f"listed before: {known.where}"))
@@ -302,9 +305,9 @@ def _add_entries(root, name, pictures, listed, faults):
 def _check_sides(split, pictures, faults):
     """A side that no entry of the split has is one fault, and not one of each identity."""
     sides = {picture.source for picture in pictures}
-    for side, part in (("g", "gallery"), ("p", "probe")):
+    for side, part in TEST_PARTS.items():
         if side not in sides:
-            lacks = f"so there is no {part}" if split == "MVB_val" else f"so nothing was seen {SOURCES[side]}"
+            lacks = f"so there is no {part}" if split == "MVB_val" else f"so nothing was seen {SIDES[side]}"
             faults.append(make_fault("missing_part", f"{split}/Info", f"no entry with datatype {side!r}, {lacks}"))
 
 
@@ -331,7 +334,7 @@ def identity_faults(pictures):
         sides[picture.identity, picture.part == "train"].add(picture.source)
     names = {}
     for picture in pictures:
-        names.setdefault(picture.identity, one_line(picture.name))
+        names.setdefault(picture.identity, picture.name)
     filled = {part: any(part in seen for seen in parts.values()) for part in PARTS}
     both = {train: len(set().union(*(s for key, s in sides.items() if key[1] == train))) > 1 for train in (True, False)}
     faults = []
@@ -352,5 +355,5 @@ def identity_faults(pictures):
             if len(found) == 1 and both[train] and (train or len(single) == 2):
                 side = next(iter(found))
                 part = "train" if train else "gallery and probe"
-                faults.append(make_fault("one_source", where, f"in {part} only {SOURCES[side]} ({side}): {counts}"))
+                faults.append(make_fault("one_source", where, f"in {part} only {SIDES[side]} ({side}): {counts}"))
     return faults

@@ -3,10 +3,13 @@
 import statistics
 from collections import Counter, defaultdict
 
-from core.data.inspection import FAULTS, PARTS, one_line
+from core.data.inspection import FAULTS
 from core.data.inspection_pictures import Measure
+from core.data.mvb import PARTS, SIDES
+from core.files import printable
 
-SIDES = ("g", "p")
+# Zhang et al. 2019, section 3: what the real set holds.
+PUBLISHED = {"identities": 4519, "pictures": 22660, "train": 20176, "gallery": 1432, "probe": 1052}
 
 
 def dataset_numbers(survey, measures):
@@ -18,17 +21,21 @@ def dataset_numbers(survey, measures):
     kept = [(p, m) for p, m in zip(survey.pictures, measures, strict=True) if p.exists]
     pictures = [picture for picture, _ in kept]
     readable = [(picture, measure) for picture, measure in kept if isinstance(measure, Measure)]
+    # A view may have several pictures; a picture whose name says no view is one of its own.
+    views = {(p.source, p.identity, p.path if p.view is None else p.view) for p in pictures}
+    parts, identities = _count_parts(pictures), {p.identity for p in pictures}
     return {
-        "root": one_line(survey.root),
+        "root": printable(survey.root),
         "layout": survey.layout,
-        "pictures": {"all": len(pictures)} | _count_parts(pictures),
+        "pictures": {"all": len(pictures)} | parts,
         "pictures_readable": len(readable),
-        "identities": {"all": len({p.identity for p in pictures})}
+        "identities": {"all": len(identities)}
         | {part: len({p.identity for p in pictures if p.part == part}) for part in PARTS},
+        "published": beside_published({"identities": len(identities), "pictures": len(pictures)} | parts),
         "pictures_by_source": {part: _count(p.source for p in pictures if p.part == part) for part in PARTS},
         "gallery_and_probe": _gallery_and_probe(pictures),
-        "pictures_per_identity": _per_identity(pictures, lambda picture: picture.part, PARTS),
-        "views_per_source": _per_identity(pictures, lambda picture: picture.source, SIDES),
+        "pictures_per_identity": _per_identity(((p.part, p.identity) for p in pictures), PARTS),
+        "views_per_source": _per_identity((view[:2] for view in views), SIDES),
         "view_numbers": {
             side: _count(p.view for p in pictures if p.source == side and p.view is not None) for side in SIDES
         },
@@ -41,6 +48,25 @@ def dataset_numbers(survey, measures):
             "list": [fault._asdict() for fault in survey.faults],
         },
     }
+
+
+def beside_published(counts):
+    """Counts under the names of PUBLISHED -> for each of them what is here, and what the real set holds."""
+    return {name: {"here": counts[name], "published": published} for name, published in PUBLISHED.items()}
+
+
+def published_differences(published):
+    """`beside_published` -> lines that say where these data differ from the real set."""
+    return [
+        f"{name}: {one['here']:,}, and the published set has {one['published']:,}"
+        for name, one in published.items()
+        if one["here"] != one["published"]
+    ]
+
+
+def counted(count, one, many):
+    """1 picture, 1,234 pictures."""
+    return f"{count:,} {one if count == 1 else many}"
 
 
 def describe(values):
@@ -76,11 +102,14 @@ def _gallery_and_probe(pictures):
     }
 
 
-def _per_identity(pictures, key, keys):
-    """For each key (a part, a side): how many pictures an identity has, of those with any, and the histogram."""
+def _per_identity(pairs, keys):
+    """Of (key, identity) for each picture or view: how many an identity has under a key, and the histogram of that.
+
+    keys: parts or sides; an identity that has none there counts in the others alone.
+    """
     counts = defaultdict(Counter)
-    for picture in pictures:
-        counts[key(picture)][picture.identity] += 1
+    for key, identity in pairs:
+        counts[key][identity] += 1
     return {
         key: describe(counts[key].values()) | {"histogram": _count(counts[key].values())} for key in keys if counts[key]
     }
@@ -88,18 +117,18 @@ def _per_identity(pictures, key, keys):
 
 def _materials(pictures):
     """Of pictures and of identities; one with two materials counts in both, and is counted."""
-    named = [(picture, one_line(picture.material)) for picture in pictures if picture.material]
-    materials, identities = sorted({material for _, material in named}), defaultdict(set)
-    for picture, material in named:
-        identities[picture.identity].add(material)
+    named = [picture for picture in pictures if picture.material]
+    materials, identities = sorted({picture.material for picture in named}), defaultdict(set)
+    for picture in named:
+        identities[picture.identity].add(picture.material)
     return {
-        "pictures": _count(material for _, material in named),
+        "pictures": _count(picture.material for picture in named),
         "identities": _count(material for found in identities.values() for material in found),
         "by_source": {
-            material: {side: sum(p.source == side for p, m in named if m == material) for side in SIDES}
+            material: {side: sum(p.source == side for p in named if p.material == material) for side in SIDES}
             for material in materials
         },
-        "by_split": {material: _count_parts([p for p, m in named if m == material]) for material in materials},
+        "by_split": {material: _count_parts([p for p in named if p.material == material]) for material in materials},
         "pictures_without": len(pictures) - len(named),
         "identities_with_several": sum(len(found) > 1 for found in identities.values()),
     }

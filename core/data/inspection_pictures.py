@@ -16,7 +16,7 @@ from tqdm import tqdm
 from core.data.coco import encode_mask
 from core.data.coco_checks import check_outline
 from core.data.images import SWAPS_SIDES, read_stored_image
-from core.data.inspection import make_fault, one_line
+from core.data.inspection import make_fault
 from core.data.perceptual_hash import find_copies, picture_grids
 from core.data.samples import clip_box
 from core.errors import InputError
@@ -32,6 +32,7 @@ class Measure(NamedTuple):
     """What is kept of a picture. size: upright, stored: as in the file, (width, height). flat: of one colour.
 
     box_share, mask_share: how much of the picture they cover, 0 .. 1; None where there is none, or none that fits.
+    mask_area: pixels of the mask; None where there is none that fits, and where its run lengths are damaged.
     """
 
     size: tuple[int, int]
@@ -40,7 +41,11 @@ class Measure(NamedTuple):
     grid: np.ndarray  # uint8 (32, 32)
     colors: np.ndarray  # uint8 (8, 8, 3)
     box_share: float | None
-    mask_share: float | None
+    mask_area: int | None
+
+    @property
+    def mask_share(self):
+        return None if self.mask_area is None else self.mask_area / (self.size[0] * self.size[1])
 
 
 def measure_pictures(pictures, num_threads=8):
@@ -60,7 +65,9 @@ def measure_pictures(pictures, num_threads=8):
         width, height = stored.size
         size = (height, width) if turn in SWAPS_SIDES else (width, height)
         grids = picture_grids(stored if turn is None else stored.transpose(turn))
-        return Measure(size, stored.size, flat, *grids, *coverage(picture, stored.size))
+        fits = picture.mask and tuple(picture.mask["size"][::-1]) == stored.size
+        area = mask_area(picture) if fits else None
+        return Measure(size, stored.size, flat, *grids, _box_share(picture.box, stored.size), area)
 
     with ThreadPoolExecutor(num_threads) as pool:  # decoding releases the interpreter's lock
         return list(tqdm(pool.map(measure, pictures), "reading pictures", len(pictures), unit="img", disable=None))
@@ -70,12 +77,9 @@ def picture_faults(survey, measures, min_side=MIN_SIDE):
     """Unreadable, single-coloured and tiny pictures; sizes, boxes and masks that don't fit the picture."""
     faults = []
     for picture, measure in zip(survey.pictures, measures, strict=True):
-        path, known = os.path.relpath(picture.path, survey.root), len(faults)
-        where = one_line(path)
+        known, where = len(faults), os.path.relpath(picture.path, survey.root) if picture.exists else None
         if isinstance(measure, InputError):
-            faults.append(
-                make_fault("unreadable", where, one_line(measure).removeprefix(f"{one_line(picture.path)}: "))
-            )
+            faults.append(make_fault("unreadable", where, str(measure).removeprefix(f"{picture.path}: ")))
             measure = None
         if measure is not None:
             width, height = measure.size
@@ -90,8 +94,8 @@ def picture_faults(survey, measures, min_side=MIN_SIDE):
         if size and picture.box:
             faults += _box_faults(picture, size)
         if picture.mask:
-            faults += _mask_faults(picture, size)
-        paths = (path,) if picture.exists else ()
+            faults += _mask_faults(picture, size, measure)
+        paths = (where,) if picture.exists else ()
         faults[known:] = [fault._replace(paths=paths) for fault in faults[known:]]
     return faults
 
@@ -106,12 +110,12 @@ def _box_faults(picture, size):
     return [make_fault("box_outside", picture.where, message)]
 
 
-def _mask_faults(picture, size):
+def _mask_faults(picture, size, measure):
     height, width = picture.mask["size"]
     if size and (width, height) != tuple(size):
         message = f"its mask is for {width}x{height} pixels, the picture has {size[0]}x{size[1]}"
         return [make_fault("mask_of_another_size", picture.where, message)]
-    area = _mask_area(picture)
+    area = measure.mask_area if measure else mask_area(picture)
     if area == 0:
         return [make_fault("mask_damaged", picture.where, "its mask is empty")]
     if area is None:
@@ -120,7 +124,7 @@ def _mask_faults(picture, size):
     return []
 
 
-def _mask_area(picture):
+def mask_area(picture):
     """Pixels of the mask, or None where its run lengths are damaged."""
     height, width = picture.mask["size"]
     if (height, width) != (int(height), int(width)):
@@ -134,16 +138,10 @@ def _mask_area(picture):
     return int(coco_mask.area(encode_mask(run_lengths, width, height)))
 
 
-def coverage(picture, size):
-    """(share of a picture of `size` (width, height) that its box covers, its mask), None where there is none that fits.
-
-    Both are of the stored picture.
-    """
-    clipped = picture.box and clip_box(picture.box, *size)
-    box = (clipped[2] - clipped[0]) * (clipped[3] - clipped[1]) / (size[0] * size[1]) if clipped else None
-    fits = picture.mask and tuple(picture.mask["size"][::-1]) == tuple(size)
-    area = _mask_area(picture) if fits else None
-    return box, None if area is None else area / (size[0] * size[1])
+def _box_share(box, size):
+    """How much of a stored picture of `size` (width, height) its box covers, or None where none of it does."""
+    clipped = box and clip_box(box, *size)
+    return (clipped[2] - clipped[0]) * (clipped[3] - clipped[1]) / (size[0] * size[1]) if clipped else None
 
 
 def copy_faults(survey, measures, **limits):
@@ -163,14 +161,14 @@ def copy_faults(survey, measures, **limits):
     for group in find_copies(grids, colors, **limits):
         pictures = [kept[index][0] for index in group]
         parts = list(dict.fromkeys(picture.part for picture in pictures))
-        names = list(dict.fromkeys(one_line(picture.name) for picture in pictures))
+        names = list(dict.fromkeys(picture.name for picture in pictures))
         paths = [os.path.relpath(picture.path, survey.root) for picture in pictures]
-        others = one_line(", ".join(paths[1:6])) + (f" and {len(paths) - 6} more" if len(paths) > 6 else "")
+        others = ", ".join(paths[1:6]) + (f" and {len(paths) - 6} more" if len(paths) > 6 else "")
         message = f"the same picture as {others}"
         if len({picture.identity for picture in pictures}) > 1:
             message += f", under different identities: {', '.join(names[:6])}"
         kind = "copies"
         if len(parts) > 1:
             kind, message = "copies_across_splits", f"{message}; in {' and '.join(parts)}"
-        faults.append(make_fault(kind, one_line(paths[0]), message, tuple(paths)))
+        faults.append(make_fault(kind, paths[0], message, tuple(paths)))
     return faults

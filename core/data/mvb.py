@@ -27,12 +27,15 @@ from core.data.samples import (
 )
 from core.errors import InputError
 
+PARTS = ("train", "gallery", "probe")
+SIDES = {"g": "before security", "p": "after security"}
+TEST_PARTS = {"g": "gallery", "p": "probe"}  # what is tested of each side
 ORIGINAL = ("MVB_train", "MVB_val")
-CONVERTED = ("bounding_box_train", "query", "bounding_box_test")
+CONVERTED = {"train": "bounding_box_train", "probe": "query", "gallery": "bounding_box_test"}
 # Of a box, a side or a whole picture: JSON's numbers may be nan, infinite, or whole and too long for a float.
 MOST_PIXELS = 1e9
-# The suitcase set has a number more: 0010_p_3_0.jpg is the first picture of view 3.
-BAG_NAME = re.compile(r"(\d+)_([pg])_(\d+)")
+# The suitcase set has a number more: 0010_p_3_0.jpg is the first picture of view 3. Identities and cameras are int64.
+BAG_NAME = re.compile(r"(\d{1,18})_([pg])_(\d{1,18})(?!\d)")
 
 
 def load_mvb(root, folders=("MVB",), dataset="mvb"):
@@ -42,17 +45,47 @@ def load_mvb(root, folders=("MVB",), dataset="mvb"):
     and `segmentation` (COCO run lengths), which become the sample's box (x1, y1, x2, y2) and mask.
     Raises InputError for whatever is missing or malformed.
     """
-    root = find_root(root, folders, ORIGINAL + CONVERTED, dataset)
-    is_converted = all((root / part).exists() for part in CONVERTED)
-    if not is_converted and any((root / part).exists() for part in ORIGINAL):
+    root, layout, _ = find_layout(root, folders, dataset)
+    if layout == "original":
         return _load_original(root)
-    train, query, gallery = (read_pictures(root / part, parse_name, "0010_p_3.jpg") for part in CONVERTED)
-    return ReIDDataset(relabel(train), query, gallery)
+    read = {part: read_pictures(root / folder, parse_name, "0010_p_3.jpg") for part, folder in CONVERTED.items()}
+    return ReIDDataset(relabel(read["train"]), read["probe"], read["gallery"])
 
 
 # The suitcase set of the XJTU-SuitcaseReID project. That project filters by camera (= view), so its numbers are those
 # of --protocol market1501; here the default drops no camera, as for every baggage set.
 load_suitcase = partial(load_mvb, folders=("SuitcaseReID_Processed",), dataset="suitcase")
+
+
+def find_layout(root, folders=("MVB",), dataset="mvb"):
+    """Where the data lie, `root` or the one of `folders` in it, and which of their layouts is read.
+
+    Returns:
+        (Path, "original" or "converted", whether the other one lies beside it). The converted one is read where all of
+        it is there, or nothing of the original.
+
+    Raises:
+        InputError: neither is there.
+    """
+    root = find_root(root, folders, (*ORIGINAL, *CONVERTED.values()), dataset)
+    original = any((root / split).exists() for split in ORIGINAL)
+    converted = [(root / folder).exists() for folder in CONVERTED.values()]
+    layout = "original" if original and not all(converted) else "converted"
+    return root, layout, original and any(converted)
+
+
+def image_folder(split, side):
+    """Where MVB_train or MVB_val keeps its pictures of one side of security, from the root on."""
+    return f"{split}/Image" if split == "MVB_train" else f"{split}/Image/{TEST_PARTS[side]}"
+
+
+def picture_path(root, split, side, name):
+    """Path of the picture that an entry of MVB_train or MVB_val names; InputError where it leads out of its folder."""
+    folder = os.path.normpath(os.path.join(root, image_folder(split, side)))
+    path = os.path.normpath(os.path.join(folder, name))
+    if not path.startswith(os.path.join(folder, "")):
+        raise InputError(f"image_name leads out of {image_folder(split, side)}; name a picture in it")
+    return path
 
 
 def parse_name(file_name):
@@ -69,12 +102,11 @@ def _load_original(root):
         raise InputError(f"{root / 'MVB_val' / 'Info'}: no *.json there; expected val_gallery.json and val_probe.json")
     test_entries = [entry for path in lists for entry in read_entries(path)]
 
-    train = _to_samples(train_entries, {"g": root / "MVB_train" / "Image", "p": root / "MVB_train" / "Image"})
-    test_folders = {"g": root / "MVB_val" / "Image" / "gallery", "p": root / "MVB_val" / "Image" / "probe"}
-    test = _to_samples(test_entries, test_folders)
+    train = _to_samples(train_entries, root, "MVB_train")
+    test = _to_samples(test_entries, root, "MVB_val")
     check_on_disk(train["g"] + train["p"], train_list)
     check_on_disk(test["g"] + test["p"], root / "MVB_val" / "Info")
-    for side, part in (("p", "probe"), ("g", "gallery")):
+    for side, part in TEST_PARTS.items():
         if not test[side]:
             raise InputError(f"{root / 'MVB_val' / 'Info'}: no entry with datatype {side!r}, so there is no {part}")
     return ReIDDataset(relabel(sorted(train["g"] + train["p"])), test["p"], test["g"])
@@ -119,28 +151,43 @@ def check_entry(entry, where):
     Raises:
         InputError: no object, or a field that is missing or of the wrong type.
     """
+    try:
+        name = check_name(entry)
+        where = f"{where} ({name})"
+        bag = check_identity(entry)
+        box = check_box(entry.get("bbox"), entry.get("dimsize"))
+        mask = check_mask(entry.get("segmentation"))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    return {"where": where, "image_name": name, **bag, "box": box, "mask": mask}
+
+
+# Each of these raises InputError that says what is wrong, and not where.
+
+
+def check_name(entry):
+    """The image_name of an entry."""
     if not isinstance(entry, dict):
-        raise InputError(f"{where}: expected an object with image_name, id and datatype, found {entry!r:.80}")
+        raise InputError(f"expected an object with image_name, id and datatype, found {entry!r:.80}")
     name = entry.get("image_name")
     if not isinstance(name, str) or not name:
-        raise InputError(f"{where}: needs an image_name, found {name!r:.80}")
+        raise InputError(f"needs an image_name, found {name!r:.80}")
+    return name
+
+
+def check_identity(entry):
+    """identity, name and datatype (as in `read_entries`) of an entry that has an image_name."""
     # Some copies of MVB_val have the identity and the side in the file name alone.
-    match = BAG_NAME.match(name)
+    match = BAG_NAME.match(entry["image_name"])
     identity = entry.get("id", match and match[1])
     datatype = entry.get("datatype", match and match[2])
-    if isinstance(identity, bool) or not isinstance(identity, int | str) or identity == "" or _is_long(identity):
-        raise InputError(f"{where} ({name}): needs an id, a number or a text, found {identity!r:.80}")
+    is_known = isinstance(identity, int | str) and not isinstance(identity, bool) and str(identity).strip()
+    if not is_known or _is_long(identity):
+        raise InputError(f"needs an id, a number or a text, found {identity!r:.80}")
     if datatype not in ("g", "p"):
-        raise InputError(f"{where} ({name}): needs a datatype, 'g' or 'p', found {datatype!r:.80}")
-    return {
-        "where": f"{where} ({name})",
-        "image_name": name,
-        "identity": int(identity) if str(identity).isdecimal() else identity,
-        "name": str(identity),
-        "datatype": datatype,
-        "box": _check_box(entry.get("bbox"), entry.get("dimsize"), f"{where} ({name})"),
-        "mask": _check_mask(entry.get("segmentation"), f"{where} ({name})"),
-    }
+        raise InputError(f"needs a datatype, 'g' or 'p', found {datatype!r:.80}")
+    number = int(identity) if str(identity).isdecimal() else identity
+    return {"identity": number, "name": str(identity), "datatype": datatype}
 
 
 def _is_long(identity):
@@ -149,35 +196,40 @@ def _is_long(identity):
     return number and (len(identity) > 18 if isinstance(identity, str) else abs(identity) >= 10**18)
 
 
-def _check_box(bbox, dimsize, where):
-    """COCO's (x, y, width, height) -> (x1, y1, x2, y2) within the picture, whose (width, height) dimsize is."""
+def check_box(bbox, dimsize=None):
+    """COCO's (x, y, width, height) -> (x1, y1, x2, y2) within the picture, where (width, height) is known; or None."""
     if bbox is None:
         return None
     if not _are_numbers(bbox, 4) or bbox[2] <= 0 or bbox[3] <= 0:
-        raise InputError(f"{where}: bbox has to be [x, y, width, height] in pixels, found {bbox!r:.80}")
+        raise InputError(f"bbox has to be [x, y, width, height] in pixels, found {bbox!r:.80}")
     x, y, width, height = map(float, bbox)
-    box = (x, y, x + width, y + height)
-    if dimsize is None:
-        return box
-    if not is_size(dimsize):
-        raise InputError(f"{where}: dimsize has to be [width, height] in pixels, found {dimsize!r:.80}")
-    clipped = clip_box(box, *dimsize)
+    box, size = (x, y, x + width, y + height), check_size(dimsize)
+    clipped = clip_box(box, *size) if size else box
     if clipped is None:
-        raise InputError(f"{where}: bbox {bbox} lies outside the picture of {dimsize[0]} x {dimsize[1]} pixels")
+        raise InputError(f"bbox {bbox} lies outside the picture of {size[0]} x {size[1]} pixels")
     return clipped
 
 
-def _check_mask(segmentation, where):
-    """COCO run lengths {"size": [height, width], "counts": text or list}, as given; decoding is the user's."""
+def check_size(dimsize):
+    """(width, height) of a picture in pixels, or None."""
+    if dimsize is None:
+        return None
+    if not _is_size(dimsize):
+        raise InputError(f"dimsize has to be [width, height] in pixels, found {dimsize!r:.80}")
+    return tuple(dimsize)
+
+
+def check_mask(segmentation):
+    """COCO run lengths {"size": [height, width], "counts": text or list}, as given, or None; decoding is the user's."""
     if segmentation is None:
         return None
     lengths = segmentation if isinstance(segmentation, dict) else {}
-    if not is_size(lengths.get("size")) or not isinstance(lengths.get("counts"), str | list):
-        raise InputError(f"{where}: segmentation has to be COCO run lengths (size, counts), found {segmentation!r:.80}")
+    if not _is_size(lengths.get("size")) or not isinstance(lengths.get("counts"), str | list):
+        raise InputError(f"segmentation has to be COCO run lengths (size, counts), found {segmentation!r:.80}")
     return segmentation
 
 
-def is_size(values):
+def _is_size(values):
     """Whether these are the two sides of a picture in pixels, of which it has fewer than `MOST_PIXELS`."""
     return _are_numbers(values, 2) and min(values) > 0 and values[0] * values[1] < MOST_PIXELS
 
@@ -191,10 +243,11 @@ def _are_numbers(values, count):
     )
 
 
-def _to_samples(entries, folders):
-    """Entries -> {"g": samples, "p": samples}, in the order listed; a picture that two files list counts once.
+def _to_samples(entries, root, split):
+    """Entries of MVB_train or MVB_val -> {"g": samples, "p": samples}, in the order listed.
 
-    Identities keep their number where all have one; else they are numbered in the order of their names.
+    A picture that two files list counts once. Identities keep their number where all have one; else they are numbered
+    in the order of their names.
     """
     identities = {entry["identity"] for entry in entries}
     if all(isinstance(identity, int) for identity in identities):
@@ -203,14 +256,14 @@ def _to_samples(entries, folders):
         numbers = {identity: number for number, identity in enumerate(sorted(identities, key=str))}
     samples = {}
     for entry in entries:
-        folder = folders[entry["datatype"]]
-        path = os.path.normpath(os.path.join(folder, entry["image_name"]))
-        if not path.startswith(os.path.join(os.path.normpath(folder), "")):
-            raise InputError(f"{entry['where']}: image_name leads out of {folder}; name a picture in it")
+        try:
+            path = picture_path(root, split, entry["datatype"], entry["image_name"])
+        except InputError as error:
+            raise InputError(f"{entry['where']}: {error}") from error
         parsed = parse_name(entry["image_name"])
         camera = parsed[2] if parsed else int(entry["datatype"] == "p")
         sample = Sample(path, numbers[entry["identity"]], camera, entry["box"], entry["mask"], entry["name"])
         known = samples.setdefault(path, (entry["datatype"], sample))[1]
         if known.id != sample.id:
             raise InputError(f"{entry['where']}: identity {sample.name}, but listed before as {known.name}")
-    return {side: [sample for datatype, sample in samples.values() if datatype == side] for side in "gp"}
+    return {side: [sample for datatype, sample in samples.values() if datatype == side] for side in SIDES}

@@ -18,11 +18,8 @@ from core.data.mvb import CONVERTED
 from core.errors import InputError
 from core.files import atomic_write, sync_folder
 
-FOLDERS = dict(zip(("train", "probe", "gallery"), CONVERTED, strict=True))
 NAMES = "identities.json"  # number -> name, where identities are no numbers
 LARGEST = 10**9  # an identity that stands in a name as it is
-# Zhang et al. 2019, section 3: what the real set holds.
-PUBLISHED = {"identities": 4519, "pictures": 22660, "train": 20176, "gallery": 1432, "probe": 1052}
 
 
 def check_target(out):
@@ -59,7 +56,7 @@ def convert(pictures, out, copy=False):
     partial = out.with_name(f".{uuid.uuid4().hex}.partial")  # out's name may be as long as names can be
     numbers, done = identity_numbers(pictures), Counter()
     try:
-        for folder in CONVERTED:
+        for folder in CONVERTED.values():
             (partial / folder).mkdir(parents=True)
         for picture, name in zip(pictures, target_names(pictures, numbers), strict=True):
             done[_place(picture.path, partial / name, copy)] += 1
@@ -110,19 +107,10 @@ def target_names(pictures, numbers):
     names, taken = [], set()
     for picture in pictures:
         stem = f"{numbers[picture.identity]:0{width}d}_{picture.source}_{picture.view or 0}"
-        name, number = f"{FOLDERS[picture.part]}/{stem}", 2
+        name, number = f"{CONVERTED[picture.part]}/{stem}", 2
         while name in taken:
-            name, number = f"{FOLDERS[picture.part]}/{stem}_{number}", number + 1
+            name, number = f"{CONVERTED[picture.part]}/{stem}_{number}", number + 1
         taken.add(name)
         suffix = os.path.splitext(picture.path)[1].lower()
         names.append(name + (suffix if suffix in IMAGE_SUFFIXES else ".jpg"))
     return names
-
-
-def published_differences(counts):
-    """Lines that say where counts (keys as in PUBLISHED) differ from the real set's."""
-    return [
-        f"{name}: {counts[name]:,}, and the published set has {published:,}"
-        for name, published in PUBLISHED.items()
-        if counts[name] != published
-    ]

@@ -4,13 +4,15 @@ import os
 from pathlib import Path
 
 from core import visualize
-from core.data.inspection import FAULTS, PARTS, SOURCES, one_line
+from core.data.inspection import FAULTS, in_words
+from core.data.inspection_numbers import counted
 from core.data.inspection_pictures import Measure
-from core.engine.dataset_report import counted
+from core.data.mvb import PARTS, SIDES
+from core.visualize.dataset import Row
 from core.visualize.sheet import shorten
 
 IN_A_ROW = 10  # pictures of a sheet
-SIDES = {side: f"{words} ({side})" for side, words in SOURCES.items()}
+SIDE_NAMES = {side: f"{words} ({side})" for side, words in SIDES.items()}
 
 
 def write_figures(folder, survey, measures, numbers, samples=6):
@@ -45,7 +47,7 @@ def write_figures(folder, survey, measures, numbers, samples=6):
         _spread(numbers["pictures_per_identity"]),
         "pictures",
     )
-    views = {SIDES[side]: counts for side, counts in _spread(numbers["views_per_source"]).items()}
+    views = {SIDE_NAMES[side]: counts for side, counts in _spread(numbers["views_per_source"]).items()}
     draw("views_per_source", histogram, "Views of an identity on each side of security", views, "views")
     materials = {one: _by_side(sides) for one, sides in numbers["materials"]["by_source"].items()}
     draw("materials", bars, "Surface materials by side of security", materials, "pictures")
@@ -62,21 +64,15 @@ def write_figures(folder, survey, measures, numbers, samples=6):
             shares,
             "share of the picture",
         )
-    pictures = [picture for picture, _ in readable]
+    pictures, sheet = [picture for picture, _ in readable], visualize.contact_sheet
     draw("samples_materials", sheet, "Surface materials", material_rows(pictures))
     draw("samples_identities", sheet, "Identities across views", identity_rows(pictures, samples))
     draw("samples_faults", sheet, "Pictures at fault", fault_rows(survey))
     return written
 
 
-def sheet(path, title, rows):
-    """rows: (name, the rest of the heading, pictures, captions, boxes or None) each."""
-    boxes = [boxes or [None] * len(paths) for _, _, paths, _, boxes in rows]
-    visualize.contact_sheet(path, title, [row[:4] for row in rows], boxes, IN_A_ROW)
-
-
 def _by_side(counts):
-    return {words: counts.get(side, 0) for side, words in SIDES.items()}
+    return {words: counts.get(side, 0) for side, words in SIDE_NAMES.items()}
 
 
 def _gallery_and_probe(numbers):
@@ -110,7 +106,7 @@ def evenly(values, count):
 
 def _by_identity(pictures):
     found = {}
-    for picture in sorted(pictures, key=lambda p: (one_line(p.name), p.source, p.view or 0, p.path)):
+    for picture in sorted(pictures, key=lambda p: (p.name, p.source, p.view or 0, p.path)):
         found.setdefault(picture.identity, []).append(picture)
     return list(found.values())
 
@@ -126,8 +122,8 @@ def material_rows(pictures):
             chosen.append((wanted or group)[0])
         count = counted(sum(map(len, groups)), "picture", "pictures")
         rest = f": {count} of {counted(len(groups), 'identity', 'identities')}"
-        captions = [f"{one_line(picture.name)} {picture.source}" for picture in chosen]
-        rows.append((one_line(material), rest, [picture.path for picture in chosen], captions, None))
+        shown = [(picture.path, f"{picture.name} {picture.source}", None) for picture in chosen]
+        rows.append(Row(material, rest, shown))
     return rows
 
 
@@ -138,29 +134,25 @@ def identity_rows(pictures, samples):
     test = [picture for picture in pictures if picture.part != "train"]
     for words, some, count in (("train", train, (samples + 1) // 2), ("test", test, samples // 2)):
         for group in evenly(_by_identity(some), count):
-            sides = [[picture for picture in group if picture.source == side] for side in "gp"]
+            sides = [[picture for picture in group if picture.source == side] for side in SIDES]
             room = max(IN_A_ROW // 2, IN_A_ROW - min(map(len, sides)))  # what one side leaves, the other may take
             chosen = [picture for side in sides for picture in evenly(side, room)]
-            material = f", {shorten(one_line(group[0].material), 140, 10.5)}" if group[0].material else ""
+            material = f", {shorten(group[0].material, 140, 10.5)}" if group[0].material else ""
             rest = f" ({words}{material}): {len(sides[0])} before security, {len(sides[1])} after"
-            captions = [
-                picture.source if picture.view is None else f"{picture.source} {picture.view}" for picture in chosen
-            ]
-            boxes = [picture.box for picture in chosen]
-            rows.append((one_line(group[0].name), rest, [picture.path for picture in chosen], captions, boxes))
+            views = ["" if picture.view is None else f" {picture.view}" for picture in chosen]
+            shown = [(p.path, p.source + view, p.box) for p, view in zip(chosen, views, strict=True)]
+            rows.append(Row(group[0].name, rest, shown))
     return rows
 
 
 def fault_rows(survey):
     """For the sheet: of each kind of fault the first pictures; copies beside each other."""
-    rows, boxes = [], {os.path.relpath(picture.path, survey.root): picture.box for picture in survey.pictures}
+    rows, boxes = [], {os.path.relpath(p.path, survey.root): p.box for p in survey.pictures if p.exists}
     for kind in FAULTS:
         faults = [fault for fault in survey.faults if fault.kind == kind and fault.paths]
-        paths = [path for fault in faults for path in fault.paths]
+        paths = [path for fault in faults for path in fault.paths][:IN_A_ROW]
         if paths:
-            paths = paths[:IN_A_ROW]
-            captions = [one_line(os.path.basename(path)) for path in paths]
-            framed = [boxes[path] for path in paths] if kind == "box_outside" else None
-            paths = [survey.root / path for path in paths]
-            rows.append((kind.replace("_", " "), f": {len(faults)}", paths, captions, framed))
+            framed = boxes if kind == "box_outside" else {}
+            shown = [(survey.root / path, os.path.basename(path), framed.get(path)) for path in paths]
+            rows.append(Row(in_words(kind), f": {len(faults)}", shown))
     return rows

@@ -2,9 +2,10 @@
 
 import json
 
-from core.data import mvb_convert
-from core.data.inspection import FAULTS, PARTS, SOURCES
+from core.data.inspection import FAULTS, in_words
+from core.data.inspection_numbers import counted
 from core.data.inspection_pictures import FLAT, MARGIN
+from core.data.mvb import PARTS, SIDES
 from core.data.perceptual_hash import BITS, MOST_COLOR
 from core.files import atomic_write
 
@@ -62,11 +63,6 @@ def figure(figures, name, words):
     return f"![{words}]({figures[name]})" if name in figures else None
 
 
-def counted(count, one, many):
-    """1 picture, 1,234 pictures."""
-    return f"{count:,} {one if count == 1 else many}"
-
-
 def join(*blocks):
     return "\n\n".join(block for block in blocks if block)
 
@@ -86,10 +82,10 @@ def heading(numbers):
 def faults_section(numbers, figures):
     faults = numbers["faults"]
     if not faults["all"]:
-        looked = ", ".join(kind.replace("_", " ") for kind in FAULTS)
+        looked = ", ".join(map(in_words, FAULTS))
         return join("## Faults", f"None. Looked for: {looked}.")
     blocks = ["## Faults"]
-    kinds = [[_words(kind), count, FAULTS[kind]] for kind, count in faults["by_kind"].items()]
+    kinds = [[in_words(kind), count, FAULTS[kind]] for kind, count in faults["by_kind"].items()]
     blocks.append(table(["kind", "found", "what it is"], kinds, left=(0, 2)))
     blocks.append(figure(figures, "samples_faults", "Pictures at fault"))
     for kind, count in faults["by_kind"].items():
@@ -97,12 +93,8 @@ def faults_section(numbers, figures):
         lines = [f"- {code(fault['where'])}: {code(fault['message'])}" for fault in found[:LISTED]]
         if count > LISTED:
             lines.append(f"- and {count - LISTED:,} more, in numbers.json")
-        blocks += [f"### {_words(kind).capitalize()} ({count:,})", "\n".join(lines)]
+        blocks += [f"### {in_words(kind).capitalize()} ({count:,})", "\n".join(lines)]
     return join(*blocks)
-
-
-def _words(kind):
-    return kind.replace("_", " ")
 
 
 def counts_section(numbers, figures):
@@ -111,7 +103,7 @@ def counts_section(numbers, figures):
         sides = numbers["pictures_by_source"][part]
         spread = numbers["pictures_per_identity"].get(part) or dict.fromkeys(("min", "mean", "median", "max"))
         spread = [spread[name] for name in ("min", "mean", "median", "max")]
-        counts = [numbers["identities"][part], numbers["pictures"][part], *(sides.get(side, 0) for side in SOURCES)]
+        counts = [numbers["identities"][part], numbers["pictures"][part], *(sides.get(side, 0) for side in SIDES)]
         rows.append([part, *counts, *spread])
     head = ["split", "identities", "pictures", "before security (g)", "after security (p)"]
     head += [f"{name} per identity" for name in ("fewest", "mean", "median", "most")]
@@ -132,7 +124,7 @@ def counts_section(numbers, figures):
 
 def views_section(numbers, figures):
     rows = []
-    for side, words in SOURCES.items():
+    for side, words in SIDES.items():
         spread = numbers["views_per_source"].get(side)
         if spread:
             named = ", ".join(f"{view}: {count:,}" for view, count in numbers["view_numbers"][side].items())
@@ -155,7 +147,7 @@ def materials_section(numbers, figures):
     for name, count in materials["pictures"].items():
         sides, parts = materials["by_source"][name], materials["by_split"][name]
         share = f"{100 * count / total:.1f}%"
-        counts = [*(sides[side] for side in SOURCES), *(parts[part] for part in PARTS)]
+        counts = [*(sides[side] for side in SIDES), *(parts[part] for part in PARTS)]
         rows.append([name, materials["identities"][name], count, share, *counts])
     notes = []
     if materials["pictures_without"]:
@@ -223,19 +215,12 @@ def samples_section(figures):
 def published_section(numbers, is_synthetic):
     if is_synthetic:
         return None
-    counts = published_counts(numbers)
-    rows = [[name, counts[name], published] for name, published in mvb_convert.PUBLISHED.items()]
+    rows = [[name, one["here"], one["published"]] for name, one in numbers["published"].items()]
     return join(
         "## Beside the published set",
         "What Zhang et al. 2019 (arXiv:1907.11366) published. Other data than theirs differ, and need not agree.",
         table(["", "here", "published"], rows),
     )
-
-
-def published_counts(numbers):
-    """Identities and pictures under the names of `mvb_convert.PUBLISHED`."""
-    counts = {part: numbers["pictures"][part] for part in PARTS}
-    return {"identities": numbers["identities"]["all"], "pictures": numbers["pictures"]["all"]} | counts
 
 
 def method_section(limits):

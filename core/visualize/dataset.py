@@ -7,6 +7,7 @@ are not finite are left out, and the figure says how many.
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -33,7 +34,7 @@ from core.visualize.sheet import (
 
 HATCHES = ("", "///", "...", "xx", "\\\\\\", "++", "oo")
 MOST_POINTS = 20_000  # of a series on a scatter plot: more take minutes and show nothing more
-MOST_LINES = 80  # of pictures on a sheet: matplotlib draws no more than 65,535 pixels
+MOST_ROWS = 80  # of pictures on a sheet: matplotlib draws no more than 65,535 pixels
 CELL = 112  # pixels, the side of a picture on a sheet
 NARROWEST = 640  # pixels, a sheet: most headings fit
 CARD = (224, 224, 224)  # where a picture can't be read
@@ -137,60 +138,42 @@ def scatter_figure(
     save_figure(figure, path)
 
 
-def contact_sheet(
-    path: str | Path,
-    title: str,
-    rows: Sequence[tuple[str, str, Sequence[str | Path], Sequence[str]]],
-    boxes: Sequence[Sequence[tuple[float, float, float, float] | None]] | None = None,
-    columns: int = 10,
-) -> None:
-    """Rows of pictures, each under its heading; a row of more than `columns` pictures goes on in the next line.
+class Row(NamedTuple):
+    """A row of a contact sheet under its heading, whose name is shortened where it is long, and the rest of it is not.
 
-    A picture that is missing or can't be read is a grey card that says so. Beyond 80 lines of pictures the sheet ends
-    and says how many rows it leaves out.
-
-    Args:
-        rows: (name, the rest of the heading, paths of the pictures, a caption for each). A long name is shortened.
-        boxes: for each row and picture (x1, y1, x2, y2) in pixels of the stored picture, or None; framed in orange.
+    pictures: (path, caption, box) each: (x1, y1, x2, y2) in pixels of the stored picture, framed in orange, or None.
     """
-    shown = _fitting_rows(rows, columns)
-    if not shown:
+
+    name: str
+    rest: str
+    pictures: Sequence[tuple[str | Path, str, tuple[float, float, float, float] | None]]
+
+
+def contact_sheet(path: str | Path, title: str, rows: Sequence[Row]) -> None:
+    """Rows of pictures beside each other, as wide as the longest; rows beyond 80 are left out, and counted.
+
+    A picture that is missing or can't be read is a grey card that says so.
+    """
+    if not rows:
         return empty_sheet(path, f"{title}: no pictures to show")
-    used = max(1, min(columns, max(len(paths) for *_, paths, _ in shown)))
-    heading, line = 26, CELL + 24
-    lines = sum(max(1, -(-len(paths) // columns)) for *_, paths, _ in shown)
+    shown = rows[:MOST_ROWS]
     left_out = len(rows) - len(shown)
-    height = 2 * MARGIN + 30 + len(shown) * (heading + GAP) + lines * line + 26 * bool(left_out) - GAP
-    sheet = Sheet(max(2 * MARGIN + used * (CELL + GAP) - GAP, NARROWEST), height)
+    heading, line = 26, CELL + 24
+    width = 2 * MARGIN + max(len(row.pictures) for row in shown) * (CELL + GAP) - GAP
+    height = 2 * MARGIN + 30 + len(shown) * (heading + line + GAP) + 26 * bool(left_out) - GAP
+    sheet = Sheet(max(width, NARROWEST), height)
     room = sheet.size[0] - 2 * MARGIN
     sheet.text(MARGIN, MARGIN - 10, title, 13, align="left", weight="bold", room=room)
     top = MARGIN + 30
-    for number, (name, rest, paths, captions) in enumerate(shown):
-        sheet.text(MARGIN, top, shorten(name, room, 10.5, rest), 10.5, align="left", weight="bold", room=room)
-        top += heading
-        if not paths:
-            sheet.text(MARGIN, top + CELL / 2 - 7, "no pictures", 9, FAINT, align="left")
-        for index, (picture, caption) in enumerate(zip(paths, captions, strict=True)):
-            place = MARGIN + index % columns * (CELL + GAP), top + index // columns * line
-            _cell(sheet, *place, picture, caption, boxes[number][index] if boxes else None)
-        top += max(1, -(-len(paths) // columns)) * line + GAP
+    for row in shown:
+        name = shorten(row.name, room, 10.5, row.rest)
+        sheet.text(MARGIN, top, name, 10.5, align="left", weight="bold", room=room)
+        for place, picture in enumerate(row.pictures):
+            _cell(sheet, MARGIN + place * (CELL + GAP), top + heading, *picture)
+        top += heading + line + GAP
     if left_out:
         sheet.text(MARGIN, top - 6, f"{left_out:,} more rows are not shown", 9.5, FAINT, align="left")
     sheet.save(path)
-
-
-def _fitting_rows(rows, columns):
-    """The first rows that fit into MOST_LINES lines of pictures; one that is longer alone is cut."""
-    shown, lines = [], 0
-    for name, rest, paths, captions in rows:
-        if not shown and len(paths) > columns * MOST_LINES:
-            rest += f" (the first {columns * MOST_LINES} of {len(paths)})"
-            paths, captions = paths[: columns * MOST_LINES], captions[: columns * MOST_LINES]
-        lines += max(1, -(-len(paths) // columns))
-        if lines > MOST_LINES:
-            break
-        shown.append((name, rest, paths, captions))
-    return shown
 
 
 def _cell(sheet: Sheet, left: int, top: int, path: str | Path, caption: str, box) -> None:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from core.data import inspection_pictures
 from core.data.inspection import FAULTS, identity_faults, inspect
-from core.data.inspection_numbers import dataset_numbers, describe
+from core.data.inspection_numbers import PUBLISHED, beside_published, dataset_numbers, describe, published_differences
 from core.data.inspection_pictures import copy_faults, measure_pictures, picture_faults
 from core.data.reid_datasets import load_reid_dataset
 from core.errors import InputError
@@ -221,6 +222,16 @@ def test_masks(root):
     ]
 
 
+def test_a_mask_is_decoded_once(root, monkeypatch):
+    decoded, area = [], inspection_pictures.mask_area
+    monkeypatch.setattr(inspection_pictures, "mask_area", lambda picture: (decoded.append(picture), area(picture))[1])
+    assert found(root) == [] and len(decoded) == 36
+    (root / "MVB_train/Image/0001_g_1.jpg").write_bytes(b"")  # its mask is looked at all the same
+    width, height = entry_of(root, TRAIN, "0001_g_1.jpg")["dimsize"]
+    update(root, TRAIN, "0001_g_1.jpg", segmentation={"size": [height, width], "counts": [height * width]})
+    assert kinds(found(root)) == ["mask_damaged", "unreadable"] and len(decoded) == 72
+
+
 # Metadata ------------------------------------------------------------------------------------------------------------
 
 
@@ -243,11 +254,23 @@ def test_a_name_that_leads_out_of_the_split(root):
     edit(root, TRAIN, lambda entries: entries.extend({"image_name": name} | fields for name in names))
     faults = inspect(root).faults
     assert kinds(faults) == ["metadata", "metadata"]
-    targets = ["MVB_val/Image/gallery/0007_g_1.jpg", "../0001_g_1.jpg"]
-    messages = [f"image_name leads out of MVB_train/Image, to {target}" for target in targets]
-    assert [fault.message for fault in faults] == messages
-    pictures = [picture for picture in inspect(root).pictures if picture.path.endswith("/0007_g_1.jpg")]
-    assert [(picture.part, picture.exists) for picture in pictures] == [("train", False), ("gallery", True)]
+    assert {fault.message for fault in faults} == {"image_name leads out of MVB_train/Image; name a picture in it"}
+    pictures = [picture for picture in inspect(root).pictures if (picture.path or "0007_g_1").count("0007_g_1")]
+    assert [(picture.part, picture.exists) for picture in pictures] == [("train", False)] * 2 + [("gallery", True)]
+
+
+@pytest.mark.parametrize(("listing", "side"), [(GALLERY, "gallery"), (PROBE, "probe")])
+def test_a_name_that_leads_to_the_other_side_of_the_test(root, listing, side):
+    """Training refuses it; the picture that it leads to keeps its own entry, and counts."""
+    other = {"gallery": "../probe/0008_p_1.jpg", "probe": "../gallery/0008_g_1.jpg"}[side]
+    edit(root, listing, lambda entries: entries.append(entries[2] | {"image_name": other}))
+    (fault,) = found(root)
+    assert fault[:2] == ("metadata", f"{listing}, entry 6 ({other})")
+    assert fault.message == f"image_name leads out of MVB_val/Image/{side}; name a picture in it"
+    with pytest.raises(InputError) as refused:
+        load_reid_dataset("mvb", root)
+    assert str(refused.value) == f"{root / listing}, entry 6 ({other}): {fault.message}"
+    assert [picture.exists for picture in inspect(root).pictures].count(True) == 36
 
 
 def test_links_to_folders(root):
@@ -274,6 +297,7 @@ def test_links_to_folders(root):
         ({"id": 5.5}, "needs an id, a number or a text, found 5.5"),
         ({"id": True}, "needs an id"),
         ({"id": ""}, "needs an id"),
+        ({"id": " \n "}, "needs an id"),
         ({"id": "9" * 5000}, "needs an id"),
         ({"datatype": "q"}, "needs a datatype, 'g' or 'p', found 'q'"),
         ({"datatype": ["g"]}, "needs a datatype"),
@@ -339,11 +363,21 @@ def test_entries_that_name_no_picture(root, entry):
     assert fault[:2] == ("metadata", f"{TRAIN}, entry 24")
 
 
+def test_what_follows_from_an_entry_without_a_name_is_not_listed(root):
+    edit(root, TRAIN, lambda entries: [None, *entries[1:-1], {"image_name": None}])
+    assert kinds(found(root)) == ["metadata", "metadata"]  # and not the two pictures that they may have named
+    noise(60, 50).save(root / "MVB_train/Image/stray.png")
+    assert kinds(found(root)) == ["metadata"] * 2 + ["picture_without_metadata"] * 3
+    edit(root, GALLERY, lambda entries: [None] * len(entries))
+    faults = [fault for fault in found(root) if "MVB_val" in fault.where]
+    assert kinds(faults) == ["metadata"] * 6
+
+
 def test_a_name_that_is_no_text_anywhere(root):
     edit(root, TRAIN, lambda entries: entries.append({"image_name": "\ud800\n\0.jpg", "id": "0001", "datatype": "g"}))
     faults = found(root)  # material and dimsize lack too
     assert kinds(faults) == ["metadata", "metadata", "metadata_without_picture"]
-    assert all("\\ud800" in fault.where for fault in faults)
+    assert all("\ufffd\\n\\x00" in fault.where for fault in faults)
 
 
 def test_ids_as_numbers_and_as_text_mixed(root):
@@ -422,6 +456,17 @@ def test_nothing_in_it(tmp_path):
     json.dumps(numbers, allow_nan=False)
 
 
+def test_views_are_counted_once_whatever_pictures_they_have(root):
+    remove(root, TRAIN, "0001_g_2")
+    for number, name in enumerate(("0001_g_1_2.jpg", "0001_g_1_3.jpg", "0002_g_7.jpg", "0003_g.jpg", "0003_g_.jpg")):
+        add(root, TRAIN, name, noise(60, 50, seed=number))
+    survey = inspect(root)
+    numbers = dataset_numbers(survey, measure_pictures(survey.pictures))
+    assert sum(picture.view is None for picture in survey.pictures) == 2
+    assert numbers["views_per_source"]["g"]["histogram"] == {"1": 1, "2": 6, "3": 1, "4": 1}
+    assert numbers["pictures_per_identity"]["train"]["histogram"] == {"4": 3, "5": 2, "6": 1}
+
+
 def test_all_at_once(root):
     remove(root, TRAIN, "0002_p")
     remove(root, PROBE, "0008")
@@ -437,6 +482,16 @@ def test_all_at_once(root):
             *("picture_without_metadata", "box_outside", "metadata"),
         ]
     )
+
+
+def test_published_counts(baggage):
+    assert published_differences(beside_published(PUBLISHED)) == []
+    (line,) = published_differences(beside_published(PUBLISHED | {"probe": 1051}))
+    assert line == "probe: 1,051, and the published set has 1,052"
+    assert PUBLISHED["pictures"] == sum(PUBLISHED[part] for part in ("train", "gallery", "probe"))
+    survey = inspect(baggage)
+    published = dataset_numbers(survey, [None] * len(survey.pictures))["published"]
+    assert [one["here"] for one in published.values()] == [9, 36, 24, 6, 6]
 
 
 # The converted layout ------------------------------------------------------------------------------------------------

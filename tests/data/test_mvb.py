@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from core.data import mvb
 from core.data.reid_datasets import check_evaluation, load_reid_dataset
 from core.errors import InputError
 
@@ -117,6 +118,7 @@ def test_identity_and_side_from_the_name_where_the_entry_has_none(tmp_path):
         ([{"image_name": "17.jpg", "id": 17}], r"entry 0 \(17.jpg\): needs a datatype, 'g' or 'p', found None"),
         ([entry("0500_p_1.jpg", datatype="q")], "needs a datatype, 'g' or 'p', found 'q'"),
         ([entry("0500_p_1.jpg", id=5.5)], "needs an id, a number or a text, found 5.5"),
+        ([entry("0500_p_1.jpg", id="  ")], "needs an id, a number or a text, found '  '"),
         ([entry("0500_p_1.jpg", id=True)], "needs an id, a number or a text, found True"),
         (
             [entry("0500_p_1.jpg", bbox=[1, 2, 3])],
@@ -203,6 +205,12 @@ def test_converted_layout_with_strange_names_or_a_part_missing(tmp_path):
     (tmp_path / "query").rmdir()
     with pytest.raises(InputError, match="query: no such folder"):
         load_reid_dataset("mvb", tmp_path)
+
+
+def test_a_number_that_no_tensor_holds_is_no_name():
+    assert mvb.parse_name("9" * 18 + "_p_" + "9" * 18) == ("9" * 18, 10**18 - 1, 2 * 10**18 - 1)
+    for name in ("9" * 19 + "_p_1.jpg", "0001_p_" + "9" * 19 + ".jpg", "0001_p_" + "9" * 5000):
+        assert mvb.parse_name(name) is None
 
 
 def test_suitcase(tmp_path):

@@ -5,9 +5,8 @@ import shutil
 import pytest
 from PIL import Image
 
-from core.data import mvb_convert
 from core.data.inspection import Picture, inspect
-from core.data.mvb_convert import check_target, convert, identity_numbers, published_differences, target_names
+from core.data.mvb_convert import check_target, convert, identity_numbers, target_names
 from core.data.reid_datasets import load_reid_dataset
 from core.errors import InputError
 
@@ -108,15 +107,6 @@ def test_names_that_are_too_long(baggage, tmp_path, name):
 def test_a_name_as_long_as_names_can_be(baggage, tmp_path):
     convert(inspect(baggage).pictures[:1], tmp_path / "new" / ("a" * 255))
     assert os.listdir(tmp_path / "new") == ["a" * 255]
-
-
-def test_published_counts():
-    assert published_differences(dict(mvb_convert.PUBLISHED)) == []
-    (line,) = published_differences(mvb_convert.PUBLISHED | {"probe": 1051})
-    assert line == "probe: 1,051, and the published set has 1,052"
-    assert mvb_convert.PUBLISHED["pictures"] == sum(
-        mvb_convert.PUBLISHED[part] for part in ("train", "gallery", "probe")
-    )
 
 
 def test_ids_as_numbers_and_text_mixed(baggage, tmp_path):
