@@ -6,8 +6,10 @@
 
 One file (`core.retrieval.gallery_file`), searched exactly and piece by piece (`core.retrieval.gallery_reader`). Every
 change writes a new file and renames it: a crash leaves the old gallery or the new one, both whole, and a gallery that
-is open goes on showing what it held when it was opened. The price is that adding one entry copies the file. Vectors
-come in chunks and are gone when written, so that memory does not grow with them.
+is open goes on showing what it held when it was opened. The trap: Windows refuses to rename over a file that somebody
+has open, so here `atomic_write` is entered before the old gallery, and leaves after it; a reader elsewhere makes the
+change fail there. The price is that adding one entry copies the file. Vectors come in chunks and are gone when written,
+so that memory does not grow with them.
 """
 
 import os
@@ -95,7 +97,12 @@ def add_to_gallery(path, entries, *, fingerprint, metric=None):
         InputError: as `open_gallery` and `build_gallery`; another network, metric or size of vectors.
     """
     path = resolved(path)
-    with sole_writer(path), open_gallery(path) as old, atomic_write(path) as file, nameless_file(path.parent) as place:
+    with (
+        sole_writer(path),
+        atomic_write(path) as file,
+        open_gallery(path) as old,
+        nameless_file(path.parent) as place,
+    ):
         old.require(fingerprint, "the network of the new entries")
         if metric not in (None, old.metric):
             raise InputError(f"the gallery {path} compares by {old.metric}, not {metric}: build another one for that")
@@ -120,7 +127,7 @@ def remove_from_gallery(path, identities=(), sources=()):
         InputError: as `open_gallery`; an identity or a source that is not in it (nothing is removed then).
     """
     path = resolved(path)
-    with sole_writer(path), open_gallery(path) as old:
+    with sole_writer(path), atomic_write(path) as file, open_gallery(path) as old:
         numbers = {name: number for number, name in enumerate(old.names)}
         for name in identities:
             if name not in numbers:
@@ -131,8 +138,7 @@ def remove_from_gallery(path, identities=(), sources=()):
             if not source or digest not in digests:
                 raise InputError(f"the gallery {path} has no entry from {source!r}; nothing was removed")
         gone |= np.isin(digests, wanted)
-        with atomic_write(path) as file:
-            write_gallery(file, path.parent, old.rows(~gone), _header_of(old))
+        write_gallery(file, path.parent, old.rows(~gone), _header_of(old))
         return int(gone.sum())
 
 
@@ -153,6 +159,7 @@ def merge_galleries(path, paths, overwrite=False):
     path = resolved(path)
     with sole_writer(path), ExitStack() as stack:
         _refuse_existing(path, overwrite)
+        file = stack.enter_context(atomic_write(path))
         galleries = [stack.enter_context(open_gallery(other)) for other in paths]
         for other in galleries[1:]:
             _refuse_mixture(galleries[0], other)
@@ -160,9 +167,8 @@ def merge_galleries(path, paths, overwrite=False):
         header = _header_of(galleries[0])
         infos = [other.info for other in galleries]
         header["info"] = {key: value for key, value in infos[0].items() if all(i.get(key) == value for i in infos)}
-        with atomic_write(path) as file:
-            chunks = chain.from_iterable(other.rows(keep) for other, keep in zip(galleries, kept, strict=True))
-            return write_gallery(file, path.parent, chunks, header)
+        chunks = chain.from_iterable(other.rows(keep) for other, keep in zip(galleries, kept, strict=True))
+        return write_gallery(file, path.parent, chunks, header)
 
 
 def _refuse_existing(path, overwrite):

@@ -292,6 +292,27 @@ def test_a_full_disk_leaves_the_old_gallery(path, monkeypatch):
     assert path.read_bytes() == before and len(list(path.parent.iterdir())) == 1
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="lists the open files of this process")
+@pytest.mark.parametrize("change", ["add", "remove", "merge"])
+def test_a_gallery_is_closed_when_it_is_replaced(path, monkeypatch, change):
+    """Windows refuses to replace a file that is open."""
+    links, replace = [], os.replace
+
+    def spy(source, target):
+        links.extend(os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd"))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", spy)
+    if change == "add":
+        add_to_gallery(path, entries(2, "x"), fingerprint=OURS)
+    elif change == "remove":
+        remove_from_gallery(path, ["bag-0"])
+    else:
+        merge_galleries(path, [path, path], overwrite=True)
+    assert links and os.path.realpath(path) not in links
+    assert [file.name for file in path.parent.iterdir()] == ["bags.gallery"]
+
+
 def test_remove(path):
     before = content(path)
     assert remove_from_gallery(path, ["bag-1", "bag-3"], ["bag/0.jpg", "bag/1.jpg"]) == 6
