@@ -169,8 +169,8 @@ def say(text):
 def show(args, device):
     """Find the objects in every picture and, with a gallery, say who they are."""
     paths = list_pictures(args.pictures)
-    memory = open_memory(args, device) if args.gallery else None
-    known = memory and memory.gallery
+    identifier = load_identifier(args, device) if args.gallery else None
+    known = identifier and identifier.gallery
     detector = load_detector(args.segment or network_of(known, "segment"), device, args.amp, classes_of(args, known))
     say(detector.message)
     if not detector.is_own and not args.segment:
@@ -189,14 +189,14 @@ def show(args, device):
         found = find_instances(detector, picture, args.score)
         output = output or open_output(args.output)
         where = output / folder, os.path.basename(path), picture
-        if memory:
-            cards.append(write_identities(*where, found, memory))
+        if identifier:
+            cards.append(write_identities(*where, found, identifier))
         else:
             cards.append(write_instances(*where, found, classes))
         bar.write(f"{printable(path)}: {printable(cards[-1].caption)}", file=sys.stdout)
     if cards:
         title = f"{len(cards)} picture{'s' * (len(cards) != 1)}"
-        about = "; ".join(map(str, filter(None, (detector.message, f"score at least {args.score}", memory))))
+        about = "; ".join(map(str, filter(None, (detector.message, f"score at least {args.score}", identifier))))
         index_page(output / "index.html", title, about, cards, skipped)
         say(f"written to {output}; {output / 'index.html'} shows it")
     stop_for(skipped, len(paths))
@@ -227,8 +227,8 @@ def list_pictures(patterns):
     return list(found.values())
 
 
-def open_memory(args, device):
-    """The gallery, the network that it was built with, and what counts as the same: `identification.Memory`."""
+def load_identifier(args, device):
+    """The gallery, the network that it was built with, and what counts as the same: `identification.Identifier`."""
     if not os.path.lexists(args.gallery):
         raise InputError(f"{args.gallery}: no such gallery; --build-gallery FOLDER makes one")
     known = gallery.open_gallery(args.gallery)
@@ -237,16 +237,17 @@ def open_memory(args, device):
     encoder = load_encoder(args.reid or network_of(known, "reid"), device, args.amp)
     known.require(encoder.fingerprint, encoder.path)
     threshold = identification.settle_threshold(encoder, args.threshold)
-    memory = identification.Memory(known, encoder, threshold, args.matches)
-    say(memory)
+    identifier = identification.Identifier(known, encoder, threshold, args.matches)
+    say(identifier)
     if threshold is None:
         say("this checkpoint carries no threshold: everyone is unknown; give --threshold")
-    if memory.strangers_accepted() > MANY_STRANGERS:
+    strangers = identifier.strangers_accepted()
+    if strangers > MANY_STRANGERS:
         say(
-            f"among so many, about {100 * memory.strangers_accepted():.0f} % of strangers find somebody near enough; "
+            f"among so many, about {100 * strangers:.0f} % of strangers find somebody near enough; "
             f"`python evaluate.py {encoder.path} --false-accept-rate RATE` says a smaller --threshold"
         )
-    return memory
+    return identifier
 
 
 def network_of(known, kind):

@@ -255,7 +255,7 @@ def test_a_threshold_that_accepts_nothing_has_no_place_on_the_scale(compare, wri
         (1.748, 0.0, "threshold 0", False),
         (0.0, 0.0, "threshold 0", False),
         (1.748, 0.0001, "threshold 0.0001", False),
-        (1.748, 0.000123456, "threshold 0.000123", False),
+        (1.748, 0.000123456, "threshold 0.0001235", False),
         (1.0, 0.035, "threshold 0.035", False),
         (1.0, 0.3, "threshold 0.3", True),
         (0.0, 1e-9, "threshold 1e-09", False),

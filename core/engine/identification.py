@@ -283,19 +283,22 @@ def compare(pictures, encoder, detector, asked=None):
     if encoder.metric == "cosine":
         likeness = f"similarity {1 - distance:.3f}, {likeness}"
     answers = {None: "no threshold, no answer", True: "yes, the same object", False: "no, two objects"}
-    reason = f"{likeness}; {describe_threshold(encoder, threshold)}"
+    reason = f"{likeness}; {explain_threshold(encoder, threshold)}"
     return Verdict(distance, threshold, is_same, answers[is_same], reason), cuts
 
 
 def settle_threshold(encoder, asked):
     """The distance up to which two are the same: what a person asked for, else what the checkpoint carries, or None.
 
-    That of the checkpoint was chosen on whole validation pictures; for cut-outs it is a first guess.
+    That of the checkpoint was chosen on whole validation pictures; for cut-outs it is a first guess. It is taken as it
+    is printed: who types it as --threshold gets the same answers.
     """
-    return asked if asked is not None else (encoder.threshold or {}).get("distance")
+    if asked is not None or encoder.threshold is None:
+        return asked
+    return verification.as_typed(encoder.threshold["distance"])
 
 
-class Memory(NamedTuple):
+class Identifier(NamedTuple):
     """Who is known, and how they are recognised.
 
     gallery: its info says, under "masks", whether its pictures were cut out along masks.
@@ -309,7 +312,7 @@ class Memory(NamedTuple):
 
     def __str__(self):
         cut = "cut out along masks" if self.gallery.info.get("masks") else "whole"
-        limit = "no threshold" if self.threshold is None else describe_threshold(self.encoder, self.threshold)
+        limit = "no threshold" if self.threshold is None else explain_threshold(self.encoder, self.threshold)
         return f"gallery: {size_of(self.gallery)}, {cut}; {self.encoder.message}; {limit}"
 
     def strangers_accepted(self):
@@ -336,15 +339,15 @@ def size_of(gallery):
     return " of ".join(f"{count} {one if count == 1 else many}" for count, one, many in counts)
 
 
-def describe_threshold(encoder, threshold):
+def explain_threshold(encoder, threshold):
     """What is taken for the same, in words."""
     if threshold is None:
         return "the checkpoint carries no threshold, --threshold DISTANCE sets one"
     if _is_checkpoints(encoder, threshold):
         words = verification.describe_threshold(threshold, encoder.threshold["false_accept_rate"])
         return f"{words} on whole validation pictures"
-    return f"threshold {threshold:.3g}"
+    return f"threshold {threshold:g}"
 
 
 def _is_checkpoints(encoder, threshold):
-    return encoder.threshold is not None and encoder.threshold["distance"] == threshold
+    return encoder.threshold is not None and verification.as_typed(encoder.threshold["distance"]) == threshold

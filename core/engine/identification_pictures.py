@@ -28,22 +28,22 @@ def write_instances(folder, name, picture, found, class_names):
     return make_card(folder, name, caption, panels["all"], files)
 
 
-def write_identities(folder, name, picture, found, memory):
+def write_identities(folder, name, picture, found, identifier):
     """One picture and who is in it into its folder; returns its card for the page.
 
-    memory: `identification.Memory`; the other arguments as in `write_instances`.
+    identifier: `identification.Identifier`; the other arguments as in `write_instances`.
     """
     make_folder(folder)
-    gallery, encoder = memory.gallery, memory.encoder
+    gallery, encoder = identifier.gallery, identifier.encoder
     found = identification.one_per_object(found)
     cuts = identification.cut_instances(picture, found, gallery.info.get("masks"))
     features, cuts = identification.embed(encoder, cuts)
-    matches = identification.identify(gallery, features, memory.num_matches, memory.threshold, encoder.device)
+    matches = identification.identify(gallery, features, identifier.num_matches, identifier.threshold, encoder.device)
     rows = [
         {**row, "identity": identification.answer(known), "matches": [_in_words(match, gallery) for match in known]}
         for row, known in zip(rows_of(found), matches, strict=True)
     ]
-    about = {"gallery": str(gallery.path), "metric": encoder.metric, "threshold": memory.threshold}
+    about = {"gallery": str(gallery.path), "metric": encoder.metric, "threshold": identifier.threshold}
     write_json(folder, name, picture, rows, about)
     caption = identification.describe(matches)
     pictured = [[_in_pictures(match, gallery) for match in known] for known in matches]

@@ -255,7 +255,7 @@ def _draw_scale(sheet: Sheet, distance: float, threshold: float | None, color, l
     end = max(1.25 * distance, 2 * (threshold or 0), 1e-6)
     bar, limit, x = 20, max(threshold or 0, 0) / end * width, left + distance / end * width
     is_marked = threshold is not None and threshold >= 0
-    half = 66  # of a label's width, which stays on the line
+    half = 67  # of a label's width, which stays on the line
 
     def label(middle, top, words, *style, **more):
         sheet.text(min(max(middle, left + half), left + width - half), top, words, *style, **more)
@@ -268,7 +268,7 @@ def _draw_scale(sheet: Sheet, distance: float, threshold: float | None, color, l
         ]
     if is_marked:
         sheet.axes.add_line(Line2D([left + limit] * 2, [top - 4, top + bar + 6], color=INK, linewidth=1.5))
-        label(left + limit, top + bar + 8, f"threshold {threshold:.3g}", 9)
+        label(left + limit, top + bar + 8, f"threshold {threshold:.4g}", 9)
     for start, long, fill, hatch, words in zones:
         sheet.axes.add_patch(Rectangle((start, top), long, bar, facecolor=fill, hatch=hatch, edgecolor="#ffffff"))
         if long > 120:

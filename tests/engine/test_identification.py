@@ -205,11 +205,19 @@ def test_a_cut_out_is_not_compared_with_a_whole_picture():
         assert cuts == [None, None] and verdict.distance == whole.distance
 
 
-@pytest.mark.parametrize("chosen, asked, rate", [(0.1, 0.1, 0.01), (0.1, 0.2, 0), (-1, -1, 0), (None, None, 0)])
+@pytest.mark.parametrize(
+    "chosen, asked, rate",
+    [(0.123456, None, 0.01), (0.123456, 0.1234, 0.01), (0.1, 0.2, 0), (-1.0, None, 0), (None, None, 0), (None, 0.1, 0)],
+)
 def test_how_many_strangers_pass(colors, chosen, asked, rate):
-    """Every identity of the gallery may be near enough; of a threshold that a person chose nothing is known."""
-    memory = identification.Memory(colors, encoder(chosen), asked, 5)
-    assert memory.strangers_accepted() == pytest.approx(1 - (1 - rate) ** len(colors.names))
+    """Every identity of the gallery may be near enough; of a threshold that a person chose nothing is known.
+
+    The checkpoint's own is the same whether it is taken, or typed as it was printed.
+    """
+    network = encoder(chosen)
+    identifier = identification.Identifier(colors, network, identification.settle_threshold(network, asked), 5)
+    assert ("at most 1 % of pairs" in str(identifier)) == (rate > 0)
+    assert identifier.strangers_accepted() == pytest.approx(1 - (1 - rate) ** len(colors.names))
 
 
 def test_a_damaged_thumbnail_is_none():
