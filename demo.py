@@ -39,8 +39,7 @@ exists is never overwritten, the next free number is added.
 import glob
 import os
 import sys
-from collections import Counter
-from itertools import chain
+from contextlib import nullcontext
 
 from tqdm import tqdm
 
@@ -273,37 +272,39 @@ def stop_for(skipped, total, what_now=""):
 def build_gallery(args, device):
     """A gallery out of the pictures in a folder, or more of them for one that exists; each shows one object."""
     paths = identification.pictures_of_gallery(args.build_gallery)
-    known = gallery.open_gallery(args.gallery) if args.add else None
-    if known is None and os.path.lexists(args.gallery):
+    if not args.add and os.path.lexists(args.gallery):
         what = "a folder:" if os.path.isdir(args.gallery) else "there already: --add adds to it, or"
         raise InputError(f"{args.gallery} is {what} give another name")
-    encoder = load_encoder(args.reid or network_of(known, "reid"), device, args.amp)
-    if known is not None:
-        known.require(encoder.fingerprint, encoder.path)
-        if known.info.get("masks") == args.no_masks:
-            how = "taken whole" if args.no_masks is False else "cut out along masks"
-            raise InputError(f"{args.gallery}: its pictures were {how}: give --no-masks for both or for neither")
-    say(encoder.message)
-    detector = None if args.no_masks else subject_detector(args, device, known)
-    names = identification.name_identities(paths, args.build_gallery, () if known is None else known.names)
+    with gallery.open_gallery(args.gallery) if args.add else nullcontext() as known:
+        encoder = load_encoder(args.reid or network_of(known, "reid"), device, args.amp)
+        if args.add:
+            known.require(encoder.fingerprint, encoder.path, masks=not args.no_masks)
+        say(encoder.message)
+        detector = None if args.no_masks else subject_detector(args, device, known)
+        names = identification.name_identities(paths, args.build_gallery, known.names if args.add else ())
+        renamed = identification.renamed(known, paths, names) if args.add else []
     subjects = identification.Subjects(paths, names, encoder, detector)
-    if known is not None:
-        renamed = identification.renamed(known, paths, names)
+    if args.add:
         _, replaced = gallery.add_to_gallery(args.gallery, subjects, fingerprint=encoder.fingerprint)
         say(f"replaced, since they were in it before: {replaced} of {len(paths)} pictures")
-        if renamed:
-            path, before, now = renamed[0]
-            say(f"of another identity than before: {len(renamed)} of these, the first {path}, now {now}, was {before}")
     else:
         info = identification.gallery_info(encoder, detector, args.classes)
         gallery.build_gallery(args.gallery, subjects, fingerprint=encoder.fingerprint, metric=encoder.metric, info=info)
+    if renamed:
+        path, before, now = renamed[0]
+        say(f"of another identity than before: {len(renamed)} of these, the first {path}, now {now}, was {before}")
     if subjects.whole:
         say(
             f"nothing found in {len(subjects.whole)} of {len(paths)} pictures, which are taken whole, with their "
             f"background; the first is {subjects.whole[0]}"
         )
-    say(f"written to {args.gallery}: {identification.size_of(gallery.open_gallery(args.gallery))}")
+    say_written(args.gallery)
     stop_for(subjects.skipped, len(paths), " (when they are mended, --add adds them)")
+
+
+def say_written(path):
+    with gallery.open_gallery(path) as written:
+        say(f"written to {path}: {identification.size_of(written)}")
 
 
 def subject_detector(args, device, known=None):
@@ -340,27 +341,11 @@ def change_gallery(args):
         count = gallery.remove_from_gallery(args.gallery, args.remove)
         say(f"removed: {count} picture{'s' * (count != 1)}")
     else:
-        merge(args.gallery, args.merge)
-    say(f"written to {args.gallery}: {identification.size_of(gallery.open_gallery(args.gallery))}")
-
-
-def merge(target, paths):
-    """Make the gallery `target`, which may be one of them, out of several; says who is in more than one."""
-    masks, names = {}, {}
-    for path in paths:
-        with gallery.open_gallery(path) as part:
-            masks[os.path.realpath(path)], names[os.path.realpath(path)] = part.info.get("masks"), part.names
-    is_own = os.path.realpath(target) in names
-    if os.path.lexists(target) and not is_own:
-        raise InputError(f"{target} is there already: name it after --merge too, or give another --gallery")
-    if len(set(masks.values())) > 1:
-        raise InputError("--merge: some were cut out along masks and some taken whole: they can't be compared")
-    counts = Counter(chain.from_iterable(names.values()))
-    joined = sorted(name for name, count in counts.items() if count > 1)
-    gallery.merge_galleries(target, paths, overwrite=is_own)
-    if joined:
-        number = "1 identity is" if len(joined) == 1 else f"{len(joined)} identities are"
-        say(f"{number} in more than one of them: {', '.join(joined[:5])}{', ...' * (len(joined) > 5)}")
+        _, shared = gallery.merge_galleries(args.gallery, args.merge)
+        if shared:
+            number = "1 identity is" if len(shared) == 1 else f"{len(shared)} identities are"
+            say(f"{number} in more than one of them: {', '.join(shared[:5])}{', ...' * (len(shared) > 5)}")
+    say_written(args.gallery)
 
 
 # Two pictures
