@@ -44,7 +44,7 @@ from contextlib import nullcontext
 from tqdm import tqdm
 
 from core.data.images import IMAGE_SUFFIXES, list_images, read_image
-from core.engine import distributed, identification, options
+from core.engine import distributed, gallery_pictures, identification, options
 from core.engine.checkpoint import open_output
 from core.engine.identification_pictures import write_comparison, write_identities, write_instances
 from core.engine.logger import progress_is_shown
@@ -168,34 +168,37 @@ def say(text):
 def show(args, device):
     """Find the objects in every picture and, with a gallery, say who they are."""
     paths = list_pictures(args.pictures)
-    identifier = load_identifier(args, device) if args.gallery else None
-    known = identifier and identifier.gallery
-    detector = load_detector(args.segment or network_of(known, "segment"), device, args.amp, classes_of(args, known))
-    say(detector.message)
-    if not detector.is_own and not args.segment:
-        say(f"to train for your own objects: {TRAIN_MASKS} finds them, {TRAIN_REID} recognises them")
-    classes = [category[1] for category in detector.categories if category]
-    cards, skipped, output = [], [], None
-    folders = distinct_names(paths, taken={"index.html"})
-    bar = tqdm(list(zip(paths, folders, strict=True)), disable=not progress_is_shown(), unit="picture")
-    for path, folder in bar:
-        try:
-            picture = read_image(path)
-        except InputError as error:
-            skipped.append(str(error))
-            bar.write(f"skipped: {printable(error)}", file=sys.stderr)
-            continue
-        found = find_instances(detector, picture, args.score)
-        output = output or open_output(args.output)
-        where = output / folder, os.path.basename(path), picture
-        if identifier:
-            cards.append(write_identities(*where, found, identifier))
-        else:
-            cards.append(write_instances(*where, found, classes))
-        bar.write(f"{printable(path)}: {printable(cards[-1].caption)}", file=sys.stdout)
+    with gallery.open_gallery(args.gallery) if args.gallery else nullcontext() as known:
+        identifier = load_identifier(args, device, known) if args.gallery else None
+        detector = load_detector(
+            args.segment or network_of(known, "segment"), device, args.amp, classes_of(args, known)
+        )
+        say(detector.message)
+        if not detector.is_own and not args.segment:
+            say(f"to train for your own objects: {TRAIN_MASKS} finds them, {TRAIN_REID} recognises them")
+        classes = [category[1] for category in detector.categories if category]
+        cards, skipped, output = [], [], None
+        folders = distinct_names(paths, taken={"index.html"})
+        bar = tqdm(list(zip(paths, folders, strict=True)), disable=not progress_is_shown(), unit="picture")
+        for path, folder in bar:
+            try:
+                picture = read_image(path)
+            except InputError as error:
+                skipped.append(str(error))
+                bar.write(f"skipped: {printable(error)}", file=sys.stderr)
+                continue
+            found = find_instances(detector, picture, args.score)
+            named = identifier and identification.identify_instances(identifier, picture, found)
+            output = output or open_output(args.output)
+            where = output / folder, os.path.basename(path), picture
+            if identifier:
+                cards.append(write_identities(*where, *named, identifier))
+            else:
+                cards.append(write_instances(*where, found, classes))
+            bar.write(f"{printable(path)}: {printable(cards[-1].caption)}", file=sys.stdout)
+        about = "; ".join(map(str, filter(None, (detector.message, f"score at least {args.score}", identifier))))
     if cards:
         title = f"{len(cards)} picture{'s' * (len(cards) != 1)}"
-        about = "; ".join(map(str, filter(None, (detector.message, f"score at least {args.score}", identifier))))
         index_page(output / "index.html", title, about, cards, skipped)
         say(f"written to {output}; {output / 'index.html'} shows it")
     stop_for(skipped, len(paths))
@@ -226,11 +229,8 @@ def list_pictures(patterns):
     return list(found.values())
 
 
-def load_identifier(args, device):
-    """The gallery, the network that it was built with, and what counts as the same: `identification.Identifier`."""
-    if not os.path.lexists(args.gallery):
-        raise InputError(f"{args.gallery}: no such gallery; --build-gallery FOLDER makes one")
-    known = gallery.open_gallery(args.gallery)
+def load_identifier(args, device, known):
+    """`identification.Identifier`: the open gallery `known`, the network that it was built with, what is the same."""
     if len(known) == 0:
         raise InputError(f"{args.gallery} is empty: nobody is known; fill it with --build-gallery FOLDER --add")
     encoder = load_encoder(args.reid or network_of(known, "reid"), device, args.amp)
@@ -271,7 +271,7 @@ def stop_for(skipped, total, what_now=""):
 
 def build_gallery(args, device):
     """A gallery out of the pictures in a folder, or more of them for one that exists; each shows one object."""
-    paths = identification.pictures_of_gallery(args.build_gallery)
+    paths = gallery_pictures.pictures_of_gallery(args.build_gallery)
     if not args.add and os.path.lexists(args.gallery):
         what = "a folder:" if os.path.isdir(args.gallery) else "there already: --add adds to it, or"
         raise InputError(f"{args.gallery} is {what} give another name")
@@ -281,14 +281,14 @@ def build_gallery(args, device):
             known.require(encoder.fingerprint, encoder.path, masks=not args.no_masks)
         say(encoder.message)
         detector = None if args.no_masks else subject_detector(args, device, known)
-        names = identification.name_identities(paths, args.build_gallery, known.names if args.add else ())
-        renamed = identification.renamed(known, paths, names) if args.add else []
-    subjects = identification.Subjects(paths, names, encoder, detector)
+        names = gallery_pictures.name_identities(paths, args.build_gallery, known.names if args.add else ())
+        renamed = gallery_pictures.renamed(known, paths, names) if args.add else []
+    subjects = gallery_pictures.Subjects(paths, names, encoder, detector)
     if args.add:
         _, replaced = gallery.add_to_gallery(args.gallery, subjects, fingerprint=encoder.fingerprint)
         say(f"replaced, since they were in it before: {replaced} of {len(paths)} pictures")
     else:
-        info = identification.gallery_info(encoder, detector, args.classes)
+        info = gallery_pictures.gallery_info(encoder, detector, args.classes)
         gallery.build_gallery(args.gallery, subjects, fingerprint=encoder.fingerprint, metric=encoder.metric, info=info)
     if renamed:
         path, before, now = renamed[0]
@@ -326,7 +326,7 @@ def subject_detector(args, device, known=None):
 def list_gallery(args):
     """Who is in a gallery, and how it was made."""
     with gallery.open_gallery(args.gallery) as known:
-        counts = identification.pictures_of_each(known)
+        counts = gallery_pictures.pictures_of_each(known)
         say(f"gallery: {identification.size_of(known)}")
         for what, value in known.info.items():
             if value is not None:
