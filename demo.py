@@ -13,11 +13,11 @@ A gallery out of pictures of one object each, and who of it is in a scene:
 Do two pictures show the same object?
     python demo.py a.jpg b.jpg --compare
 
---segment is the network that finds objects: a checkpoint of train_mask_rcnn.py, or torchvision's COCO file of Mask
-R-CNN. Without it the one that the gallery was built with is taken, or the newest best.pth of a Mask R-CNN under runs/
-(last.pth of a run that was not evaluated), and where there is none, the published COCO weights. --reid is the one that
-recognises them, a checkpoint of train_reid.py, or else the one that the gallery was built with, or the newest under
-runs/.
+--segment is the network that finds objects: a checkpoint of train_mask_rcnn.py, torchvision's COCO file of Mask R-CNN,
+or the word coco, which fetches that file. Without it the one that the gallery was built with is taken, or the newest
+best.pth of a Mask R-CNN under runs/ (last.pth of a run that was not evaluated), and where there is none, the published
+COCO weights. --reid is the one that recognises them, a checkpoint of train_reid.py, or else the one that the gallery
+was built with, or the newest under runs/.
 
 In a gallery's folder each sub-folder is an identity; pictures beside them are of the identity that an MVB name says
 (0010_g_1.jpg), or that their own name is. Objects are cut out along their masks, unless --no-masks is given.
@@ -60,6 +60,7 @@ from core.errors import InputError
 from core.files import distinct_names, printable
 from core.retrieval import gallery
 from core.visualize import index_page
+from core.visualize.identification import MOST_MATCHES
 
 # The ways of use, each known by its option, and what else it takes. What has no effect is refused, not ignored.
 USES = {
@@ -86,7 +87,10 @@ def get_parser():
     group.add_argument("--merge", nargs="+", metavar="FILE", help="make --gallery out of these")
     group = parser.add_argument_group("networks")
     group.add_argument(
-        "--segment", "--weights", metavar="PATH", help="a checkpoint of train_mask_rcnn.py, or torchvision's file"
+        "--segment",
+        "--weights",
+        metavar="PATH",
+        help="a checkpoint of train_mask_rcnn.py, torchvision's file, or coco: the published one",
     )
     group.add_argument("--reid", metavar="PATH", help="a checkpoint of train_reid.py")
     group = parser.add_argument_group("answers")
@@ -109,7 +113,12 @@ def get_parser():
         metavar="DISTANCE",
         help="two are the same up to this distance (default: that of the ReID checkpoint)",
     )
-    group.add_argument("--matches", type=options.positive_int, default=5, help="identities shown beside an instance")
+    group.add_argument(
+        "--matches",
+        type=options.positive_int,
+        default=5,
+        help=f"identities listed for an instance; the sheet shows {MOST_MATCHES} at most",
+    )
     group.add_argument("--no-masks", action="store_true", help="gallery and comparison: whole pictures, not cut out")
     group.add_argument("--output", default="runs/demo", metavar="FOLDER", help="folder for the results")
     options.add_device_options(parser, timeout=False)

@@ -242,6 +242,25 @@ def written(monkeypatch):
     return texts
 
 
+def test_matches_without_a_place_are_said(draw, written, monkeypatch):
+    monkeypatch.setattr(identification, "MOST_ROWS", 2)
+    found = [instance(SCENE.size, (100, 100, 300, 300))] * 2
+    limit = identification.MOST_MATCHES
+    for objects, number, said in (
+        (found, limit, set()),
+        (found, 20, {f"the nearest {limit} of 20 matches are shown"}),
+        (
+            found * 2,
+            20,
+            {f"2 more have a number in the scene and no row here; the nearest {limit} of 20 matches are shown"},
+        ),
+    ):
+        sheet = draw(SCENE, objects, [plain(PURPLE)] * len(objects), [[match()] * number] * len(objects))
+        texts = written()
+        assert {words for words in texts if "are shown" in words} == said
+        assert all(texts[words][1] < sheet.width for words in said)
+
+
 @pytest.mark.parametrize("distance", [0.0, 0.02, 3.0])
 def test_a_threshold_that_accepts_nothing_has_no_place_on_the_scale(compare, written, distance):
     sheet = compare(distance, -1.0)
