@@ -37,7 +37,7 @@ class Threshold(NamedTuple):
 
 def as_typed(distance):
     """The largest number of four digits that is at most `distance`: who types what is printed accepts no pair more."""
-    return float(Context(prec=4, rounding=ROUND_FLOOR).create_decimal(repr(distance)))
+    return float(Context(prec=4, rounding=ROUND_FLOOR).create_decimal(repr(float(distance))))
 
 
 def describe_threshold(distance, false_accept_rate):
