@@ -13,11 +13,11 @@ A gallery out of pictures of one object each, and who of it is in a scene:
 Do two pictures show the same object?
     python demo.py a.jpg b.jpg --compare
 
---segment is the network that finds objects: a checkpoint of train_mask_rcnn.py, or torchvision's COCO file of Mask
-R-CNN. Without it the one that the gallery was built with is taken, or the newest best.pth of a Mask R-CNN under runs/
-(last.pth of a run that was not evaluated), and where there is none, the published COCO weights. --reid is the one that
-recognises them, a checkpoint of train_reid.py, or else the one that the gallery was built with, or the newest under
-runs/.
+--segment is the network that finds objects: a checkpoint of train_mask_rcnn.py, torchvision's COCO file of Mask R-CNN,
+or the word coco, which fetches that file. Without it the one that the gallery was built with is taken, or the newest
+best.pth of a Mask R-CNN under runs/ (last.pth of a run that was not evaluated), and where there is none, the published
+COCO weights. --reid is the one that recognises them, a checkpoint of train_reid.py, or else the one that the gallery
+was built with, or the newest under runs/.
 
 In a gallery's folder each sub-folder is an identity; pictures beside them are of the identity that an MVB name says
 (0010_g_1.jpg), or that their own name is. Objects are cut out along their masks, unless --no-masks is given.
@@ -39,13 +39,12 @@ exists is never overwritten, the next free number is added.
 import glob
 import os
 import sys
-from collections import Counter
-from itertools import chain
+from contextlib import nullcontext
 
 from tqdm import tqdm
 
 from core.data.images import IMAGE_SUFFIXES, list_images, read_image
-from core.engine import distributed, identification, options
+from core.engine import distributed, gallery_pictures, identification, options
 from core.engine.checkpoint import open_output
 from core.engine.identification_pictures import write_comparison, write_identities, write_instances
 from core.engine.logger import progress_is_shown
@@ -61,6 +60,7 @@ from core.errors import InputError
 from core.files import distinct_names, printable
 from core.retrieval import gallery
 from core.visualize import index_page
+from core.visualize.identification import MOST_MATCHES
 
 # The ways of use, each known by its option, and what else it takes. What has no effect is refused, not ignored.
 USES = {
@@ -87,7 +87,10 @@ def get_parser():
     group.add_argument("--merge", nargs="+", metavar="FILE", help="make --gallery out of these")
     group = parser.add_argument_group("networks")
     group.add_argument(
-        "--segment", "--weights", metavar="PATH", help="a checkpoint of train_mask_rcnn.py, or torchvision's file"
+        "--segment",
+        "--weights",
+        metavar="PATH",
+        help="a checkpoint of train_mask_rcnn.py, torchvision's file, or coco: the published one",
     )
     group.add_argument("--reid", metavar="PATH", help="a checkpoint of train_reid.py")
     group = parser.add_argument_group("answers")
@@ -110,7 +113,12 @@ def get_parser():
         metavar="DISTANCE",
         help="two are the same up to this distance (default: that of the ReID checkpoint)",
     )
-    group.add_argument("--matches", type=options.positive_int, default=5, help="identities shown beside an instance")
+    group.add_argument(
+        "--matches",
+        type=options.positive_int,
+        default=5,
+        help=f"identities listed for an instance; the sheet shows {MOST_MATCHES} at most",
+    )
     group.add_argument("--no-masks", action="store_true", help="gallery and comparison: whole pictures, not cut out")
     group.add_argument("--output", default="runs/demo", metavar="FOLDER", help="folder for the results")
     options.add_device_options(parser, timeout=False)
@@ -165,34 +173,37 @@ def say(text):
 def show(args, device):
     """Find the objects in every picture and, with a gallery, say who they are."""
     paths = list_pictures(args.pictures)
-    memory = open_memory(args, device) if args.gallery else None
-    known = memory and memory.gallery
-    detector = load_detector(args.segment or network_of(known, "segment"), device, args.amp, classes_of(args, known))
-    say(detector.message)
-    if not detector.is_own and not args.segment:
-        say(f"to train for your own objects: {TRAIN_MASKS} finds them, {TRAIN_REID} recognises them")
-    classes = [category[1] for category in detector.categories if category]
-    cards, skipped, output = [], [], None
-    folders = distinct_names(paths, taken={"index.html"})
-    bar = tqdm(list(zip(paths, folders, strict=True)), disable=not progress_is_shown(), unit="picture")
-    for path, folder in bar:
-        try:
-            picture = read_image(path)
-        except InputError as error:
-            skipped.append(str(error))
-            bar.write(f"skipped: {printable(error)}", file=sys.stderr)
-            continue
-        found = find_instances(detector, picture, args.score)
-        output = output or open_output(args.output)
-        where = output / folder, os.path.basename(path), picture
-        if memory:
-            cards.append(write_identities(*where, found, memory))
-        else:
-            cards.append(write_instances(*where, found, classes))
-        bar.write(f"{printable(path)}: {printable(cards[-1].caption)}", file=sys.stdout)
+    with gallery.open_gallery(args.gallery) if args.gallery else nullcontext() as known:
+        identifier = load_identifier(args, device, known) if args.gallery else None
+        detector = load_detector(
+            args.segment or network_of(known, "segment"), device, args.amp, classes_of(args, known)
+        )
+        say(detector.message)
+        if not detector.is_own and not args.segment:
+            say(f"to train for your own objects: {TRAIN_MASKS} finds them, {TRAIN_REID} recognises them")
+        classes = [category[1] for category in detector.categories if category]
+        cards, skipped, output = [], [], None
+        folders = distinct_names(paths, taken={"index.html"})
+        bar = tqdm(list(zip(paths, folders, strict=True)), disable=not progress_is_shown(), unit="picture")
+        for path, folder in bar:
+            try:
+                picture = read_image(path)
+            except InputError as error:
+                skipped.append(str(error))
+                bar.write(f"skipped: {printable(error)}", file=sys.stderr)
+                continue
+            found = find_instances(detector, picture, args.score)
+            named = identifier and identification.identify_instances(identifier, picture, found)
+            output = output or open_output(args.output)
+            where = output / folder, os.path.basename(path), picture
+            if identifier:
+                cards.append(write_identities(*where, *named, identifier))
+            else:
+                cards.append(write_instances(*where, found, classes))
+            bar.write(f"{printable(path)}: {printable(cards[-1].caption)}", file=sys.stdout)
+        about = "; ".join(map(str, filter(None, (detector.message, f"score at least {args.score}", identifier))))
     if cards:
         title = f"{len(cards)} picture{'s' * (len(cards) != 1)}"
-        about = "; ".join(map(str, filter(None, (detector.message, f"score at least {args.score}", memory))))
         index_page(output / "index.html", title, about, cards, skipped)
         say(f"written to {output}; {output / 'index.html'} shows it")
     stop_for(skipped, len(paths))
@@ -223,26 +234,24 @@ def list_pictures(patterns):
     return list(found.values())
 
 
-def open_memory(args, device):
-    """The gallery, the network that it was built with, and what counts as the same: `identification.Memory`."""
-    if not os.path.lexists(args.gallery):
-        raise InputError(f"{args.gallery}: no such gallery; --build-gallery FOLDER makes one")
-    known = gallery.open_gallery(args.gallery)
+def load_identifier(args, device, known):
+    """`identification.Identifier`: the open gallery `known`, the network that it was built with, what is the same."""
     if len(known) == 0:
         raise InputError(f"{args.gallery} is empty: nobody is known; fill it with --build-gallery FOLDER --add")
     encoder = load_encoder(args.reid or network_of(known, "reid"), device, args.amp)
     known.require(encoder.fingerprint, encoder.path)
     threshold = identification.settle_threshold(encoder, args.threshold)
-    memory = identification.Memory(known, encoder, threshold, args.matches)
-    say(memory)
+    identifier = identification.Identifier(known, encoder, threshold, args.matches)
+    say(identifier)
     if threshold is None:
         say("this checkpoint carries no threshold: everyone is unknown; give --threshold")
-    if memory.strangers_accepted() > MANY_STRANGERS:
+    strangers = identifier.strangers_accepted()
+    if strangers > MANY_STRANGERS:
         say(
-            f"among so many, about {100 * memory.strangers_accepted():.0f} % of strangers find somebody near enough; "
+            f"among so many, about {100 * strangers:.0f} % of strangers find somebody near enough; "
             f"`python evaluate.py {encoder.path} --false-accept-rate RATE` says a smaller --threshold"
         )
-    return memory
+    return identifier
 
 
 def network_of(known, kind):
@@ -267,38 +276,40 @@ def stop_for(skipped, total, what_now=""):
 
 def build_gallery(args, device):
     """A gallery out of the pictures in a folder, or more of them for one that exists; each shows one object."""
-    paths = identification.pictures_of_gallery(args.build_gallery)
-    known = gallery.open_gallery(args.gallery) if args.add else None
-    if known is None and os.path.lexists(args.gallery):
+    paths = gallery_pictures.pictures_of_gallery(args.build_gallery)
+    if not args.add and os.path.lexists(args.gallery):
         what = "a folder:" if os.path.isdir(args.gallery) else "there already: --add adds to it, or"
         raise InputError(f"{args.gallery} is {what} give another name")
-    encoder = load_encoder(args.reid or network_of(known, "reid"), device, args.amp)
-    if known is not None:
-        known.require(encoder.fingerprint, encoder.path)
-        if known.info.get("masks") == args.no_masks:
-            how = "taken whole" if args.no_masks is False else "cut out along masks"
-            raise InputError(f"{args.gallery}: its pictures were {how}: give --no-masks for both or for neither")
-    say(encoder.message)
-    detector = None if args.no_masks else subject_detector(args, device, known)
-    names = identification.name_identities(paths, args.build_gallery, () if known is None else known.names)
-    subjects = identification.Subjects(paths, names, encoder, detector)
-    if known is not None:
-        renamed = identification.renamed(known, paths, names)
+    with gallery.open_gallery(args.gallery) if args.add else nullcontext() as known:
+        encoder = load_encoder(args.reid or network_of(known, "reid"), device, args.amp)
+        if args.add:
+            known.require(encoder.fingerprint, encoder.path, masks=not args.no_masks)
+        say(encoder.message)
+        detector = None if args.no_masks else subject_detector(args, device, known)
+        names = gallery_pictures.name_identities(paths, args.build_gallery, known.names if args.add else ())
+        renamed = gallery_pictures.renamed(known, paths, names) if args.add else []
+    subjects = gallery_pictures.Subjects(paths, names, encoder, detector)
+    if args.add:
         _, replaced = gallery.add_to_gallery(args.gallery, subjects, fingerprint=encoder.fingerprint)
         say(f"replaced, since they were in it before: {replaced} of {len(paths)} pictures")
-        if renamed:
-            path, before, now = renamed[0]
-            say(f"of another identity than before: {len(renamed)} of these, the first {path}, now {now}, was {before}")
     else:
-        info = identification.gallery_info(encoder, detector, args.classes)
+        info = gallery_pictures.gallery_info(encoder, detector, args.classes)
         gallery.build_gallery(args.gallery, subjects, fingerprint=encoder.fingerprint, metric=encoder.metric, info=info)
+    if renamed:
+        path, before, now = renamed[0]
+        say(f"of another identity than before: {len(renamed)} of these, the first {path}, now {now}, was {before}")
     if subjects.whole:
         say(
             f"nothing found in {len(subjects.whole)} of {len(paths)} pictures, which are taken whole, with their "
             f"background; the first is {subjects.whole[0]}"
         )
-    say(f"written to {args.gallery}: {identification.size_of(gallery.open_gallery(args.gallery))}")
+    say_written(args.gallery)
     stop_for(subjects.skipped, len(paths), " (when they are mended, --add adds them)")
+
+
+def say_written(path):
+    with gallery.open_gallery(path) as written:
+        say(f"written to {path}: {identification.size_of(written)}")
 
 
 def subject_detector(args, device, known=None):
@@ -320,7 +331,7 @@ def subject_detector(args, device, known=None):
 def list_gallery(args):
     """Who is in a gallery, and how it was made."""
     with gallery.open_gallery(args.gallery) as known:
-        counts = identification.pictures_of_each(known)
+        counts = gallery_pictures.pictures_of_each(known)
         say(f"gallery: {identification.size_of(known)}")
         for what, value in known.info.items():
             if value is not None:
@@ -335,27 +346,11 @@ def change_gallery(args):
         count = gallery.remove_from_gallery(args.gallery, args.remove)
         say(f"removed: {count} picture{'s' * (count != 1)}")
     else:
-        merge(args.gallery, args.merge)
-    say(f"written to {args.gallery}: {identification.size_of(gallery.open_gallery(args.gallery))}")
-
-
-def merge(target, paths):
-    """Make the gallery `target`, which may be one of them, out of several; says who is in more than one."""
-    masks, names = {}, {}
-    for path in paths:
-        with gallery.open_gallery(path) as part:
-            masks[os.path.realpath(path)], names[os.path.realpath(path)] = part.info.get("masks"), part.names
-    is_own = os.path.realpath(target) in names
-    if os.path.lexists(target) and not is_own:
-        raise InputError(f"{target} is there already: name it after --merge too, or give another --gallery")
-    if len(set(masks.values())) > 1:
-        raise InputError("--merge: some were cut out along masks and some taken whole: they can't be compared")
-    counts = Counter(chain.from_iterable(names.values()))
-    joined = sorted(name for name, count in counts.items() if count > 1)
-    gallery.merge_galleries(target, paths, overwrite=is_own)
-    if joined:
-        number = "1 identity is" if len(joined) == 1 else f"{len(joined)} identities are"
-        say(f"{number} in more than one of them: {', '.join(joined[:5])}{', ...' * (len(joined) > 5)}")
+        _, shared = gallery.merge_galleries(args.gallery, args.merge)
+        if shared:
+            number = "1 identity is" if len(shared) == 1 else f"{len(shared)} identities are"
+            say(f"{number} in more than one of them: {', '.join(shared[:5])}{', ...' * (len(shared) > 5)}")
+    say_written(args.gallery)
 
 
 # Two pictures

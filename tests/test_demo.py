@@ -261,6 +261,24 @@ def test_without_any_weights_one_line_says_how_to_get_some(run, photos, monkeypa
         assert part in err
 
 
+@pytest.mark.parametrize("option", ["--segment", "--weights"])
+def test_who_asks_for_the_published_weights_gets_no_others(run, checkpoint, photos, monkeypatch, option):
+    fetched = []
+
+    def fetch(url):
+        fetched.append(url)
+        if len(fetched) == 1:
+            raise weights.DownloadError("no connection")
+        return checkpoint
+
+    monkeypatch.setattr(weights, "fetch", fetch)
+    save_checkpoint(Path("runs/own/best.pth"), OPTIONS)
+    code, _, err = run(demo, "photos/one.png", option, "coco")
+    assert code == 2 and err.count("\n") == 1 and "error: no published COCO weights: put https" in err
+    code, out, _ = run(demo, "photos/one.png", option, "coco")
+    assert code == 0 and out.startswith(f"finds objects: {checkpoint}, epoch 3\n")
+
+
 @pytest.mark.slow
 def test_published_weights_under_their_old_names(run, photos, monkeypatch):
     """torchvision's file: 91 classes, whose eleven without a category are never shown."""

@@ -20,6 +20,7 @@ from core.engine.checkpoint import load_checkpoint
 from core.models.reid import build_reid_model
 from core.retrieval.expansion import expand_queries
 from core.retrieval.ranking import evaluate_features
+from core.retrieval.verification import as_typed
 
 CPU = ["--device", "cpu", "--workers", 0]
 RAW = ["--raw-pixels", *CPU, "--height", 32, "--width", 32]
@@ -100,7 +101,10 @@ def test_what_it_leaves_behind(evaluated, trained):
 def test_the_threshold_of_a_checkpoint_is_the_one_of_its_evaluation(evaluated, trained):
     said, metrics, _ = evaluated(trained / "last.pth")
     assert metrics["threshold"] == pytest.approx(load_checkpoint(trained / "last.pth")["threshold"], abs=1e-6)
-    assert f"\nthreshold {metrics['threshold']['distance']:.3g}: at most 1 % of pairs of two objects pass; " in said
+    assert (
+        f"\nthreshold {as_typed(metrics['threshold']['distance']):.4g}: at most 1 % of pairs of two objects pass; "
+        in said
+    )
     _, looser, _ = evaluated(trained / "last.pth", "--false-accept-rate", "0.5")
     assert looser["threshold"]["distance"] > metrics["threshold"]["distance"]
     assert looser["threshold"]["true_accept_rate"] >= metrics["threshold"]["true_accept_rate"]

@@ -242,6 +242,25 @@ def written(monkeypatch):
     return texts
 
 
+def test_matches_without_a_place_are_said(draw, written, monkeypatch):
+    monkeypatch.setattr(identification, "MOST_ROWS", 2)
+    found = [instance(SCENE.size, (100, 100, 300, 300))] * 2
+    limit = identification.MOST_MATCHES
+    for objects, number, said in (
+        (found, limit, set()),
+        (found, 20, {f"the nearest {limit} of 20 matches are shown"}),
+        (
+            found * 2,
+            20,
+            {f"2 more have a number in the scene and no row here; the nearest {limit} of 20 matches are shown"},
+        ),
+    ):
+        sheet = draw(SCENE, objects, [plain(PURPLE)] * len(objects), [[match()] * number] * len(objects))
+        texts = written()
+        assert {words for words in texts if "are shown" in words} == said
+        assert all(texts[words][1] < sheet.width for words in said)
+
+
 @pytest.mark.parametrize("distance", [0.0, 0.02, 3.0])
 def test_a_threshold_that_accepts_nothing_has_no_place_on_the_scale(compare, written, distance):
     sheet = compare(distance, -1.0)
@@ -255,7 +274,7 @@ def test_a_threshold_that_accepts_nothing_has_no_place_on_the_scale(compare, wri
         (1.748, 0.0, "threshold 0", False),
         (0.0, 0.0, "threshold 0", False),
         (1.748, 0.0001, "threshold 0.0001", False),
-        (1.748, 0.000123456, "threshold 0.000123", False),
+        (1.748, 0.000123456, "threshold 0.0001235", False),
         (1.0, 0.035, "threshold 0.035", False),
         (1.0, 0.3, "threshold 0.3", True),
         (0.0, 1e-9, "threshold 1e-09", False),

@@ -18,7 +18,7 @@ from core.data.samplers import AspectRatioBatches, KeyedBatches
 from core.data.synthetic import settle_synthetic_baggage
 from core.engine import distributed, training
 from core.engine.checkpoint import load_checkpoint
-from core.engine.coco_evaluation import encode_detections, evaluate_detections
+from core.engine.coco_evaluation import encode_detections, encode_masks, evaluate_detections
 from core.engine.logger import progress_is_shown
 from core.engine.updater import autocast
 from core.errors import InputError
@@ -196,6 +196,25 @@ def predict(network, loader, categories, device, *, amp="off"):
             mask_results += masks
             image_ids.append(image_id)
     return box_results, mask_results, image_ids
+
+
+def instances_of(detections, image_size, categories):
+    """The detections of one picture as they are drawn, identified and written: a list of dicts.
+
+    Args: as in `core.engine.coco_evaluation.encode_detections`.
+
+    Returns:
+        box [x1, y1, x2, y2] as the network says it, in pixels; category_id, label (its name), score, and rle, the mask
+        as a run-length code; in the network's order, the best first.
+    """
+    boxes, masks = detections["boxes"].float(), detections["masks"].float()
+    codes = encode_masks(masks, boxes, image_size)
+    found = zip(detections["labels"].tolist(), boxes.tolist(), detections["scores"].tolist(), codes, strict=True)
+    return [
+        {"box": box, "category_id": category[0], "label": category[1], "score": score, "rle": rle}
+        for label, box, score, rle in found
+        if (category := categories[label - 1]) is not None
+    ]
 
 
 def evaluate(network, loader, data, device, *, amp="off"):

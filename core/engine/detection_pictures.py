@@ -7,7 +7,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from core.data.coco_images import CocoImages
 from core.data.detection_transforms import build_detection_transform
-from core.engine.coco_evaluation import encode_detections
+from core.engine.detection import instances_of
 from core.engine.updater import autocast
 from core.files import distinct_names, make_folder
 from core.visualize import augmentation_preview, instance_panels, instance_sheet
@@ -46,35 +46,15 @@ def draw_predictions(folder, network, images, categories, device, *, amp="off", 
     """
     network.eval()
     make_folder(folder)
-    names = {category[0]: category[1] for category in categories if category}
     indices = _spread(len(images), pictures)
     stems = distinct_names(images.picture(index).path for index in indices)
     for index, stem in zip(indices, stems, strict=True):
         item = images[index]
         with autocast(device, amp):
             (output,) = network([item["image"].to(device)], min_score=score)
-        found = encode_detections(output, tuple(item["image"].shape[-2:]), item["image_id"], categories)
-        panels = instance_panels(to_pil_image(item["image"]), instances(*found, names))
+        found = instances_of(output, tuple(item["image"].shape[-2:]), categories)
+        panels = instance_panels(to_pil_image(item["image"]), found)
         instance_sheet(Path(folder) / f"{stem}.jpg", panels)
-
-
-def instances(box_results, mask_results, names):
-    """COCO results of one picture -> what `core.visualize` draws: dicts of box (x1, y1, x2, y2), label, score, rle.
-
-    names: category id -> name.
-    """
-    found = []
-    for box, mask in zip(box_results, mask_results, strict=True):
-        x, y, width, height = box["bbox"]
-        found.append(
-            {
-                "box": [x, y, x + width, y + height],
-                "label": names[box["category_id"]],
-                "score": box["score"],
-                "rle": mask["segmentation"],
-            }
-        )
-    return found
 
 
 def _spread(total, count):

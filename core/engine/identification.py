@@ -4,37 +4,22 @@ A picture of a gallery shows one object; a scene shows any number. Both are cut 
 by their whole boxes, or they could not be compared.
 """
 
-import io
-import os
-import sys
-from collections import Counter
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 from pycocotools import mask as rle_codec
 from torchvision.transforms.v2 import functional
-from tqdm import tqdm
 
 from core.data.cutouts import cut_out
-from core.data.images import BROKEN_FILE_ERRORS, list_images, read_image
-from core.data.mvb import parse_name
-from core.engine.logger import progress_is_shown
 from core.engine.pseudo_masks import object_mask
 from core.engine.trained import Encoder
 from core.engine.updater import autocast
-from core.errors import InputError
-from core.files import printable
 from core.retrieval import verification
 from core.retrieval.distance import pairwise_distance
-from core.retrieval.gallery import Entries, Gallery
-from core.retrieval.gallery_file import digests_of
+from core.retrieval.gallery import Gallery
 
 BATCH = 32  # pictures that the network sees at once
-CHUNK = 128  # pictures between two writes into a gallery
-GALLERY_THUMBNAIL = 96  # pixels of its longer side
-SHEET_THUMBNAIL = 256
+SHEET_THUMBNAIL = 256  # pixels of its longer side
 SAME_OBJECT = 0.5  # IoU of two masks; of 81 doubles and strays in 40 scenes 23 remain, of 183 found objects 182
 
 
@@ -85,11 +70,6 @@ def one_per_object(found):
     return [found[number] for number in kept]
 
 
-def cut_instances(picture, found, with_masks):
-    """The instances of a scene (dicts with box and rle) as pictures of their own, one by one."""
-    return (cut_out(picture, one["box"], one["rle"] if with_masks else None) for one in found)
-
-
 def subject(picture, detector):
     """The picture's one object, as `object_mask` gives it, or None."""
     network, device = detector.network, detector.device
@@ -105,111 +85,55 @@ def cut_subject(picture, detector):
     return (cut_out(picture, found["box"], found["rle"]), True) if found else (picture, False)
 
 
-def name_identities(paths, root, known=()):
-    """Whom each picture in a folder shows: its sub-folder's name, the number of an MVB name, else the name itself.
+class Identifier(NamedTuple):
+    """Who is known, and how they are recognised.
+
+    threshold: distance up to which two are the same, or None. num_matches: identities to answer with.
+    """
+
+    gallery: Gallery
+    encoder: Encoder
+    threshold: float | None
+    num_matches: int
+
+    def __str__(self):
+        cut = "cut out along masks" if self.gallery.masks else "whole"
+        limit = "no threshold" if self.threshold is None else explain_threshold(self.encoder, self.threshold)
+        return f"gallery: {size_of(self.gallery)}, {cut}; {self.encoder.message}; {limit}"
+
+    def strangers_accepted(self):
+        """The share of strangers that somebody here is near enough to, in [0, 1]; 0 where that is not known.
+
+        The threshold lets a share f of pairs pass, and a stranger is paired with each of n identities: 1 - (1 - f)^n,
+        were these independent.
+        """
+        if not _is_checkpoints(self.encoder, self.threshold) or self.threshold < 0:
+            return 0.0
+        return 1 - (1 - self.encoder.threshold["false_accept_rate"]) ** len(self.gallery.names)
+
+
+def size_of(gallery):
+    """150 pictures of 30 identities."""
+    counts = ((len(gallery), "picture", "pictures"), (len(gallery.names), "identity", "identities"))
+    return " of ".join(f"{count} {one if count == 1 else many}" for count, one, many in counts)
+
+
+def identify_instances(identifier, picture, found):
+    """Who the instances of a scene are; each is cut out as the pictures of the gallery were.
 
     Args:
-        paths: of pictures in `root` or deeper; the first folder below `root` counts.
-        known: identities of the gallery that they join: 10_g_1.jpg is of its "0010".
+        picture: the scene, PIL. found: its instances, as `core.engine.trained.find_instances` gives them.
 
     Returns:
-        List of str.
+        (found, cuts, matches), of one length: those of `one_per_object`, small copies of their cut-outs, and what
+        `identify` says of each.
     """
-    places = [os.path.relpath(path, root).split(os.sep) for path in paths]
-    folders = {folder for folder, *below in places if below}
-    numbers = {int(name): name for name in [*sorted(folders), *known] if name.isdecimal()}
-    stems = Counter(os.path.splitext(name)[0] for name, *below in places if not below)
-    identities = []
-    for folder, *below in places:
-        stem, parsed = os.path.splitext(folder)[0], parse_name(folder)
-        if below:
-            identities.append(folder)
-        elif parsed:
-            identities.append(numbers.setdefault(parsed[1], parsed[0]))
-        else:
-            identities.append(stem if stems[stem] == 1 else folder)  # bag.jpg and bag.png are two pictures
-    return identities
-
-
-def renamed(gallery, paths, identities):
-    """Those pictures that a gallery has under another identity: list of (path, identity there, identity)."""
-    sources = digests_of(os.path.abspath(path) for path in paths)
-    _, numbers, rows = np.intersect1d(sources, gallery.source_digests(), return_indices=True)
-    there = (
-        (paths[number], gallery.identity_of(row), identities[number]) for number, row in zip(numbers, rows, strict=True)
-    )
-    return sorted((path, before, now) for path, before, now in there if before != now)
-
-
-def pictures_of_each(gallery):
-    """How many pictures a gallery has of each identity: dict by name."""
-    return dict(zip(gallery.names, np.bincount(gallery.numbers, minlength=len(gallery.names)).tolist(), strict=True))
-
-
-def pictures_of_gallery(root):
-    """Paths of the pictures in a folder and its sub-folders. Raises InputError where there are none."""
-    paths = list_images(root, recursive=True)
-    if not paths:
-        raise InputError(f"{root}: no pictures in this folder or its sub-folders; a gallery is made of pictures")
-    return paths
-
-
-class Subjects:
-    """The pictures of a gallery, embedded in their order: an iterable of `Entries`, `CHUNK` pictures in each.
-
-    Args:
-        paths, identities: as from `pictures_of_gallery` and `name_identities`.
-        encoder, detector: `core.engine.trained`; without a detector whole pictures are embedded.
-
-    Attributes, complete at the end:
-        skipped: a line for each picture that can't be read. whole: paths of those in which no object was found, though
-            there is a detector.
-    """
-
-    def __init__(self, paths, identities, encoder, detector):
-        self.pairs = list(zip(paths, identities, strict=True))
-        self.encoder, self.detector = encoder, detector
-        self.skipped, self.whole = [], []
-
-    def __iter__(self):
-        with tqdm(total=len(self.pairs), unit="picture", disable=not progress_is_shown()) as self.bar:
-            for start in range(0, len(self.pairs), CHUNK):
-                read = []
-                cuts = self._cut_outs(self.pairs[start : start + CHUNK], read)
-                features, thumbnails = embed(self.encoder, cuts, GALLERY_THUMBNAIL)
-                if read:
-                    identities, sources = [name for _, name in read], [os.path.abspath(path) for path, _ in read]
-                    yield Entries(features, identities, sources, list(map(to_jpeg, thumbnails)))
-
-    def _cut_outs(self, pairs, read):
-        for path, identity in pairs:
-            self.bar.update()
-            try:
-                picture = read_image(path)
-            except InputError as error:
-                self.skipped.append(str(error))
-                self.bar.write(f"skipped: {printable(error)}", file=sys.stderr)
-                continue
-            cut, is_found = cut_subject(picture, self.detector)
-            if self.detector and not is_found:
-                self.whole.append(path)
-            read.append((path, identity))
-            yield cut
-
-
-def to_jpeg(picture):
-    """Bytes of a small PIL picture."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()
-
-
-def from_jpeg(content):
-    """PIL picture, or None where a gallery keeps none, or a damaged one."""
-    try:
-        return Image.open(io.BytesIO(content)).convert("RGB") if content else None
-    except BROKEN_FILE_ERRORS:
-        return None
+    found, with_masks = one_per_object(found), identifier.gallery.masks
+    cuts = (cut_out(picture, one["box"], one["rle"] if with_masks else None) for one in found)
+    features, cuts = embed(identifier.encoder, cuts)
+    device = identifier.encoder.device
+    matches = identify(identifier.gallery, features, identifier.num_matches, identifier.threshold, device)
+    return found, cuts, matches
 
 
 def identify(gallery, features, k, threshold, device="cpu"):
@@ -283,68 +207,30 @@ def compare(pictures, encoder, detector, asked=None):
     if encoder.metric == "cosine":
         likeness = f"similarity {1 - distance:.3f}, {likeness}"
     answers = {None: "no threshold, no answer", True: "yes, the same object", False: "no, two objects"}
-    reason = f"{likeness}; {describe_threshold(encoder, threshold)}"
+    reason = f"{likeness}; {explain_threshold(encoder, threshold)}"
     return Verdict(distance, threshold, is_same, answers[is_same], reason), cuts
 
 
 def settle_threshold(encoder, asked):
     """The distance up to which two are the same: what a person asked for, else what the checkpoint carries, or None.
 
-    That of the checkpoint was chosen on whole validation pictures; for cut-outs it is a first guess.
+    That of the checkpoint was chosen on whole validation pictures; for cut-outs it is a first guess. It is taken as it
+    is printed: who types it as --threshold gets the same answers.
     """
-    return asked if asked is not None else (encoder.threshold or {}).get("distance")
+    if asked is not None or encoder.threshold is None:
+        return asked
+    return verification.as_typed(encoder.threshold["distance"])
 
 
-class Memory(NamedTuple):
-    """Who is known, and how they are recognised.
-
-    gallery: its info says, under "masks", whether its pictures were cut out along masks.
-    threshold: distance up to which two are the same, or None. num_matches: identities to answer with.
-    """
-
-    gallery: Gallery
-    encoder: Encoder
-    threshold: float | None
-    num_matches: int
-
-    def __str__(self):
-        cut = "cut out along masks" if self.gallery.info.get("masks") else "whole"
-        limit = "no threshold" if self.threshold is None else describe_threshold(self.encoder, self.threshold)
-        return f"gallery: {size_of(self.gallery)}, {cut}; {self.encoder.message}; {limit}"
-
-    def strangers_accepted(self):
-        """The share of strangers that somebody here is near enough to, in [0, 1]; 0 where that is not known.
-
-        The threshold lets a share f of pairs pass, and a stranger is paired with each of n identities: 1 - (1 - f)^n,
-        were these independent.
-        """
-        if not _is_checkpoints(self.encoder, self.threshold) or self.threshold < 0:
-            return 0.0
-        return 1 - (1 - self.encoder.threshold["false_accept_rate"]) ** len(self.gallery.names)
-
-
-def gallery_info(encoder, detector, classes=None):
-    """What a gallery keeps about how it was made."""
-    segment = detector and os.path.abspath(detector.path)
-    reid = os.path.abspath(encoder.path)
-    return {"reid": reid, "segment": segment, "masks": detector is not None, "classes": classes}
-
-
-def size_of(gallery):
-    """150 pictures of 30 identities."""
-    counts = ((len(gallery), "picture", "pictures"), (len(gallery.names), "identity", "identities"))
-    return " of ".join(f"{count} {one if count == 1 else many}" for count, one, many in counts)
-
-
-def describe_threshold(encoder, threshold):
+def explain_threshold(encoder, threshold):
     """What is taken for the same, in words."""
     if threshold is None:
         return "the checkpoint carries no threshold, --threshold DISTANCE sets one"
     if _is_checkpoints(encoder, threshold):
         words = verification.describe_threshold(threshold, encoder.threshold["false_accept_rate"])
         return f"{words} on whole validation pictures"
-    return f"threshold {threshold:.3g}"
+    return f"threshold {threshold:g}"
 
 
 def _is_checkpoints(encoder, threshold):
-    return encoder.threshold is not None and encoder.threshold["distance"] == threshold
+    return encoder.threshold is not None and verification.as_typed(encoder.threshold["distance"]) == threshold

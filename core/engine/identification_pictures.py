@@ -5,6 +5,7 @@ import os
 
 from core import visualize
 from core.engine import identification
+from core.engine.gallery_pictures import from_jpeg
 from core.files import atomic_write, make_folder, printable
 
 THUMBNAIL = (640, 480)  # pixels at most
@@ -28,22 +29,20 @@ def write_instances(folder, name, picture, found, class_names):
     return make_card(folder, name, caption, panels["all"], files)
 
 
-def write_identities(folder, name, picture, found, memory):
+def write_identities(folder, name, picture, found, cuts, matches, identifier):
     """One picture and who is in it into its folder; returns its card for the page.
 
-    memory: `identification.Memory`; the other arguments as in `write_instances`.
+    Args:
+        found, cuts, matches: of `identification.identify_instances`.
+        identifier: `identification.Identifier`, its gallery open; the other arguments as in `write_instances`.
     """
     make_folder(folder)
-    gallery, encoder = memory.gallery, memory.encoder
-    found = identification.one_per_object(found)
-    cuts = identification.cut_instances(picture, found, gallery.info.get("masks"))
-    features, cuts = identification.embed(encoder, cuts)
-    matches = identification.identify(gallery, features, memory.num_matches, memory.threshold, encoder.device)
+    gallery = identifier.gallery
     rows = [
         {**row, "identity": identification.answer(known), "matches": [_in_words(match, gallery) for match in known]}
         for row, known in zip(rows_of(found), matches, strict=True)
     ]
-    about = {"gallery": str(gallery.path), "metric": encoder.metric, "threshold": memory.threshold}
+    about = {"gallery": str(gallery.path), "metric": identifier.encoder.metric, "threshold": identifier.threshold}
     write_json(folder, name, picture, rows, about)
     caption = identification.describe(matches)
     pictured = [[_in_pictures(match, gallery) for match in known] for known in matches]
@@ -59,7 +58,7 @@ def _in_words(match, gallery):
 
 
 def _in_pictures(match, gallery):
-    thumbnail = identification.from_jpeg(gallery.thumbnail(match["row"]))
+    thumbnail = from_jpeg(gallery.thumbnail(match["row"]))
     return {**match, "identity": printable(match["identity"]), "thumbnail": thumbnail}
 
 

@@ -10,8 +10,6 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from core.data.transforms import build_transform
 from core.engine import detection, reid
 from core.engine.checkpoint import check_checkpoint, fingerprint, load_checkpoint
-from core.engine.coco_evaluation import encode_detections
-from core.engine.detection_pictures import instances
 from core.engine.updater import autocast
 from core.errors import InputError
 from core.files import printable
@@ -85,14 +83,17 @@ def newest_checkpoint(runs, kind):
 def load_detector(path, device, amp="off", classes=None):
     """`Detector` of a checkpoint of train_mask_rcnn.py or of torchvision's COCO file.
 
-    path: None for the newest Mask R-CNN under runs/, and where there is none, the published COCO weights.
+    path: "coco" for the published COCO weights, as in train_mask_rcnn.py; None for the newest Mask R-CNN under runs/,
+    and where there is none, those, too.
     classes: names of what to look for; None: everything.
     Raises InputError for a file of another kind, where there is nothing, and for a class that the network doesn't know.
     """
-    path, content = (path, weights.load_file(path)) if path else newest_checkpoint(RUNS, "mask_rcnn")
+    content = None
     if path is None:
-        path = published_file()
-        content = weights.load_file(path)
+        path, content = newest_checkpoint(RUNS, "mask_rcnn")
+    if path in (None, "coco"):
+        path = published_file(was_asked=path == "coco")
+    content = content or weights.load_file(path)
     if isinstance(content, dict) and "kind" in content:
         check_checkpoint(content, path, "mask_rcnn")
         network, state = detection.network_from_checkpoint(path, device, state=content)
@@ -108,13 +109,18 @@ def load_detector(path, device, amp="off", classes=None):
     return Detector(network, COCO_LABELS, labels, str(path), report.message, device, amp, is_own=False)
 
 
-def published_file():
-    """The local copy of the published COCO weights, downloaded if need be."""
+def published_file(was_asked):
+    """The local copy of the published COCO weights, downloaded if need be.
+
+    was_asked: whether a person wants these; otherwise they are the last resort, and any other network is as good.
+    """
     url = PUBLISHED_COCO["resnet50"]
     try:
         return weights.fetch(url)
     except weights.DownloadError as error:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
+        if was_asked:
+            raise InputError(f"no published COCO weights: put {url} ({error}) into {folder}") from error
         raise NothingTrained(
             f"nothing is trained yet: {TRAIN_MASKS} trains the network that finds objects, {TRAIN_REID} the one that "
             f"recognises them; or put {url} ({error}) into {folder}, or give --segment PATH"
@@ -155,18 +161,11 @@ def find_instances(detector, picture, score):
     """The instances in a PIL picture that score at least `score` and have one of its labels, the best first.
 
     Returns:
-        List of dicts as `core.engine.detection_pictures.instances` makes them, each also with its category_id.
+        List of dicts, as `core.engine.detection.instances_of` makes them.
     """
     image = (pil_to_tensor(picture).float() / 255).to(detector.device)  # (3, H, W)
     with autocast(detector.device, detector.amp):
         (found,) = detector.network([image], min_score=score)
     kept = torch.isin(found["labels"], torch.tensor(detector.labels, device=detector.device))
     found = {name: value[kept] for name, value in found.items()}
-    categories = [pair or (None, "") for pair in detector.categories]
-    results = encode_detections(found, (picture.height, picture.width), 0, categories)
-    ready = instances(*results, dict(categories))
-    # The network's own corners: x + (x2 - x) of COCO's boxes may lie beyond the picture by a rounding.
-    return [
-        {**one, "box": box, "category_id": result["category_id"]}
-        for one, box, result in zip(ready, found["boxes"].tolist(), results[0], strict=True)
-    ]
+    return detection.instances_of(found, (picture.height, picture.width), detector.categories)

@@ -6,11 +6,14 @@
 
 One file (`core.retrieval.gallery_file`), searched exactly and piece by piece (`core.retrieval.gallery_reader`). Every
 change writes a new file and renames it: a crash leaves the old gallery or the new one, both whole, and a gallery that
-is open goes on showing what it held when it was opened. The price is that adding one entry copies the file. Vectors
-come in chunks and are gone when written, so that memory does not grow with them.
+is open goes on showing what it held when it was opened. The trap: Windows refuses to rename over a file that somebody
+has open, so here `atomic_write` is entered before the old gallery, and leaves after it; a reader elsewhere makes the
+change fail there. The price is that adding one entry copies the file. Vectors come in chunks and are gone when written,
+so that memory does not grow with them.
 """
 
 import os
+from collections import Counter
 from contextlib import ExitStack
 from itertools import chain
 from typing import NamedTuple
@@ -21,7 +24,7 @@ import torch
 from core.errors import InputError
 from core.files import atomic_write
 from core.retrieval.distance import METRICS, row_chunks
-from core.retrieval.gallery_file import DTYPES, Rows, digests_of, nameless_file, resolved, sole_writer, write_gallery
+from core.retrieval.gallery_file import Rows, nameless_file, resolved, sole_writer, write_gallery
 from core.retrieval.gallery_reader import Gallery, open_gallery
 from core.retrieval.gallery_search import can_be_squared, lengths
 
@@ -35,6 +38,8 @@ __all__ = [
     "remove_from_gallery",
 ]
 
+DTYPE = "float16"  # of a new gallery: 2 bytes for each number; one of "float32" is read, searched and added to as well
+
 
 class Entries(NamedTuple):
     """What goes into a gallery, some entries at a time. All that is given has length n; n = 0 is allowed."""
@@ -45,30 +50,30 @@ class Entries(NamedTuple):
     thumbnails: list | None = None  # of bytes, a JPEG file each, b"" for none
 
 
-def build_gallery(path, entries, *, fingerprint, metric="cosine", info=None, dtype="float16", overwrite=False):
+def build_gallery(path, entries, *, fingerprint, metric="cosine", info=None):
     """Write a new gallery to the file `path`, taking the entries one chunk at a time.
 
     Args:
         entries: Entries, or an iterable of them (a generator, so that they never lie in memory together).
         fingerprint: of the network that made the vectors, as text.
         metric: "cosine" (the vectors are stored as unit vectors) or "euclidean".
-        info: dict of plain values (JSON) to keep; "reid", the path of the checkpoint, is named in messages.
-        dtype: "float16", 2 bytes for each number, or "float32".
-        overwrite: replace a file that is there; without it, it is refused.
+        info: dict of plain values (JSON) to keep; "reid", the path of the checkpoint, is named in messages; "masks" is
+            true where the pictures were cut out along masks.
 
     Returns:
         the number of entries.
 
     Raises:
         InputError: the file exists, another process writes it, no entries, vectors that are not finite, of unequal
-            sizes, too large for the dtype or zero with cosine, a source that is given twice, a disk that is full.
+            sizes, too large for float16 or zero with cosine, a source that is given twice, a disk that is full.
     """
-    if metric not in METRICS or dtype not in DTYPES:
-        raise InputError(f"a gallery with metric {metric!r}, dtype {dtype!r}: choose from {METRICS} and {(*DTYPES,)}")
-    header = {"metric": metric, "dtype": dtype, "fingerprint": fingerprint, "info": dict(info or {})}
+    if metric not in METRICS:
+        raise InputError(f"a gallery with metric {metric!r}: choose from {', '.join(METRICS)}")
+    header = {"metric": metric, "dtype": DTYPE, "fingerprint": fingerprint, "info": dict(info or {})}
     path = resolved(path)
     with sole_writer(path):
-        _refuse_existing(path, overwrite)
+        if os.path.lexists(path):
+            raise InputError(f"{path} exists; remove it, or give another name")
         with atomic_write(path) as file:
             count = write_gallery(file, path.parent, _prepared(entries, header), header)
             if count == 0:
@@ -76,29 +81,31 @@ def build_gallery(path, entries, *, fingerprint, metric="cosine", info=None, dty
             return count
 
 
-def add_to_gallery(path, entries, *, fingerprint, metric=None):
+def add_to_gallery(path, entries, *, fingerprint):
     """Add entries to the gallery in the file `path`, after those that it has.
 
     An entry whose source is in the gallery already takes the place of that one: who gives the same path again, with
     another identity or the same, has the picture once, as it was given last. A file that was moved has another path,
-    so it is another entry: `remove_from_gallery` takes the source of the old one.
+    so it is another entry.
 
     Args:
         entries: as in `build_gallery`.
         fingerprint: of the network that made the vectors; it must be the gallery's.
-        metric: if given, it must be the gallery's too.
 
     Returns:
         (added, replaced): entries with a new source, entries that took the place of an old one.
 
     Raises:
-        InputError: as `open_gallery` and `build_gallery`; another network, metric or size of vectors.
+        InputError: as `open_gallery` and `build_gallery`; another network or size of vectors.
     """
     path = resolved(path)
-    with sole_writer(path), open_gallery(path) as old, atomic_write(path) as file, nameless_file(path.parent) as place:
+    with (
+        sole_writer(path),
+        atomic_write(path) as file,
+        open_gallery(path) as old,
+        nameless_file(path.parent) as place,
+    ):
         old.require(fingerprint, "the network of the new entries")
-        if metric not in (None, old.metric):
-            raise InputError(f"the gallery {path} compares by {old.metric}, not {metric}: build another one for that")
         header = _header_of(old)
         write_gallery(place, path.parent, _prepared(entries, header), header)
         with Gallery(place, f"what is added to {path}") as new:
@@ -108,8 +115,8 @@ def add_to_gallery(path, entries, *, fingerprint, metric=None):
             return len(new) - replaced, replaced
 
 
-def remove_from_gallery(path, identities=(), sources=()):
-    """Remove every entry of these identities, and those that come from these sources, from the gallery in `path`.
+def remove_from_gallery(path, identities):
+    """Remove every entry of these identities from the gallery in the file `path`.
 
     The gallery may become empty; it keeps its network and takes new entries.
 
@@ -117,61 +124,55 @@ def remove_from_gallery(path, identities=(), sources=()):
         how many entries were removed.
 
     Raises:
-        InputError: as `open_gallery`; an identity or a source that is not in it (nothing is removed then).
+        InputError: as `open_gallery`; an identity that is not in it (nothing is removed then).
     """
     path = resolved(path)
-    with sole_writer(path), open_gallery(path) as old:
+    with sole_writer(path), atomic_write(path) as file, open_gallery(path) as old:
         numbers = {name: number for number, name in enumerate(old.names)}
         for name in identities:
             if name not in numbers:
                 raise InputError(f"the gallery {path} has no identity {name!r}; nothing was removed")
         gone = np.isin(old.numbers, [numbers[name] for name in identities])
-        digests, wanted = old.source_digests(), digests_of(sources)
-        for source, digest in zip(sources, wanted, strict=True):
-            if not source or digest not in digests:
-                raise InputError(f"the gallery {path} has no entry from {source!r}; nothing was removed")
-        gone |= np.isin(digests, wanted)
-        with atomic_write(path) as file:
-            write_gallery(file, path.parent, old.rows(~gone), _header_of(old))
+        write_gallery(file, path.parent, old.rows(~gone), _header_of(old))
         return int(gone.sum())
 
 
-def merge_galleries(path, paths, overwrite=False):
-    """Write the entries of the galleries `paths`, in that order, to the file `path`, which may be one of them.
+def merge_galleries(path, paths):
+    """Write the entries of the galleries `paths`, in that order, to the file `path`, new or one of them.
 
-    Two entries that are equal in source, identity and vector become one. Of `info` stays what all of them say.
+    Two entries that are equal in source, identity and vector become one, and a gallery that is named twice counts once.
+    Of `info` stays what all of them say.
 
     Returns:
-        the number of entries.
+        (count, shared): the number of entries; the names of the identities that are in more than one, sorted.
 
     Raises:
-        InputError: as `open_gallery`; no galleries; another network, metric or size; one source with two different
-            entries: which of them is right, only a person knows; `path` exists and `overwrite` is False.
+        InputError: as `open_gallery`; no galleries; another network, metric or size; cut-outs and whole pictures; one
+            source with two different entries: which of them is right, only a person knows; a file `path` that is none
+            of them.
     """
     if not paths:
         raise InputError(f"no galleries to merge into {path}; give at least one")
-    path = resolved(path)
+    path, parts = resolved(path), {resolved(part): part for part in paths}
     with sole_writer(path), ExitStack() as stack:
-        _refuse_existing(path, overwrite)
-        galleries = [stack.enter_context(open_gallery(other)) for other in paths]
+        if os.path.lexists(path) and path not in parts:
+            raise InputError(f"{path} is there already: merge it, too, or give another name")
+        file = stack.enter_context(atomic_write(path))
+        galleries = [stack.enter_context(open_gallery(part)) for part in parts.values()]
         for other in galleries[1:]:
             _refuse_mixture(galleries[0], other)
         kept = [~same for same in _repetitions(galleries)]
         header = _header_of(galleries[0])
         infos = [other.info for other in galleries]
         header["info"] = {key: value for key, value in infos[0].items() if all(i.get(key) == value for i in infos)}
-        with atomic_write(path) as file:
-            chunks = chain.from_iterable(other.rows(keep) for other, keep in zip(galleries, kept, strict=True))
-            return write_gallery(file, path.parent, chunks, header)
-
-
-def _refuse_existing(path, overwrite):
-    if os.path.lexists(path) and (path.is_dir() or not overwrite):
-        raise InputError(f"{path} exists; remove it, or give another name")
+        chunks = chain.from_iterable(other.rows(keep) for other, keep in zip(galleries, kept, strict=True))
+        count = write_gallery(file, path.parent, chunks, header)
+        among = Counter(chain.from_iterable(other.names for other in galleries))
+        return count, sorted(name for name, number in among.items() if number > 1)
 
 
 def _refuse_mixture(first, other):
-    other.require(first.fingerprint, f"that of {first.path}")
+    other.require(first.fingerprint, f"that of {first.path}", masks=first.masks)
     for what in ("metric", "dim", "dtype"):
         ours, theirs = getattr(first, what), getattr(other, what)
         if ours != theirs:

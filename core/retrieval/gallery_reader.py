@@ -16,7 +16,7 @@ from core.retrieval.distance import as_features
 from core.retrieval.gallery_file import DTYPES, Rows, damaged, digests_of, read_header
 from core.retrieval.gallery_search import can_be_squared, nearest_groups
 
-# Values of the vectors that are read at a time: 32 MB as float32.
+# Values of the vectors that are read at a time, 32 MB as float32; no result depends on it.
 CHUNK_ELEMENTS = 8_000_000
 COPIED_ROWS = 1024  # entries at a time, from one gallery to another
 
@@ -115,8 +115,24 @@ class Gallery:
         self._read("vectors", start * self.dim * vectors.itemsize, memoryview(vectors).cast("B"))
         return vectors
 
-    def require(self, fingerprint, who):
-        """Raise InputError unless the network with this fingerprint made the gallery; `who` names it (its path)."""
+    @property
+    def masks(self):
+        """Whether its pictures were cut out along masks, as `info` says, and are not whole."""
+        return bool(self.info.get("masks"))
+
+    def require(self, fingerprint, who, masks=None):
+        """Raise InputError unless the gallery can be compared with features of another origin.
+
+        Args:
+            fingerprint: of the network that made them. who: names that network (its path).
+            masks: whether their pictures were cut out along masks; None where that is as the gallery's.
+        """
+        if masks not in (None, self.masks):
+            how = {True: "cut out along masks", False: "taken whole"}
+            raise InputError(
+                f"the pictures of the gallery {self.path} were {how[self.masks]} and the others {how[masks]}: they "
+                "can't be compared; make both with masks, or both without (--no-masks)"
+            )
         if fingerprint == self.fingerprint:
             return
         ours, theirs, reid = self.fingerprint[:12], fingerprint[:12], self.info.get("reid")
@@ -131,26 +147,24 @@ class Gallery:
             "them mean nothing; build it again with this one, or use that"
         )
 
-    def search(self, queries, k, device="cpu", chunk_size=None):
+    def search(self, queries, k, device="cpu"):
         """The k nearest rows of each query, exactly: what brute force over the stored vectors finds.
 
         Args:
             queries: (Q, D) features; Q = 0 is allowed.
             k: how many, >= 1; min(k, N) are returned.
             device: where the distances are computed; the result is the same on each.
-            chunk_size: rows that are read at a time; None: 32 MB of them. The result does not depend on it.
 
         Returns:
             distances (Q, k) float32 in the gallery's metric, rows (Q, k) int64, on the CPU; nearest first, equal
             distances in the order of the rows.
 
         Raises:
-            InputError: an empty gallery, queries of another size or not finite, k or chunk size below 1, damaged
-                vectors.
+            InputError: an empty gallery, queries of another size or not finite, k below 1, damaged vectors.
         """
-        return self._nearest(queries, k, device, chunk_size, None)
+        return self._nearest(queries, k, device, None)
 
-    def identify(self, queries, k, device="cpu", chunk_size=None):
+    def identify(self, queries, k, device="cpu"):
         """The k nearest identities of each query, each by its nearest row, exactly.
 
         Args and raises: as `search`; min(k, number of identities) are returned.
@@ -158,21 +172,21 @@ class Gallery:
         Returns:
             distances (Q, k) float32, identities (Q, k) int64 into `names`, rows (Q, k) int64, nearest first.
         """
-        distances, rows = self._nearest(queries, k, device, chunk_size, self.numbers)
+        distances, rows = self._nearest(queries, k, device, self.numbers)
         return distances, torch.from_numpy(self.numbers.astype(np.int64))[rows], rows
 
-    def _nearest(self, queries, k, device, chunk_size, groups):
+    def _nearest(self, queries, k, device, groups):
         queries = as_features(queries, "query").cpu().double().numpy()
         if len(self) == 0:
             raise InputError(f"the gallery {self.path} is empty: there is nothing to search; add pictures to it")
-        if k < 1 or (chunk_size is not None and chunk_size < 1):
-            raise InputError(f"search with k {k}, chunk size {chunk_size}: both start at 1")
+        if k < 1:
+            raise InputError(f"search with k {k}: it starts at 1")
         if queries.shape[1] != self.dim:
             raise InputError(
                 f"query features have {queries.shape[1]} dimensions and those of the gallery {self.path} {self.dim}: "
                 "extract both with the same network"
             )
-        rows = min(len(self), chunk_size or max(1, CHUNK_ELEMENTS // self.dim))
+        rows = min(len(self), max(1, CHUNK_ELEMENTS // self.dim))
         count = len(self) if groups is None else len(self.names)
         return nearest_groups(self._chunks(rows), queries, self.metric, k, groups, count, torch.device(device))
 

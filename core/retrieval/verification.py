@@ -1,5 +1,6 @@
 """Are two pictures of the same object? The distance up to which the answer is yes, chosen on pairs that are known."""
 
+from decimal import ROUND_FLOOR, Context
 from typing import NamedTuple
 
 import torch
@@ -34,12 +35,17 @@ class Threshold(NamedTuple):
         return f"{words}, of which {100 * self.true_accept_rate:.1f} % pass" if self.genuine_pairs else words
 
 
+def as_typed(distance):
+    """The largest number of four digits that is at most `distance`: who types what is printed accepts no pair more."""
+    return float(Context(prec=4, rounding=ROUND_FLOOR).create_decimal(repr(float(distance))))
+
+
 def describe_threshold(distance, false_accept_rate):
     """The distance of a `Threshold` in words, also one that lets nothing pass."""
     rate = f"{100 * false_accept_rate:g} %"
     if distance < 0:
         return f"nothing is accepted: more than {rate} of pairs of two objects have distance 0"
-    return f"threshold {distance:.3g}: at most {rate} of pairs of two objects pass"
+    return f"threshold {as_typed(distance):.4g}: at most {rate} of pairs of two objects pass"
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ def identification_sheet(
     """A scene with its objects outlined and numbered, and for each number its cut-out and its best matches.
 
     The match that is accepted has a frame and a tick, the others are faint. Only the first `MOST_ROWS` objects have a
-    row, which the sheet says; all have their outline and number.
+    row, and a row only the nearest `MOST_MATCHES`, which the sheet says; all objects have their outline and number.
 
     Args:
         path: PNG or JPEG by its suffix.
@@ -45,10 +45,15 @@ def identification_sheet(
             accepted (bool). The identity of the first that is accepted is the answer, and without one it is "unknown".
     """
     rows = list(zip(instances, cutouts, matches, strict=True))[:MOST_ROWS]
-    plan = _plan(scene.size, len(rows), max((len(found) for *_, found in rows), default=0))
+    most = max((len(found) for *_, found in rows), default=0)
+    plan = _plan(scene.size, len(rows), most)
     top = MARGIN + (44 if title or caption else 0)
-    more = f"{len(instances) - len(rows)} more have a number in the scene and no row here"
-    note = more if len(instances) > len(rows) else "" if rows else "nothing found"
+    notes = [] if instances else ["nothing found"]
+    if len(instances) > len(rows):
+        notes.append(f"{len(instances) - len(rows)} more have a number in the scene and no row here")
+    if most > MOST_MATCHES:
+        notes.append(f"the nearest {MOST_MATCHES} of {most} matches are shown")
+    note = "; ".join(notes)
     sheet = Sheet(plan.width + 2 * MARGIN, top + plan.height + (30 if note else 0) + MARGIN)
     if title or caption:
         sheet.text(MARGIN, MARGIN - 8, title, 13, align="left", weight="bold", room=plan.width)
@@ -255,7 +260,7 @@ def _draw_scale(sheet: Sheet, distance: float, threshold: float | None, color, l
     end = max(1.25 * distance, 2 * (threshold or 0), 1e-6)
     bar, limit, x = 20, max(threshold or 0, 0) / end * width, left + distance / end * width
     is_marked = threshold is not None and threshold >= 0
-    half = 66  # of a label's width, which stays on the line
+    half = 67  # of a label's width, which stays on the line
 
     def label(middle, top, words, *style, **more):
         sheet.text(min(max(middle, left + half), left + width - half), top, words, *style, **more)
@@ -268,7 +273,7 @@ def _draw_scale(sheet: Sheet, distance: float, threshold: float | None, color, l
         ]
     if is_marked:
         sheet.axes.add_line(Line2D([left + limit] * 2, [top - 4, top + bar + 6], color=INK, linewidth=1.5))
-        label(left + limit, top + bar + 8, f"threshold {threshold:.3g}", 9)
+        label(left + limit, top + bar + 8, f"threshold {threshold:.4g}", 9)
     for start, long, fill, hatch, words in zones:
         sheet.axes.add_patch(Rectangle((start, top), long, bar, facecolor=fill, hatch=hatch, edgecolor="#ffffff"))
         if long > 120:

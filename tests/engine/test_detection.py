@@ -9,6 +9,7 @@ import torch
 
 from core.data import synthetic
 from core.engine import detection, distributed
+from core.engine.coco_evaluation import encode_detections
 from core.engine.updater import Updater
 from core.errors import InputError
 from core.models.mask_rcnn import MaskRCNN
@@ -140,3 +141,19 @@ def test_the_checkpoint_gives_the_averaged_network_back(shapes, tmp_path):
     expected = updater.averaged.state_dict()
     assert not [key for key, value in loaded.state_dict().items() if not torch.equal(value, expected[key])]
     assert not loaded.training and state["categories"] == [[3, "square"], [7, "disc"]]
+
+
+def test_instances_are_what_the_network_says_and_what_coco_results_hold():
+    boxes = torch.tensor([[10.3, 5.7, 40.1, 30.9], [0, 0, 20, 20], [50.5, 40, 79.99999, 59.99999]])
+    found = {"boxes": boxes, "labels": torch.tensor([1, 2, 3]), "scores": torch.tensor([0.9, 0.8, 0.7])}
+    found["masks"] = torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    categories = [(90, "suitcase"), None, (17, "cart")]
+    instances = detection.instances_of(found, (60, 80), categories)
+    assert [one["box"] for one in instances] == boxes[[0, 2]].tolist()  # to the last bit
+    assert [(one["category_id"], one["label"]) for one in instances] == [(90, "suitcase"), (17, "cart")]
+    _, masks = encode_detections(found, (60, 80), 1, categories)
+    assert [(one["score"], one["rle"]) for one in instances] == [(one["score"], one["segmentation"]) for one in masks]
+    nothing = {name: value[:0] for name, value in found.items()}
+    assert detection.instances_of(nothing, (60, 80), categories) == []
+    half = {name: value if name == "labels" else value.bfloat16() for name, value in found.items()}
+    assert len(detection.instances_of(half, (60, 80), categories)) == 2

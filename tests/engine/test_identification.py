@@ -1,5 +1,3 @@
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,6 @@ from torch import nn
 from core.data.transforms import build_transform
 from core.engine import identification
 from core.engine.trained import Detector, Encoder
-from core.errors import InputError
 from core.models.reid import ReIDOutput
 from core.retrieval import gallery
 
@@ -81,40 +78,9 @@ def test_the_picture_itself_stays_as_it_is():
     assert picture.size == (400, 300) and small.size == (256, 192)
 
 
-def test_instances_are_cut_out_along_their_masks_or_as_boxes():
-    picture = plain("red", 40, 30)
-    mask = np.zeros((30, 40), np.uint8, order="F")
-    mask[12:16, 10:20] = 1
-    found = [{"box": [10, 10, 20, 20], "rle": rle_codec.encode(mask)}]
-    (along,) = identification.cut_instances(picture, found, True)
-    (whole,) = identification.cut_instances(picture, found, False)
-    assert along.size == whole.size == (12, 12)
-    assert along.getpixel((0, 0)) != COLORS["red"] and along.getpixel((6, 6)) == COLORS["red"]
-    assert whole.getpixel((0, 0)) == COLORS["red"]
-
-
 def test_a_subject_without_a_detector_is_the_whole_picture():
     picture = plain("red")
     assert identification.cut_subject(picture, None) == (picture, False)
-
-
-def test_identities_are_folders_then_mvb_names_then_names():
-    paths = ["red/0010_g_1.jpg", "red/deep/2.jpg", "0010_g_1.jpg", "0010_p_2.png", "10_g_3.jpg", "my bag.v2.jpg"]
-    paths = [os.path.join("root", path) for path in paths]
-    names = identification.name_identities(paths, "root")
-    assert names == ["red", "red", "0010", "0010", "0010", "my bag.v2"]
-    known = ("red", "10", "7")
-    assert identification.name_identities(paths[2:], "root/", known) == ["10", "10", "10", "my bag.v2"]
-    assert identification.name_identities([], "root") == []
-    twins = [os.path.join("root", name) for name in ("bag.jpg", "bag.png", "0012/1.jpg", "12_g_1.jpg")]
-    assert identification.name_identities(twins, "root") == ["bag.jpg", "bag.png", "0012", "0012"]
-
-
-def test_a_folder_without_pictures_is_one_line(tmp_path):
-    (tmp_path / "notes.txt").write_text("")
-    for folder, words in ((tmp_path, "no pictures in this folder or its sub-folders"), (tmp_path / "x", "no such")):
-        with pytest.raises(InputError, match=words):
-            identification.pictures_of_gallery(folder)
 
 
 def test_the_nearest_identities_and_who_is_accepted(colors):
@@ -141,6 +107,37 @@ def test_without_a_threshold_nobody_is_accepted(colors):
     for matches in identification.identify(colors, features, 3, None):
         assert [one["accepted"] for one in matches] == [False, False, False]
         assert identification.answer(matches) is None
+
+
+def scene_of(*places, size=(40, 60)):
+    """A grey scene and its instances: (colour, columns x1, x2) each, the mask a stripe in the middle of the box."""
+    picture, found = plain((128, 128, 128), *size), []
+    for color, x1, x2 in places:
+        picture.paste(plain(color, x2 - x1, 20), (x1, 10))
+        mask = np.zeros((size[1], size[0]), np.uint8, order="F")
+        mask[16:24, x1:x2] = 1
+        found.append({"box": [x1, 10, x2, 30], "rle": rle_codec.encode(mask), "label": color})
+    return picture, found
+
+
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_who_the_instances_of_a_scene_are(tmp_path, with_masks):
+    """Each is cut out as the gallery's pictures were, and an object that was found twice is there once."""
+    network = encoder()
+    features, _ = identification.embed(network, [plain("red"), plain("green")])
+    entries = gallery.Entries(features, ["red", "green"])
+    path = tmp_path / "colors.gallery"
+    options = {"metric": "euclidean", "fingerprint": network.fingerprint, "info": {"masks": with_masks}}
+    gallery.build_gallery(path, entries, **options)
+    picture, found = scene_of(("green", 5, 15), ("red", 20, 36))
+    with gallery.open_gallery(path) as known:
+        identifier = identification.Identifier(known, network, 0.5, 1)
+        kept, cuts, matches = identification.identify_instances(identifier, picture, [*found, found[0]])
+    assert kept == found
+    assert [one[0]["identity"] for one in matches] == ["green", "red"]
+    assert all((one[0]["distance"] < 0.5) == one[0]["accepted"] for one in matches)
+    corners = [cut.getpixel((cut.width // 2, 4)) for cut in cuts]  # in the box and not on the mask
+    assert [corner == COLORS[one["label"]] for corner, one in zip(corners, found, strict=True)] == [not with_masks] * 2
 
 
 def test_nothing_to_identify(colors):
@@ -205,38 +202,33 @@ def test_a_cut_out_is_not_compared_with_a_whole_picture():
         assert cuts == [None, None] and verdict.distance == whole.distance
 
 
-@pytest.mark.parametrize("chosen, asked, rate", [(0.1, 0.1, 0.01), (0.1, 0.2, 0), (-1, -1, 0), (None, None, 0)])
+@pytest.mark.parametrize(
+    "chosen, asked, rate",
+    [(0.123456, None, 0.01), (0.123456, 0.1234, 0.01), (0.1, 0.2, 0), (-1.0, None, 0), (None, None, 0), (None, 0.1, 0)],
+)
 def test_how_many_strangers_pass(colors, chosen, asked, rate):
-    """Every identity of the gallery may be near enough; of a threshold that a person chose nothing is known."""
-    memory = identification.Memory(colors, encoder(chosen), asked, 5)
-    assert memory.strangers_accepted() == pytest.approx(1 - (1 - rate) ** len(colors.names))
+    """Every identity of the gallery may be near enough; of a threshold that a person chose nothing is known.
+
+    The checkpoint's own is the same whether it is taken, or typed as it was printed.
+    """
+    network = encoder(chosen)
+    identifier = identification.Identifier(colors, network, identification.settle_threshold(network, asked), 5)
+    assert ("at most 1 % of pairs" in str(identifier)) == (rate > 0)
+    assert identifier.strangers_accepted() == pytest.approx(1 - (1 - rate) ** len(colors.names))
 
 
-def test_a_damaged_thumbnail_is_none():
-    content = identification.to_jpeg(plain("red", 96, 60))
-    for damaged in (bytes(len(content)), content[:40], content[:-200], content[:2] + bytes(len(content) - 2)):
-        assert identification.from_jpeg(damaged) is None
+def test_an_object_found_as_two_classes_is_there_once():
+    def rle(x1, x2):
+        mask = np.zeros((10, 40), np.uint8, order="F")
+        mask[:, x1:x2] = 1
+        return rle_codec.encode(mask)
 
-
-def test_thumbnails_go_through_jpeg():
-    small = identification.from_jpeg(identification.to_jpeg(plain("red", 96, 60)))
-    assert small.size == (96, 60) and np.abs(np.array(small)[30, 40] - np.array(COLORS["red"])).max() < 6
-    assert identification.from_jpeg(b"") is None
-
-
-def test_subjects_come_in_chunks_and_broken_ones_are_named(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(identification, "CHUNK", 2)
-    for name in ("a", "b", "c", "d", "e"):
-        plain((40 * ord(name) % 256, 0, 0)).save(tmp_path / f"{name}.png")
-    (tmp_path / "b.png").write_bytes(b"no picture")
-    for name in "cd":  # a chunk of which nothing is left
-        (tmp_path / f"{name}.png").write_bytes(b"")
-    paths = identification.pictures_of_gallery(tmp_path)
-    subjects = identification.Subjects(paths, list("ABCDE"), encoder(), None)
-    chunks = list(subjects)
-    assert [chunk.identities for chunk in chunks] == [["A"], ["E"]]
-    assert [chunk.sources for chunk in chunks] == [[str(tmp_path / "a.png")], [str(tmp_path / "e.png")]]
-    assert [len(chunk.vectors) for chunk in chunks] == [1, 1]
-    assert len(subjects.skipped) == 3 and f"{tmp_path}/b.png: can't be read" in subjects.skipped[0]
-    assert capsys.readouterr().err.count("skipped: ") == 3
-    assert identification.from_jpeg(chunks[0].thumbnails[0]).size == (20, 30)
+    found = [{"rle": rle(*ends), "label": name} for name, *ends in (("a", 0, 10), ("b", 1, 11), ("c", 6, 16))]
+    empty = {"rle": rle(0, 0), "label": "empty"}
+    assert [one["label"] for one in identification.one_per_object([*found, empty, empty])] == [
+        "a",
+        "c",
+        "empty",
+        "empty",
+    ]
+    assert identification.one_per_object([]) == []

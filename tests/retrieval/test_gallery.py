@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.gallery import kill_while_adding
 from core.errors import InputError
+from core.retrieval import gallery as gallery_writer
 from core.retrieval import gallery_reader
 from core.retrieval.distance import pairwise_distance
 from core.retrieval.gallery import (
@@ -47,16 +48,23 @@ def path(tmp_path):
     return tmp_path / "bags.gallery"
 
 
+@pytest.fixture
+def chunks_of(monkeypatch):
+    """Function: (rows, their dimensions): so many are read at a time."""
+    return lambda rows, dim: monkeypatch.setattr(gallery_reader, "CHUNK_ELEMENTS", rows * dim)
+
+
 def content(path):
     with open_gallery(path) as gallery:
         rows = range(len(gallery))
         return [(gallery.identity_of(row), gallery.source(row), gallery.thumbnail(row)) for row in rows]
 
 
-def test_by_hand(tmp_path):
+def test_by_hand(tmp_path, monkeypatch):
+    monkeypatch.setattr(gallery_writer, "DTYPE", "float32")
     vectors = torch.tensor([[3.0, 4.0], [0.0, 2.0], [-1.0, 0.0], [0.0, 5.0]])
     path = tmp_path / "bags.gallery"
-    build_gallery(path, Entries(vectors, ["red", "blue", "red", "green"]), fingerprint=OURS, dtype="float32")
+    build_gallery(path, Entries(vectors, ["red", "blue", "red", "green"]), fingerprint=OURS)
     with open_gallery(path) as gallery:
         np.testing.assert_allclose(gallery.vectors(), [[0.6, 0.8], [0, 1], [-1, 0], [0, 1]], rtol=1e-6)
         assert gallery.names == ["red", "blue", "green"] and gallery.numbers.tolist() == [0, 1, 0, 2]
@@ -68,7 +76,8 @@ def test_by_hand(tmp_path):
         assert identities.tolist() == [[1, 2, 0]] and rows.tolist() == [[1, 3, 0]]
         torch.testing.assert_close(distances, torch.tensor([[0.0, 0.0, 0.2]]))
         assert gallery.source(3) == "" and gallery.thumbnail(3) == b"" and not gallery.has_source.any()
-    build_gallery(path, Entries(vectors, list("abcd")), fingerprint=OURS, metric="euclidean", overwrite=True)
+    path = tmp_path / "euclidean.gallery"
+    build_gallery(path, Entries(vectors, list("abcd")), fingerprint=OURS, metric="euclidean")
     with open_gallery(path) as gallery:
         distances, rows = gallery.search(np.array([[0.0, 5.0]]), 3)
         assert rows.tolist() == [[3, 1, 0]] and gallery.metric == "euclidean"
@@ -89,17 +98,19 @@ def hard_vectors(count, dim, seed):
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("offset", [0.0, 50.0])
-def test_equals_brute_force_whatever_the_chunks(tmp_path, metric, dtype, offset):
+def test_equals_brute_force_whatever_the_chunks(tmp_path, chunks_of, monkeypatch, metric, dtype, offset):
+    monkeypatch.setattr(gallery_writer, "DTYPE", dtype)
     vectors, queries = hard_vectors(400, 24, 0)
     vectors, queries = vectors + offset, queries + offset
     names = [f"bag-{i % 7 if i < 300 else i}" for i in range(400)]
-    build_gallery(tmp_path / "g", Entries(vectors, names), fingerprint=OURS, metric=metric, dtype=dtype)
+    build_gallery(tmp_path / "g", Entries(vectors, names), fingerprint=OURS, metric=metric)
     with open_gallery(tmp_path / "g") as gallery:
         stored = torch.from_numpy(gallery.vectors()).double()
         exact = pairwise_distance(queries.double(), stored, metric).float()  # (Q, N)
         order = exact.argsort(dim=1, stable=True)
-        for k, chunk_size in ((1, 3), (6, None), (6, 64), (50, 7), (999, 130)):
-            distances, rows = gallery.search(queries, k, chunk_size=chunk_size)
+        for k, rows_at_a_time in ((1, 3), (6, 400), (6, 64), (50, 7), (999, 130)):
+            chunks_of(rows_at_a_time, 24)
+            distances, rows = gallery.search(queries, k)
             torch.testing.assert_close(distances, exact.gather(1, rows), rtol=1e-5, atol=1e-7)
             torch.testing.assert_close(distances, exact.gather(1, order[:, :k]), rtol=1e-5, atol=1e-7)
             assert (distances[:, 1:] >= distances[:, :-1]).all()
@@ -108,8 +119,9 @@ def test_equals_brute_force_whatever_the_chunks(tmp_path, metric, dtype, offset)
             assert all(len(set(row)) == len(row) == min(k, 400) for row in rows.tolist())
         assert gallery.search(queries[10:11], 41)[1].tolist() == [[5, *range(100, 140)]]  # equal ones, in their order
         reference = gallery.search(queries, 400)
-        for k, chunk_size in ((1, None), (5, 3), (5, 64), (12, 7), (200, 130)):
-            distances, identities, rows = gallery.identify(queries, k, chunk_size=chunk_size)
+        for k, rows_at_a_time in ((1, 400), (5, 3), (5, 64), (12, 7), (200, 130)):
+            chunks_of(rows_at_a_time, 24)
+            distances, identities, rows = gallery.identify(queries, k)
             for query in range(len(queries)):
                 seen = {}
                 for distance, row in zip(reference[0][query].tolist(), reference[1][query].tolist(), strict=True):
@@ -150,8 +162,6 @@ def test_queries_none_and_bad(path):
         ):
             with pytest.raises(InputError, match=message):
                 gallery.search(queries, k)
-        with pytest.raises(InputError, match="chunk size 0"):
-            gallery.identify(torch.ones(1, 16), 1, chunk_size=0)
 
 
 def test_what_goes_in_comes_out(tmp_path):
@@ -201,7 +211,6 @@ IDS = list("abcd")
         (changed((1, 3), float("inf")), (IDS,), {"metric": "euclidean"}, "embedding of entry 1 is not finite"),
         (changed(1, 0), (IDS,), {}, "entry 1 is zero"),
         (changed(1, 1e5), (IDS,), {"metric": "euclidean"}, "too large for float16"),
-        (changed(1, 1e20), (IDS,), {"metric": "euclidean", "dtype": "float32"}, "too large for float32"),
         (features(4)[0], (IDS,), {}, "shape"),
         (torch.zeros(4, 0), (IDS,), {}, "shape"),
         (torch.zeros(0, 4), ([],), {}, "nothing to build"),
@@ -209,7 +218,6 @@ IDS = list("abcd")
         (features(4), (IDS[:3],), {}, "4 embeddings with 3 identities"),
         (features(4), (IDS, ["a.jpg", "", "", "a.jpg"]), {}, "'a.jpg' is given twice"),
         (features(4), (IDS,), {"metric": "manhattan"}, "metric 'manhattan'"),
-        (features(4), (IDS,), {"dtype": "int8"}, "dtype 'int8'"),
     ],
 )
 def test_bad_entries_are_named_and_leave_nothing(tmp_path, vectors, rest, options, message):
@@ -226,9 +234,10 @@ def test_unequal_chunks_no_chunks_and_bad_places(tmp_path):
     with pytest.raises(InputError, match="can't write .*No such file"):
         build_gallery(tmp_path / "missing" / "g", entries(3), fingerprint=OURS)
     (tmp_path / "folder").mkdir()
-    for overwrite in (False, True):
-        with pytest.raises(InputError, match="folder exists"):
-            build_gallery(tmp_path / "folder", entries(3), fingerprint=OURS, overwrite=overwrite)
+    with pytest.raises(InputError, match="folder exists"):
+        build_gallery(tmp_path / "folder", entries(3), fingerprint=OURS)
+    with pytest.raises(InputError, match="folder is there already"):
+        merge_galleries(tmp_path / "folder", [tmp_path / "g"])
     assert [file.name for file in tmp_path.iterdir()] == ["folder"]
 
 
@@ -237,8 +246,6 @@ def test_an_existing_gallery_is_kept(path):
     with pytest.raises(InputError, match="exists; remove it, or give another name"):
         build_gallery(path, entries(3, "new"), fingerprint=OURS)
     assert path.read_bytes() == before
-    assert build_gallery(path, entries(3, "new"), fingerprint=OTHER, overwrite=True) == 3
-    assert len(content(path)) == 3
 
 
 def test_add_appends_and_replaces(path):
@@ -246,7 +253,7 @@ def test_add_appends_and_replaces(path):
     with open_gallery(path) as old:
         vectors = old.vectors()
         more = Entries(features(3, seed=1), ["new", "bag-4", "bag-1"], ["new.jpg", "bag/7.jpg", ""], [b"n", b"7", b""])
-        assert add_to_gallery(path, more, fingerprint=OURS, metric="cosine") == (2, 1)
+        assert add_to_gallery(path, more, fingerprint=OURS) == (2, 1)
         assert len(old) == 12 and old.source(7) == "bag/7.jpg"  # who has it open sees what it was
     expected = before[:7] + before[8:] + [("new", "new.jpg", b"n"), ("bag-4", "bag/7.jpg", b"7"), ("bag-1", "", b"")]
     assert content(path) == expected
@@ -268,7 +275,6 @@ def test_refused_additions_change_nothing(path):
 
     for new, options, message in (
         (entries(2, "x"), {"fingerprint": OTHER}, "built with network aaaaaaaaaaaa and .* is bbbbbbbbbbbb"),
-        (entries(2, "x"), {"metric": "euclidean"}, "compares by cosine, not euclidean"),
         (entries(2, "x", dim=8), {}, "8 dimensions and those of the gallery 16"),
         (entries(2, "x")._replace(sources=["same", "same"]), {}, "'same' is given twice"),
         (broken(), {}, "picture 3 can't be read"),
@@ -292,22 +298,38 @@ def test_a_full_disk_leaves_the_old_gallery(path, monkeypatch):
     assert path.read_bytes() == before and len(list(path.parent.iterdir())) == 1
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="lists the open files of this process")
+@pytest.mark.parametrize("change", ["add", "remove", "merge"])
+def test_a_gallery_is_closed_when_it_is_replaced(path, monkeypatch, change):
+    """Windows refuses to replace a file that is open."""
+    links, replace = [], os.replace
+
+    def spy(source, target):
+        links.extend(os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd"))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", spy)
+    if change == "add":
+        add_to_gallery(path, entries(2, "x"), fingerprint=OURS)
+    elif change == "remove":
+        remove_from_gallery(path, ["bag-0"])
+    else:
+        merge_galleries(path, [path, path])
+    assert links and os.path.realpath(path) not in links
+    assert [file.name for file in path.parent.iterdir()] == ["bags.gallery"]
+
+
 def test_remove(path):
     before = content(path)
-    assert remove_from_gallery(path, ["bag-1", "bag-3"], ["bag/0.jpg", "bag/1.jpg"]) == 6
-    rest = [entry for i, entry in enumerate(before) if i % 5 not in (1, 3) and i != 0]
+    assert remove_from_gallery(path, ["bag-1", "bag-3"]) == 5
+    rest = [entry for i, entry in enumerate(before) if i % 5 not in (1, 3)]
     assert content(path) == rest
     with open_gallery(path) as gallery:
-        assert gallery.names == ["bag-2", "bag-4", "bag-0"]
-    for options, message in (
-        ({"identities": ["bag-0", "bag-1"]}, "no identity 'bag-1'; nothing was removed"),
-        ({"sources": ["bag/2.jpg", "bag/0.jpg"]}, "no entry from 'bag/0.jpg'; nothing was removed"),
-        ({"sources": [""]}, "no entry from ''"),
-    ):
-        with pytest.raises(InputError, match=message):
-            remove_from_gallery(path, **options)
-        assert content(path) == rest
-    assert remove_from_gallery(path, ["bag-2", "bag-4", "bag-0"]) == 6
+        assert gallery.names == ["bag-0", "bag-2", "bag-4"]
+    with pytest.raises(InputError, match="no identity 'bag-1'; nothing was removed"):
+        remove_from_gallery(path, ["bag-0", "bag-1"])
+    assert content(path) == rest and len(list(path.parent.iterdir())) == 1
+    assert remove_from_gallery(path, ["bag-2", "bag-4", "bag-0"]) == 7
     with open_gallery(path) as gallery:
         assert len(gallery) == 0 and gallery.names == [] and gallery.fingerprint == OURS
         with pytest.raises(InputError, match="is empty: there is nothing to search"):
@@ -318,17 +340,21 @@ def test_remove(path):
 def test_merge(path):
     folder = path.parent
     a, b, both = folder / "a", folder / "b", folder / "both"
-    build_gallery(a, entries(4, "a"), fingerprint=OURS, info={"masks": True, "reid": "x.pth"})
-    build_gallery(b, entries(3, "b", seed=1), fingerprint=OURS, info={"masks": False, "reid": "x.pth"})
-    assert merge_galleries(both, [a, b, path, a]) == 19
+    build_gallery(a, entries(4, "a"), fingerprint=OURS, info={"masks": False, "reid": "x.pth"})
+    build_gallery(b, entries(3, "b", seed=1), fingerprint=OURS, info={"masks": False, "reid": "y.pth"})
+    assert merge_galleries(both, [a, b, path, a]) == (19, [])
     assert content(both) == content(a) + content(b) + content(path)
     with open_gallery(both) as merged, open_gallery(b) as part:
         assert merged.info == {} and np.array_equal(merged.vectors(4, 7), part.vectors())
-    assert merge_galleries(a, [a, b], overwrite=True) == 7
-    with open_gallery(a) as merged:
-        assert merged.info == {"reid": "x.pth"}
-    with pytest.raises(InputError, match="exists"):
+    with pytest.raises(InputError, match="both is there already: merge it, too, or give another name"):
         merge_galleries(both, [a, b])
+    more = entries(2, "b")._replace(identities=["new", "a-3"], sources=None)
+    add_to_gallery(b, more, fingerprint=OURS)
+    (folder / "link").symlink_to(b)
+    assert merge_galleries(a, [folder / "link", a, b]) == (9, ["a-3"])  # one of them twice, with pictures of no source
+    assert content(a)[3:5] == [("new", "", b""), ("a-3", "", b"\1")]
+    with open_gallery(a) as merged:
+        assert merged.info == {"masks": False}
     with pytest.raises(InputError, match="no galleries"):
         merge_galleries(folder / "c", [])
 
@@ -340,8 +366,8 @@ def test_merging_what_does_not_fit(path):
         [
             ({"fingerprint": OTHER}, entries(2, "x"), "built with network bbbbbbbbbbbb and that of .* is aaaaaaaaaaaa"),
             ({"metric": "euclidean"}, entries(2, "x"), "has metric cosine and .* euclidean"),
-            ({"dtype": "float32"}, entries(2, "x"), "has dtype float16 and .* float32"),
             ({}, entries(2, "x", dim=8), "has dim 16 and .* 8"),
+            ({"info": {"masks": True}}, entries(2, "x"), "were cut out along masks and the others taken whole"),
             ({}, entries(12, seed=1), "different entries from 'bag/0.jpg'; remove it from one"),
             ({}, moved, "different entries from 'bag/0.jpg'"),
         ]
@@ -352,18 +378,35 @@ def test_merging_what_does_not_fit(path):
         assert not (folder / "out").exists()
 
 
-def test_another_network_is_refused(path):
-    build_gallery(path, entries(3), fingerprint=OURS, info={"reid": "runs/old/best.pth"}, overwrite=True)
+def test_a_gallery_of_float32_grows_and_is_not_merged_with_one_of_float16(path, monkeypatch):
+    monkeypatch.setattr(gallery_writer, "DTYPE", "float32")
+    other = path.with_name("other")
+    build_gallery(other, entries(3, "x"), fingerprint=OURS)
+    monkeypatch.undo()
+    add_to_gallery(other, entries(2, "y"), fingerprint=OURS)
+    with open_gallery(other) as gallery:
+        assert len(gallery) == 5 and gallery.dtype == "float32"
+    with pytest.raises(InputError, match="has dtype float16 and .*other float32: they can't be merged"):
+        merge_galleries(path.with_name("out"), [path, other])
+
+
+def test_another_network_is_refused(tmp_path):
+    path = tmp_path / "own.gallery"
+    build_gallery(path, entries(3), fingerprint=OURS, info={"reid": "runs/old/best.pth"})
     with open_gallery(path) as gallery:
         gallery.require(OURS, "runs/new/best.pth")
         message = r"aaaaaaaaaaaa \(runs/old/best.pth\) and runs/new/best.pth is bbbbbbbbbbbb: .* build it again"
         with pytest.raises(InputError, match=message):
             gallery.require(OTHER, "runs/new/best.pth")
+        gallery.require(OURS, "runs/old/best.pth", masks=False)
+        with pytest.raises(InputError, match="own.gallery were taken whole and the others cut out along masks"):
+            gallery.require(OURS, "runs/old/best.pth", masks=True)
 
 
-def test_the_same_checkpoint_trained_further_is_named_once(path):
+def test_the_same_checkpoint_trained_further_is_named_once(tmp_path):
+    path = tmp_path / "own.gallery"
     info = {"reid": os.path.abspath("runs/old/best.pth")}
-    build_gallery(path, entries(3), fingerprint=OURS, info=info, overwrite=True)
+    build_gallery(path, entries(3), fingerprint=OURS, info=info)
     with open_gallery(path) as gallery:
         for who in ("runs/old/best.pth", info["reid"]):
             message = "when that was network aaaaaaaaaaaa; by now it is bbbbbbbbbbbb, trained further"
@@ -421,7 +464,8 @@ def test_a_damaged_byte_is_one_line(path):
 
 
 @pytest.mark.parametrize("what", ["zero", "swapped", "last bit", "not finite"])
-def test_damaged_vectors_give_no_answer(path, what):
+def test_damaged_vectors_give_no_answer(path, chunks_of, what):
+    chunks_of(5, 16)
     data, vectors = bytearray(path.read_bytes()), sections_of(path)["vectors"]
     first, second = (slice(vectors[row * 32], vectors[row * 32] + 32) for row in (3, 9))
     if what == "zero":
@@ -435,7 +479,7 @@ def test_damaged_vectors_give_no_answer(path, what):
     path.write_bytes(data)
     for use in (
         lambda: open_gallery(path).search(torch.ones(1, 16), 1),
-        lambda: open_gallery(path).identify(torch.ones(1, 16), 1, chunk_size=5),
+        lambda: open_gallery(path).identify(torch.ones(1, 16), 1),
         lambda: add_to_gallery(path, entries(2, "new"), fingerprint=OURS),
         lambda: remove_from_gallery(path, ["bag-0", "bag-1", "bag-2", "bag-3", "bag-4"]),
         lambda: merge_galleries(path.with_name("merged"), [path]),
@@ -453,9 +497,10 @@ def test_rows_have_entries(path, monkeypatch):
         assert [rows.sources for rows in gallery.rows(keep)] == [["bag/1.jpg", "bag/2.jpg"], ["bag/9.jpg"]]
 
 
-def test_a_whole_gallery_is_searched_again_and_again(path):
+def test_a_whole_gallery_is_searched_again_and_again(path, chunks_of):
+    chunks_of(5, 16)
     with open_gallery(path) as gallery:
-        answers = [gallery.search(features(3), 4, chunk_size=5)[1].tolist() for _ in range(3)]
+        answers = [gallery.search(features(3), 4)[1].tolist() for _ in range(3)]
     assert answers[0] == answers[1] == answers[2]
 
 
@@ -487,7 +532,7 @@ def test_one_writer_at_a_time(path):
         for change in (
             lambda: add_to_gallery(path, entries(2, "y"), fingerprint=OURS),
             lambda: remove_from_gallery(path, ["bag-0"]),
-            lambda: build_gallery(path, entries(2, "y"), fingerprint=OURS, overwrite=True),
+            lambda: build_gallery(path, entries(2, "y"), fingerprint=OURS),
         ):
             with pytest.raises(InputError, match="another process is writing .*bags.gallery; wait"):
                 change()

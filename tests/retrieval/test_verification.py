@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 from core.errors import InputError
 from core.retrieval.distance import pairwise_distance
 from core.retrieval.ranking import junk_mask
-from core.retrieval.verification import BINS, choose_threshold, describe_threshold
+from core.retrieval.verification import BINS, as_typed, choose_threshold, describe_threshold
 
 
 def on_a_line(query, gallery, query_ids, gallery_ids, rate, protocol="no_camera", cameras=None, **options):
@@ -27,7 +27,7 @@ def test_worked_by_hand():
     # One of four impostors may pass: the one at 2, and not the one at 4.
     assert found.distance == pytest.approx(4) and found.distance < 4
     assert found.true_accept_rate == 1 and (found.impostor_pairs, found.genuine_pairs) == (4, 2)
-    said = "threshold 4: at most 25 % of pairs of two objects pass; pairs measured: 4 of two objects, 2 of one"
+    said = "threshold 3.999: at most 25 % of pairs of two objects pass; pairs measured: 4 of two objects, 2 of one"
     assert str(found) == f"{said}, of which 100.0 % pass"
     strict = on_a_line([0.0], [1.0, 3.0, 2.0, 4.0, 6.0, 8.0], [7], [7, 7, 1, 2, 3, 4], rate=0.2)
     assert strict.distance == pytest.approx(2) and strict.distance < 2
@@ -40,6 +40,17 @@ def test_impostors_that_look_the_same_leave_nothing_to_accept():
     said = "nothing is accepted: more than 0 % of pairs of two objects have distance 0"
     assert str(found) == f"{said}; pairs measured: 1 of two objects, 1 of one, of which 0.0 % pass"
     assert describe_threshold(-1, 0.01) == said.replace("0 % of", "1 % of")
+
+
+@pytest.mark.parametrize(
+    "distance, printed",
+    [(0.0, "0"), (0.3, "0.3"), (0.029999999, "0.02999"), (0.123456, "0.1234"), (1.99999988, "1.999"), (3e-9, "3e-09")],
+)
+def test_who_types_what_is_printed_accepts_no_pair_more(distance, printed):
+    words = describe_threshold(distance, 0.01)
+    assert words.startswith(f"threshold {printed}: ")
+    assert float(printed) == as_typed(distance) <= distance
+    assert as_typed(as_typed(distance)) == as_typed(distance)
 
 
 class Largest(TorchDispatchMode):
@@ -97,7 +108,7 @@ def test_as_sorting_all_pairs_says(rate, metric):
 def test_no_genuine_pair():
     found = on_a_line([0.0], [1.0], [1], [2], rate=0.0)
     assert math.isnan(found.true_accept_rate) and found.genuine_pairs == 0
-    words = "threshold 1: at most 0 % of pairs of two objects pass; pairs measured: 1 of two objects, 0 of one"
+    words = "threshold 0.9999: at most 0 % of pairs of two objects pass; pairs measured: 1 of two objects, 0 of one"
     assert str(found) == words
 
 
