@@ -9,6 +9,7 @@ from PIL import Image
 import analyze_mvb
 from core.data import synthetic
 from core.data.inspection import Picture
+from core.data.inspection_numbers import PUBLISHED
 from core.data.reid_datasets import load_reid_dataset
 from core.engine.dataset_figures import evenly, identity_rows, material_rows
 from core.engine.dataset_report import code, heading, materials_section, table
@@ -58,20 +59,23 @@ def test_a_set_with_faults(run, baggage, tmp_path):
     assert code == 0, err
     text, numbers = report_of(tmp_path / "analysis")
     assert numbers["faults"]["by_kind"] == {
+        "copies": 1,
         "metadata": 1,
         "metadata_without_picture": 30,
         "picture_without_metadata": 1,
         "unreadable": 1,
         "box_outside": 1,
     }
-    assert len(numbers["faults"]["list"]) == 34 and "faults: 34" in out
+    assert len(numbers["faults"]["list"]) == 35 and "faults: 35" in out
     assert (
         "      30  metadata without picture: MVB_train/Info/train.json, entry 24 (gone\ufffd0.jpg): there is no" in out
     )
     assert "and 10 more, in numbers.json" in text and "`` MVB_train/Image/*stray*|`.jpg ``" in text
     assert text.index("## Faults") < text.index("## Pictures and identities")
-    assert "converted: 34 pictures" in out and "(34 copied)" in out and "left out: 31 pictures" in out
-    assert "this is not the published MVB" in out and "pictures: 35, and the published set has 22,660" in out
+    assert "converted: 34 pictures" in out and "(34 copied)" in out
+    assert "left out: 31 pictures not there or not readable\n" in out
+    assert "left out: 2 pictures without an entry that says whose they are\n" in out
+    assert "this is not the published MVB" in out and "pictures: 34, and the published set has 22,660" in out
 
 
 def test_convert_is_refused_before_pictures_are_read(run, baggage, tmp_path, monkeypatch):
@@ -84,6 +88,19 @@ def test_convert_is_refused_before_pictures_are_read(run, baggage, tmp_path, mon
     ):
         code, _, err = run(analyze_mvb, "--data", data, "--convert", tmp_path / target)
         assert code == 2 and said in err
+
+
+def test_what_was_left_out_is_not_as_published(run, baggage, tmp_path, monkeypatch):
+    root = shutil.copytree(baggage, tmp_path / "set", ignore=shutil.ignore_patterns("scenes", "synthetic.json"))
+    for name, count in zip(PUBLISHED, (9, 36, 24, 6, 6), strict=True):
+        monkeypatch.setitem(PUBLISHED, name, count)
+    arguments = ("--data", root, "--output", tmp_path / "analysis", "--convert")
+    _, out, _ = run(analyze_mvb, *arguments, tmp_path / "all")
+    assert "identities and pictures are as many as published" in out
+    (root / "MVB_train/Image/0001_g_1.jpg").write_bytes(b"")
+    _, out, _ = run(analyze_mvb, *arguments, tmp_path / "less")
+    assert "left out: 1 picture not there" in out and "train: 23, and the published set has 24" in out
+    assert "as many as published" not in out
 
 
 def test_convert_says_what_is_empty_and_the_report_comes_first(run, tmp_path):

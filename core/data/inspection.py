@@ -39,7 +39,7 @@ FIELDS = ("id", "datatype", "material", "dimsize")  # the name may say the first
 FAULTS = {  # kind -> what it means; the worst first
     "identity_in_train_and_test": "leakage: an identity that is trained on is also searched for",
     "copies_across_splits": "leakage: the same picture in two of train, gallery and probe",
-    "copies": "the same picture more than once in a split",
+    "copies": "the same picture more than once, but not in two splits",
     "missing_part": "a folder, a list or a side that the layout has and these data lack",
     "metadata": "an entry, or a whole list, with something missing or of the wrong type",
     "mixed_ids": "an id that is a number where the list has texts, or the other way round",
@@ -77,9 +77,10 @@ class Fault(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A picture that the data speak of; `exists` says whether it is there.
+    """A picture that the data speak of, or one that lies there unlisted; `exists` says whether it is there.
 
     path: None where the entry names no picture in the folder that its split keeps its side in.
+    Of an unlisted one only path, part (None outside the folders of all three) and where are known.
     part: "train", "gallery" or "probe". source: "g" (before security) or "p". identity: one value for each bag ("0010"
     and 10 are the same). name: as the data call it; this and the material can be printed. box: (x1, y1, x2, y2) in
     pixels of the stored picture, not clipped. mask: COCO run lengths. size: (width, height) that its entry says. where:
@@ -88,10 +89,10 @@ class Picture(NamedTuple):
 
     path: str | None
     exists: bool
-    part: str
-    source: str
-    identity: int | str
-    name: str
+    part: str | None
+    source: str | None
+    identity: int | str | None
+    name: str | None
     where: str
     view: int | None = None
     material: str | None = None
@@ -103,9 +104,14 @@ class Picture(NamedTuple):
 class Survey(NamedTuple):
     root: Path
     layout: str  # "original" or "converted"
-    pictures: list
+    pictures: list  # that an entry (converted: a name) describes; all numbers are theirs
+    unlisted: list  # those beside them, which are looked at and count nowhere
     faults: list
     both: bool  # whether the other layout lies beside it
+
+    @property
+    def files(self):
+        return self.pictures + self.unlisted
 
 
 def inspect(root):
@@ -114,8 +120,8 @@ def inspect(root):
     Raises InputError where nothing there belongs to MVB.
     """
     root, layout, both = find_layout(root, ("MVB", "SuitcaseReID_Processed"))
-    pictures, faults = _read_original(root) if layout == "original" else _read_converted(root)
-    return Survey(root, layout, pictures, faults, both)
+    read = _read_original if layout == "original" else _read_converted
+    return Survey(root, layout, *read(root), both)
 
 
 def make_fault(kind, where, message, paths=()):
@@ -127,7 +133,7 @@ def make_fault(kind, where, message, paths=()):
 
 
 def _read_converted(root):
-    pictures, faults = [], []
+    pictures, unlisted, faults = [], [], []
     for part, folder in CONVERTED.items():
         paths = list_images(root / folder) if (root / folder).is_dir() else []
         if not paths:
@@ -138,20 +144,26 @@ def _read_converted(root):
             if match is None:
                 message = "its name doesn't say identity, side and view as 0010_p_3.jpg does"
                 faults.append(make_fault("picture_without_metadata", where, message))
+                unlisted.append(_unlisted(path, part, where))
                 continue
             name, number, _ = parse_name(os.path.basename(path))
             pictures.append(Picture(path, True, part, match[2], number, name, where, int(match[3])))
-    return pictures, faults
+    return pictures, unlisted, faults
+
+
+def _unlisted(path, part, where):
+    return Picture(path, True, part, source=None, identity=None, name=None, where=where)
 
 
 # The original layout -------------------------------------------------------------------------------------------------
 
 
 def _read_original(root):
-    faults, pictures = [], []
+    pictures, unlisted, faults = [], [], []
     for split in ORIGINAL:
-        listed, mentioned, unnamed = _read_split(root, split, faults)
-        present = _files_below(root, f"{split}/Image")
+        present = {key for key in _files_below(root, f"{split}/Image") if key.lower().endswith(IMAGE_SUFFIXES)}
+        listed, meant, unnamed = _read_split(root, split, faults)
+        found = set()
         absent = Counter()  # entries whose whole folder lacks
         for key, picture in listed.items():
             folder = image_folder(split, picture.source)
@@ -159,7 +171,8 @@ def _read_original(root):
                 pass  # named already
             elif not (root / folder).is_dir():
                 absent[folder] += 1
-            elif key in present or os.path.isfile(picture.path):  # a folder with two names is in `present` under one
+            elif os.path.isfile(picture.path):
+                found.add(key)
                 picture = picture._replace(exists=True)
             else:
                 faults.append(make_fault("metadata_without_picture", picture.where, f"there is no {key}"))
@@ -168,18 +181,49 @@ def _read_original(root):
             faults.append(
                 make_fault("missing_part", folder, f"no such folder, and {count} entries list pictures in it")
             )
-        strays = [key for key in sorted(present - mentioned) if key.lower().endswith(IMAGE_SUFFIXES)]
+        others = _others(root, present, found)
+        unlisted += [_unlisted(os.path.join(root, key), _part_of(split, key), key) for key in others]
+        strays = _others(root, set(others), meant)
         if len(strays) > unnamed:  # else they may be those that the lists speak of, and don't name
             faults += [make_fault("picture_without_metadata", key, "no entry lists it") for key in strays]
-    return pictures, faults
+    return pictures, unlisted, faults
+
+
+def _others(root, files, known):
+    """Those of `files` that are none of `known`, under whatever name: a folder may have two. All from the root on."""
+    places = {os.path.realpath(root / key) for key in known - files}
+    return [key for key in sorted(files - known) if os.path.realpath(root / key) not in places]
+
+
+def _part_of(split, key):
+    """Which of PARTS keeps its pictures where a file below the split's folder lies, or None."""
+    if split == "MVB_train":
+        return "train"
+    return next((part for side, part in TEST_PARTS.items() if key.startswith(f"{image_folder(split, side)}/")), None)
+
+
+def _meant_file(root, split, entry):
+    """The picture on the disk that an entry means, from the root on, or None.
+
+    It lies on the side of security that the entry's datatype says. Where none does, another fault may hide which one
+    was meant: then the side that the name says counts, and the other one at last.
+    """
+    name = entry["image_name"]
+    match = BAG_NAME.match(name)
+    for side in (entry.get("datatype"), match and match[2], *SIDES):
+        if isinstance(side, str) and side in SIDES:
+            key = os.path.normpath(f"{image_folder(split, side)}/{name}")
+            if os.path.isfile(root / key):
+                return key
+    return None
 
 
 def _read_split(root, split, faults):
     """What the lists of MVB_train or MVB_val say.
 
     Returns:
-        ({path from the root on, or where an entry without one stands: Picture}, the paths that any entry mentions,
-        how many entries name no picture, infinite where a list can't be read)
+        ({path from the root on, or where an entry without one stands: Picture}, the paths of the pictures on the disk
+        that any entry means, how many entries name no picture, infinite where a list can't be read)
     """
     lists = [f"{split}/Info/train.json"]
     if split == "MVB_val":
@@ -188,7 +232,7 @@ def _read_split(root, split, faults):
             faults.append(
                 make_fault("missing_part", f"{split}/Info", "no *.json there, so there is neither gallery nor probe")
             )
-    listed, mentioned, unnamed = {}, set(), 0 if lists else math.inf
+    listed, meant, unnamed = {}, set(), 0 if lists else math.inf
     for name in lists:
         entries = _read_list(root, name, faults)
         if entries is None:
@@ -201,7 +245,7 @@ def _read_split(root, split, faults):
             if image_name is None:
                 unnamed += 1
                 continue
-            mentioned.update(os.path.normpath(f"{image_folder(split, side)}/{image_name}") for side in SIDES)
+            meant.add(_meant_file(root, split, entry))
             picture = _read_entry(root, split, entry, f"{where} ({image_name})", faults)
             if picture is not None:
                 checked.append((entry, picture))
@@ -209,7 +253,7 @@ def _read_split(root, split, faults):
         _add_entries(root, name, [picture for _, picture in checked], listed, faults)
     if not unnamed:
         _check_sides(split, listed.values(), faults)
-    return listed, mentioned, unnamed
+    return listed, meant - {None}, unnamed
 
 
 def _read_list(root, name, faults):

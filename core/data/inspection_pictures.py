@@ -1,6 +1,6 @@
 """What is in the files of a baggage set: sizes, colours, boxes and masks against the pictures, copies of each other.
 
-measures = measure_pictures(survey.pictures)
+measures = measure_pictures(survey.files)
 survey.faults += picture_faults(survey, measures) + copy_faults(survey, measures)
 """
 
@@ -74,9 +74,12 @@ def measure_pictures(pictures, num_threads=8):
 
 
 def picture_faults(survey, measures, min_side=MIN_SIDE):
-    """Unreadable, single-coloured and tiny pictures; sizes, boxes and masks that don't fit the picture."""
+    """Unreadable, single-coloured and tiny pictures; sizes, boxes and masks that don't fit the picture.
+
+    measures: one for each of `survey.files`.
+    """
     faults = []
-    for picture, measure in zip(survey.pictures, measures, strict=True):
+    for picture, measure in zip(survey.files, measures, strict=True):
         known, where = len(faults), os.path.relpath(picture.path, survey.root) if picture.exists else None
         if isinstance(measure, InputError):
             faults.append(make_fault("unreadable", where, str(measure).removeprefix(f"{picture.path}: ")))
@@ -147,11 +150,12 @@ def _box_share(box, size):
 def copy_faults(survey, measures, **limits):
     """Pictures that are copies of each other, by `find_copies` and its limits; across splits they leak.
 
+    measures: one for each of `survey.files`.
     A picture of one colour is left out: it is a copy of any other, and named already.
     """
     kept = [
         (picture, measure)
-        for picture, measure in zip(survey.pictures, measures, strict=True)
+        for picture, measure in zip(survey.files, measures, strict=True)
         if isinstance(measure, Measure) and not measure.flat
     ]
     if not kept:
@@ -160,13 +164,13 @@ def copy_faults(survey, measures, **limits):
     faults = []
     for group in find_copies(grids, colors, **limits):
         pictures = [kept[index][0] for index in group]
-        parts = list(dict.fromkeys(picture.part for picture in pictures))
-        names = list(dict.fromkeys(picture.name for picture in pictures))
+        parts = list(dict.fromkeys(picture.part for picture in pictures if picture.part))
+        names = {picture.identity: picture.name for picture in pictures if picture.identity is not None}
         paths = [os.path.relpath(picture.path, survey.root) for picture in pictures]
         others = ", ".join(paths[1:6]) + (f" and {len(paths) - 6} more" if len(paths) > 6 else "")
         message = f"the same picture as {others}"
-        if len({picture.identity for picture in pictures}) > 1:
-            message += f", under different identities: {', '.join(names[:6])}"
+        if len(names) > 1:
+            message += f", under different identities: {', '.join(list(names.values())[:6])}"
         kind = "copies"
         if len(parts) > 1:
             kind, message = "copies_across_splits", f"{message}; in {' and '.join(parts)}"
