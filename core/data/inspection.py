@@ -42,7 +42,7 @@ FAULTS = {  # kind -> what it means; the worst first
     "copies": "the same picture more than once, but not in two splits",
     "missing_part": "a folder, a list or a side that the layout has and these data lack",
     "metadata": "an entry, or a whole list, with something missing or of the wrong type",
-    "mixed_ids": "an id that is a number where the list has texts, or the other way round",
+    "mixed_ids": "ids in two forms: number and text, other zeros, blanks; training reads 1 and '0001 ' as one bag",
     "name_disagrees": "a file name that says another identity or side than its entry",
     "listed_twice": "a picture that has more than one entry",
     "metadata_without_picture": "an entry whose picture is not on the disk",
@@ -159,10 +159,10 @@ def _unlisted(path, part, where):
 
 
 def _read_original(root):
-    pictures, unlisted, faults = [], [], []
+    pictures, unlisted, faults, ids = [], [], [], {}
     for split in ORIGINAL:
         present = {key for key in _files_below(root, f"{split}/Image") if key.lower().endswith(IMAGE_SUFFIXES)}
-        listed, meant, unnamed = _read_split(root, split, faults)
+        listed, meant, unnamed = _read_split(root, split, ids, faults)
         found = set()
         absent = Counter()  # entries whose whole folder lacks
         for key, picture in listed.items():
@@ -186,6 +186,7 @@ def _read_original(root):
         strays = _others(root, set(others), meant)
         if len(strays) > unnamed:  # else they may be those that the lists speak of, and don't name
             faults += [make_fault("picture_without_metadata", key, "no entry lists it") for key in strays]
+    _compare_lists(ids, faults)
     return pictures, unlisted, faults
 
 
@@ -218,8 +219,8 @@ def _meant_file(root, split, entry):
     return None
 
 
-def _read_split(root, split, faults):
-    """What the lists of MVB_train or MVB_val say.
+def _read_split(root, split, ids, faults):
+    """What the lists of MVB_train or MVB_val say; in `ids` each list gets what `_usual_ids` says of it.
 
     Returns:
         ({path from the root on, or where an entry without one stands: Picture}, the paths of the pictures on the disk
@@ -250,6 +251,8 @@ def _read_split(root, split, faults):
             if picture is not None:
                 checked.append((entry, picture))
         _compare_entries(checked, faults)
+        _compare_ids(checked, faults)
+        ids[name] = _usual_ids(checked)
         _add_entries(root, name, [picture for _, picture in checked], listed, faults)
     if not unnamed:
         _check_sides(split, listed.values(), faults)
@@ -312,15 +315,13 @@ def _check_material(material):
 
 def _compare_entries(checked, faults):
     """Faults of entries beside each other and beside their names; `checked` is one list's [(entry, Picture)]."""
-    types = Counter(type(entry["id"]) for entry, _ in checked if "id" in entry)  # int, str
     usual = [field for field in FIELDS if sum(field in entry for entry, _ in checked) * 2 > len(checked)]
+    named = [(match, bag.identity) for entry, bag in checked if (match := BAG_NAME.match(entry["image_name"]))]
+    # A word disagrees with a number only where names and ids are else the same.
+    words_too = sum(int(match[1]) == identity for match, identity in named) * 2 > len(named)
     for entry, picture in checked:
-        if len(types) > 1 and type(entry.get("id")) is (int if types[int] <= types[str] else str):
-            kinds = ("a number", "text") if type(entry["id"]) is int else ("a text", "numbers")
-            message = f"id {entry['id']!r:.40} is {kinds[0]}, and most ids of this list are {kinds[1]}"
-            faults.append(make_fault("mixed_ids", picture.where, message))
         match = BAG_NAME.match(entry["image_name"])
-        if match and isinstance(picture.identity, int) and int(match[1]) != picture.identity:
+        if match and int(match[1]) != picture.identity and (words_too or isinstance(picture.identity, int)):
             message = f"the name says identity {match[1]}, the entry {picture.name}"
             faults.append(make_fault("name_disagrees", picture.where, message))
         if match and match[2] != picture.source:
@@ -330,6 +331,53 @@ def _compare_entries(checked, faults):
             if entry.get(field) is None:
                 message = f"has no {field}, and most entries of this list have one"
                 faults.append(make_fault("metadata", picture.where, message))
+
+
+def _compare_ids(checked, faults):
+    """Ids of one list in another form than most of it, or than most of their bag: a fault for each entry."""
+    kind, spelled = _usual_ids(checked)
+    for entry, picture in checked:
+        given = entry.get("id")
+        if given is None:
+            continue
+        if type(given) is not kind:
+            words = ("a number", "text") if kind is str else ("a text", "numbers")
+            message = f"id {given!r:.40} is {words[0]}, and most ids of this list are {words[1]}"
+        elif kind is str and given != given.strip():
+            message = f"id {given!r:.40} has blanks around it, which training takes off"
+        elif kind is str and given != spelled[picture.identity]:
+            message = f"id {given!r:.40} is the bag that this list else spells {spelled[picture.identity]!r:.40}"
+        else:
+            continue
+        faults.append(make_fault("mixed_ids", picture.where, message))
+
+
+def _usual_ids(checked):
+    """Of one list's entries: the type that most ids have, None where none has one; of texts {identity: the usual}."""
+    types, spelled = Counter(), defaultdict(Counter)
+    for entry, picture in checked:
+        if entry.get("id") is not None:
+            types[type(entry["id"])] += 1
+            if isinstance(entry["id"], str):
+                spelled[picture.identity][entry["id"].strip()] += 1
+    if types[int] > types[str]:
+        return int, {}
+    usual = {identity: spellings.most_common(1)[0][0] for identity, spellings in spelled.items()}
+    return str if usual else None, usual
+
+
+def _compare_lists(usual, faults):
+    """Ids in another form than in other lists: one fault for a list. usual: {list: what `_usual_ids` says of it}."""
+    texts, known = [name for name, (kind, _) in usual.items() if kind is str], {}
+    for name, (kind, spelled) in usual.items():
+        if kind is int and texts:
+            faults.append(make_fault("mixed_ids", name, f"ids are numbers here, and text in {' and '.join(texts)}"))
+        others = [one for one, text in spelled.items() if one in known and known[one][0] != text]
+        if others:
+            text, (before, where) = spelled[others[0]], known[others[0]]
+            message = f"id {text!r:.40} is spelled {before!r:.40} in {where} (bags in two spellings: {len(others)})"
+            faults.append(make_fault("mixed_ids", name, message))
+        known = {one: (text, name) for one, text in spelled.items()} | known
 
 
 def _add_entries(root, name, pictures, listed, faults):

@@ -122,9 +122,7 @@ def test_identity_in_train_and_test(root):
     for listing in (GALLERY, PROBE):
         for path in (root / FOLDERS[listing]).glob("0007*"):
             path.rename(path.with_name(path.name.replace("0007", "0001")))
-            update(root, listing, path.name, image_name=path.name.replace("0007", "0001"), id=1)
-    edit(root, GALLERY, lambda entries: [entry | {"id": str(entry["id"])} for entry in entries])
-    edit(root, PROBE, lambda entries: [entry | {"id": str(entry["id"])} for entry in entries])
+            update(root, listing, path.name, image_name=path.name.replace("0007", "0001"), id="0001")
     (fault,) = found(root)
     assert fault[:2] == ("identity_in_train_and_test", "identity 0001")
     assert fault.message == "pictures: 4 in train, 2 in gallery, 2 in probe"
@@ -435,9 +433,41 @@ def test_ids_as_numbers_and_as_text_mixed(root):
     (fault,) = found(root)
     assert fault[:3] == ("mixed_ids", where, "id 4 is a number, and most ids of this list are text")
     edit(root, TRAIN, lambda entries: [entry | {"id": int(entry["id"])} for entry in entries])
-    assert found(root) == []  # "0004" in one list and 4 in another are the same bag, and nothing is mixed
+    between = ("mixed_ids", TRAIN, f"ids are numbers here, and text in {GALLERY} and {PROBE}")
+    assert [fault[:3] for fault in found(root, read=False)] == [between]  # once, and not for each entry
     where = update(root, TRAIN, "0004_p_1.jpg", id="4")
-    assert [fault[:2] for fault in found(root)] == [("mixed_ids", where)]
+    assert [fault[:2] for fault in found(root, read=False)] == [("mixed_ids", where), between[:2]]
+    assert len(load_reid_dataset("mvb", root).train) == 24
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("4", "id '4' is the bag that this list else spells '0004'"),
+        ("0004 ", "id '0004 ' has blanks around it, which training takes off"),
+        ("\t4", "id '\\t4' has blanks around it, which training takes off"),
+    ],
+)
+def test_a_bag_in_two_spellings_is_one(root, baggage, given, message):
+    where = update(root, TRAIN, "0004_p_1.jpg", id=given)
+    (fault,) = found(root, read=False)
+    assert fault[:3] == ("mixed_ids", where, message)
+    samples, clean = (load_reid_dataset("mvb", folder).train for folder in (root, baggage))
+    assert [sample.id for sample in samples] == [sample.id for sample in clean]
+
+
+def test_bags_that_two_lists_spell_differently(root):
+    edit(root, PROBE, lambda entries: [entry | {"id": str(int(entry["id"]))} for entry in entries])
+    (fault,) = found(root, read=False)
+    message = f"id '7' is spelled '0007' in {GALLERY} (bags in two spellings: 3)"
+    assert fault[:3] == ("mixed_ids", PROBE, message)
+
+
+def test_lists_without_ids_are_of_no_type(root):
+    edit(root, GALLERY, lambda entries: [{"image_name": entry["image_name"]} for entry in entries])
+    edit(root, TRAIN, lambda entries: [entry | {"id": int(entry["id"])} for entry in entries])
+    edit(root, PROBE, lambda entries: [entry | {"id": int(entry["id"])} for entry in entries])
+    assert found(root, read=False) == []
 
 
 def test_names_that_disagree_with_their_entries(root):
@@ -448,6 +478,14 @@ def test_names_that_disagree_with_their_entries(root):
     ].message
     update(root, TRAIN, "0004_p_1.jpg", id="0004", datatype="g")
     assert [fault[:2] for fault in found(root)] == [("name_disagrees", where)]
+
+
+def test_a_word_where_names_say_the_ids(root):
+    where = update(root, TRAIN, "0004_p_1.jpg", id="0004a")
+    faults = found(root, read=False)
+    assert faults[0][:3] == ("name_disagrees", where, "the name says identity 0004, the entry 0004a")
+    edit(root, TRAIN, lambda entries: [entry | {"id": f"bag {entry['image_name'][:4]}"} for entry in entries])
+    assert found(root, read=False) == []  # here they are words throughout
 
 
 def test_entries_listed_twice(root):
