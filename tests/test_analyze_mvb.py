@@ -8,10 +8,10 @@ from PIL import Image
 
 import analyze_mvb
 from core.data import synthetic
-from core.data.inspection import Picture
+from core.data.inspection import Picture, inspect, make_fault
 from core.data.inspection_numbers import PUBLISHED
 from core.data.reid_datasets import load_reid_dataset
-from core.engine.dataset_figures import evenly, identity_rows, material_rows
+from core.engine.dataset_figures import evenly, fault_rows, identity_rows, material_rows
 from core.engine.dataset_report import code, heading, materials_section, table
 
 TRAIN = "MVB_train/Info/train.json"
@@ -187,8 +187,8 @@ def test_the_synthetic_set_is_made_where_it_lacks(baggage, tmp_path, monkeypatch
         assert len(survey.pictures) == 36 and survey.faults == [] and capsys.readouterr().out == message
 
 
-def picture(view, material, name="0001"):
-    return Picture("x.jpg", True, "train", "g", int(name), name, "x", view=view, material=material)
+def picture(view, material, name="0001", source="g"):
+    return Picture("x.jpg", True, "train", source, int(name), name, "x", view=view, material=material)
 
 
 def test_headings_of_samples():
@@ -200,6 +200,24 @@ def test_headings_of_samples():
     ((name, rest, *_),) = identity_rows([picture(1, "soft " * 50)], 1)
     assert name == "0001" and rest.startswith(" (train, soft") and rest.endswith("): 1 before security, 0 after")
     assert len(rest) < 60
+
+
+def test_a_row_that_is_too_short_says_so():
+    views = [picture(view, "soft", source=side) for side, count in (("g", 6), ("p", 7)) for view in range(count)]
+    for pictures, said in ((views, "7 after; 12 of 13 shown"), (views[:12], "6 before security, 6 after")):
+        (row,) = identity_rows(pictures, 1)
+        assert row.rest.endswith(said) and len(row.pictures) == 12
+
+
+def test_rows_of_faults_say_the_split(baggage):
+    survey = inspect(baggage)
+    names = ("MVB_train/Image/0003_g_1.jpg", "MVB_val/Image/gallery/0007_g_1.jpg")
+    survey.faults.append(make_fault("copies_across_splits", "x", "y", names))
+    survey.faults.extend(make_fault("tiny", "x", "y", names[:1]) for _ in range(14))
+    copies, tiny = fault_rows(survey)
+    assert copies[:2] == ("copies across splits", ": 1") and tiny.rest == ": 14; the first 12 of 14 pictures"
+    assert [caption for _, caption, _ in copies.pictures] == ["train/0003_g_1", "gallery/0007_g_1"]
+    assert [path for path, *_ in copies.pictures] == [str(baggage / name) for name in names]
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def _read_converted(root):
             match, where = BAG_NAME.match(os.path.basename(path)), f"{folder}/{os.path.basename(path)}"
             if match is None:
                 message = "its name doesn't say identity, side and view as 0010_p_3.jpg does"
-                faults.append(make_fault("picture_without_metadata", where, message))
+                faults.append(make_fault("picture_without_metadata", where, message, (where,)))
                 unlisted.append(_unlisted(path, part, where))
                 continue
             name, number, _ = parse_name(os.path.basename(path))
@@ -185,7 +185,7 @@ def _read_original(root):
         unlisted += [_unlisted(os.path.join(root, key), _part_of(split, key), key) for key in others]
         strays = _others(root, set(others), meant)
         if len(strays) > unnamed:  # else they may be those that the lists speak of, and don't name
-            faults += [make_fault("picture_without_metadata", key, "no entry lists it") for key in strays]
+            faults += [make_fault("picture_without_metadata", key, "no entry lists it", (key,)) for key in strays]
     _compare_lists(ids, faults)
     return pictures, unlisted, faults
 
