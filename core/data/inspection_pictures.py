@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ImageStat
+from PIL import Image, ImageStat
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
@@ -25,12 +25,14 @@ MIN_SIDE = 32  # pixels
 # Grey levels of 0 .. 255: the standard deviation of each channel of a picture of one colour. The noise of a camera with
 # its lid on stays below it, the dullest picture of a black bag lies far above.
 FLAT = 3.0
+FILLED = 2**12  # values of a picture with 16 bits that are all below use few of them: what it shows is nearly black
 MARGIN = 1.0  # pixels that a box may reach out: some count its last pixel as inside, some round
 
 
 class Measure(NamedTuple):
     """What is kept of a picture. size: upright, stored: as in the file, (width, height). flat: of one colour.
 
+    highest: the highest value of one whose 16 bits are filled by 12 at most, None of all others.
     box_share, mask_share: how much of the picture they cover, 0 .. 1; None where there is none, or none that fits.
     mask_area: pixels of the mask; None where there is none that fits, and where its run lengths are damaged.
     """
@@ -38,6 +40,7 @@ class Measure(NamedTuple):
     size: tuple[int, int]
     stored: tuple[int, int]
     flat: bool
+    highest: int | None
     grid: np.ndarray  # uint8 (32, 32)
     colors: np.ndarray  # uint8 (8, 8, 3)
     box_share: float | None
@@ -67,14 +70,29 @@ def measure_pictures(pictures, num_threads=8):
         grids = picture_grids(stored if turn is None else stored.transpose(turn))
         fits = picture.mask and tuple(picture.mask["size"][::-1]) == stored.size
         area = mask_area(picture) if fits else None
-        return Measure(size, stored.size, flat, *grids, _box_share(picture.box, stored.size), area)
+        highest = _highest_of_few_bits(picture.path, stored)
+        return Measure(size, stored.size, flat, highest, *grids, _box_share(picture.box, stored.size), area)
 
     with ThreadPoolExecutor(num_threads) as pool:  # decoding releases the interpreter's lock
         return list(tqdm(pool.map(measure, pictures), "reading pictures", len(pictures), unit="img", disable=None))
 
 
+def _highest_of_few_bits(path, stored):
+    """`Measure.highest`. stored: the picture (PIL, RGB) as training reads it, by the high byte of 16 bits.
+
+    One that is of one colour over its own range, too, has no wrong bit depth. Of colour with 16 bits Pillow keeps no
+    more than the high byte, so grey alone is looked at.
+    """
+    if max(high for _, high in stored.getextrema()) >= FILLED >> 8:
+        return None
+    with Image.open(path) as image:
+        values = np.asarray(image) if image.mode.startswith("I") else np.zeros(1)
+    highest = int(values.max())
+    return highest if values.std() * 255 >= FLAT * max(highest, 255) else None
+
+
 def picture_faults(survey, measures, min_side=MIN_SIDE):
-    """Unreadable, single-coloured and tiny pictures; sizes, boxes and masks that don't fit the picture.
+    """What is wrong with each picture by itself, and sizes, boxes and masks that don't fit it.
 
     measures: one for each of `survey.files`.
     """
@@ -86,7 +104,12 @@ def picture_faults(survey, measures, min_side=MIN_SIDE):
             measure = None
         if measure is not None:
             width, height = measure.size
-            if measure.flat:
+            if measure.highest is not None:
+                message = (
+                    f"its values reach {measure.highest:,} of 65,535, so training sees it nearly black; scale them"
+                )
+                faults.append(make_fault("wrong_bit_depth", where, message))
+            elif measure.flat:
                 faults.append(make_fault("single_coloured", where, f"{width}x{height} pixels of one colour"))
             if min(width, height) < min_side:
                 faults.append(make_fault("tiny", where, f"{width}x{height} pixels; a side of {min_side} is the least"))

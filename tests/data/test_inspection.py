@@ -176,6 +176,26 @@ def test_single_coloured_pictures_are_not_copies_of_each_other(root):
     ]
 
 
+@pytest.mark.parametrize(
+    ("factor", "kind"),
+    [(257, None), (16, "wrong_bit_depth"), (4, "wrong_bit_depth"), (1, "wrong_bit_depth"), (0, "single_coloured")],
+)
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_bits_that_are_not_filled(root, factor, kind, suffix):
+    """8 bits as 16, as 12 of 16, as 10 of 16, as they are; nothing at all."""
+    name = f"0003_g_9.{suffix}"
+    add(root, TRAIN, name, Image.fromarray(np.asarray(noise(60, 50).convert("L")).astype(np.uint16) * factor))
+    faults = [fault[:2] for fault in found(root)]
+    assert faults == ([(kind, f"MVB_train/Image/{name}")] if kind else [])
+
+
+def test_how_many_bits_are_filled_is_said(root):
+    values = np.asarray(noise(60, 50).convert("L")).astype(np.uint16) * 16
+    values[0, 0] = 4080
+    add(root, TRAIN, "0003_g_9.png", Image.fromarray(values))
+    assert "its values reach 4,080 of 65,535" in found(root)[0].message
+
+
 def test_tiny(root):
     add(root, TRAIN, "0003_g_8.jpg", noise(32, 32))
     add(root, TRAIN, "0003_g_9.jpg", noise(50, 31, seed=1))
