@@ -90,6 +90,32 @@ def test_convert_is_refused_before_pictures_are_read(run, baggage, tmp_path, mon
         assert code == 2 and said in err
 
 
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("file", "is a file where a folder is needed"),
+        ("file/out", "is a file where a folder is needed"),
+        ("new/" + "a" * 300, "can't make the run folder"),
+        ("new/..", "name a new folder"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_pictures_are_read(
+    run, baggage, tmp_path, monkeypatch, output, said
+):
+    monkeypatch.delattr(analyze_mvb, "measure_pictures")
+    (tmp_path / "file").touch()
+    code, _, err = run(analyze_mvb, "--data", baggage, "--output", tmp_path / output)
+    assert code == 2 and said in err and len(err.splitlines()) == 1
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_run_that_fails_leaves_no_output(run, tmp_path):
+    (tmp_path / "there").mkdir()
+    for output in ("there", "new/deep/out"):
+        code, _, err = run(analyze_mvb, "--data", tmp_path / "absent", "--output", tmp_path / output)
+        assert code == 2 and "no such folder" in err and os.listdir(tmp_path) == ["there"]
+
+
 def test_what_was_left_out_is_not_as_published(run, baggage, tmp_path, monkeypatch):
     root = shutil.copytree(baggage, tmp_path / "set", ignore=shutil.ignore_patterns("scenes", "synthetic.json"))
     for name, count in zip(PUBLISHED, (9, 36, 24, 6, 6), strict=True):
