@@ -1,6 +1,7 @@
 """MVB as it lies on the disk, faults and all: what the reader for training (core.data.mvb) refuses, this one lists.
 
-    survey = inspect(root)        every picture that the lists (or the names) speak of, and what is wrong with them
+    survey = inspect(root)        every picture that the lists (or the names) speak of, those that lie there unlisted,
+                                  and what is wrong with them
     survey.faults += identity_faults(survey.pictures)
 
 The rules of an entry are those of core.data.mvb; a fault is found once, where it is, and what follows from it (a list
@@ -372,7 +373,8 @@ def _compare_lists(usual, faults):
     texts, known = [name for name, (kind, _) in usual.items() if kind is str], {}
     for name, (kind, spelled) in usual.items():
         if kind is int and texts:
-            faults.append(make_fault("mixed_ids", name, f"ids are numbers here, and text in {' and '.join(texts)}"))
+            message = f"ids are numbers here, and text in {' and '.join(texts)}; training reads 1 and '0001' as one bag"
+            faults.append(make_fault("mixed_ids", name, message))
         others = [one for one, text in spelled.items() if one in known and known[one][0] != text]
         if others:
             text, (before, where) = spelled[others[0]], known[others[0]]

@@ -61,7 +61,10 @@ def convert(pictures, out, copy=False):
         for picture, name in zip(pictures, target_names(pictures, numbers), strict=True):
             done[_place(picture.path, partial / name, copy)] += 1
         if any(identity != number for identity, number in numbers.items()):
-            names = {str(numbers[picture.identity]): picture.name for picture in reversed(pictures)}  # the first counts
+            names = {}
+            for picture in pictures:
+                names.setdefault(picture.identity, picture.name)
+            names = {str(number): names[identity] for identity, number in numbers.items()}
             with atomic_write(partial / NAMES) as file:
                 file.write(json.dumps(names, indent=1).encode())
         if out.is_dir():

@@ -235,6 +235,7 @@ def method_section(limits):
                 f"- Copies: perceptual hashes (DCT, {BITS} bits) that differ in {limits['most_bits']} bits at most, "
                 f"and colours that differ by {MOST_COLOR:g} grey levels on average at most, at equal brightness. "
                 "Copies that were mirrored, turned or cropped by more than about 1% are not found.",
+                "- Pictures that no entry (converted: no name) describes are looked at, and count in no number.",
                 "- Identities are judged by what the data say, whether or not their pictures are there.",
             ]
         ),

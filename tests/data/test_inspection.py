@@ -453,7 +453,8 @@ def test_ids_as_numbers_and_as_text_mixed(root):
     (fault,) = found(root)
     assert fault[:3] == ("mixed_ids", where, "id 4 is a number, and most ids of this list are text")
     edit(root, TRAIN, lambda entries: [entry | {"id": int(entry["id"])} for entry in entries])
-    between = ("mixed_ids", TRAIN, f"ids are numbers here, and text in {GALLERY} and {PROBE}")
+    said = f"ids are numbers here, and text in {GALLERY} and {PROBE}; training reads 1 and '0001' as one bag"
+    between = ("mixed_ids", TRAIN, said)
     assert [fault[:3] for fault in found(root, read=False)] == [between]  # once, and not for each entry
     where = update(root, TRAIN, "0004_p_1.jpg", id="4")
     assert [fault[:2] for fault in found(root, read=False)] == [("mixed_ids", where), between[:2]]
