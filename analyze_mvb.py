@@ -19,7 +19,9 @@ import sys
 from pathlib import Path
 
 from core.data import mvb_convert
-from core.data.inspection import identity_faults, in_words, inspect
+from core.data.inspection import inspect
+from core.data.inspection_faults import in_words
+from core.data.inspection_identities import identity_faults
 from core.data.inspection_numbers import beside_published, counted, dataset_numbers, published_differences
 from core.data.inspection_pictures import MIN_SIDE, Measure, copy_faults, measure_pictures, picture_faults
 from core.data.mvb import CONVERTED, PARTS

@@ -8,7 +8,8 @@ from PIL import Image
 
 import analyze_mvb
 from core.data import synthetic
-from core.data.inspection import Picture, inspect, make_fault
+from core.data.inspection import Picture, inspect
+from core.data.inspection_faults import make_fault
 from core.data.inspection_numbers import PUBLISHED
 from core.data.reid_datasets import load_reid_dataset
 from core.engine.dataset_figures import evenly, fault_rows, identity_rows, material_rows

@@ -10,16 +10,17 @@ that can't be read leaves all its pictures without metadata) is not listed again
 
 import math
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 from core.data.images import IMAGE_SUFFIXES, list_images, walk_folders
+from core.data.inspection_faults import make_fault
+from core.data.inspection_identities import compare_ids, compare_lists, usual_ids
 from core.data.mvb import (
     BAG_NAME,
     CONVERTED,
     ORIGINAL,
-    PARTS,
     SIDES,
     TEST_PARTS,
     check_box,
@@ -37,45 +38,6 @@ from core.errors import InputError
 from core.files import printable
 
 FIELDS = ("id", "datatype", "material", "dimsize")  # the name may say the first two, and nothing has to say the others
-FAULTS = {  # kind -> what it means; the worst first
-    "identity_in_train_and_test": "leakage: an identity that is trained on is also searched for",
-    "copies_across_splits": "leakage: the same picture in two of train, gallery and probe",
-    "copies": "the same picture more than once, but not in two splits",
-    "missing_part": "a folder, a list or a side that the layout has and these data lack",
-    "metadata": "an entry, or a whole list, with something missing or of the wrong type",
-    "mixed_ids": "ids in two forms: number and text, other zeros, blanks; training reads 1 and '0001 ' as one bag",
-    "name_disagrees": "a file name that says another identity or side than its entry",
-    "listed_twice": "a picture that has more than one entry",
-    "metadata_without_picture": "an entry whose picture is not on the disk",
-    "picture_without_metadata": "a picture that no entry (or, converted, no name) describes",
-    "unreadable": "a file that can't be read as a picture",
-    "wrong_bit_depth": "a picture with 16 bits a value that fills 12 of them at most, as if it had fewer",
-    "single_coloured": "a picture of one colour",
-    "tiny": "a picture too small to show anything",
-    "wrong_size": "an entry with another size than its picture",
-    "box_outside": "a box that reaches out of its picture",
-    "mask_of_another_size": "a mask made for a picture of another size",
-    "mask_damaged": "a mask that is empty, or whose run lengths don't cover the picture",
-    "one_source": "an identity that was photographed on one side of security alone",
-    "one_split": "a test identity in the gallery alone (nothing asks for it) or the probe alone (nothing to be found)",
-}
-
-
-def in_words(kind):
-    """A kind of FAULTS for people: identity in train and test."""
-    return kind.replace("_", " ")
-
-
-class Fault(NamedTuple):
-    """kind: one of FAULTS. where: a file, "list, entry 3 (name)" or "identity 0010", from the data's own folder on.
-
-    paths: the pictures at fault that are on the disk, from that folder on.
-    """
-
-    kind: str
-    where: str
-    message: str
-    paths: tuple = ()
 
 
 class Picture(NamedTuple):
@@ -86,7 +48,7 @@ class Picture(NamedTuple):
     part: "train", "gallery" or "probe". source: "g" (before security) or "p". identity: one value for each bag ("0010"
     and 10 are the same). name: as the data call it; this and the material can be printed. box: (x1, y1, x2, y2) in
     pixels of the stored picture, not clipped. mask: COCO run lengths. size: (width, height) that its entry says. where:
-    as in Fault.
+    as in `Fault`.
     """
 
     path: str | None
@@ -124,11 +86,6 @@ def inspect(root):
     root, layout, both = find_layout(root, ("MVB", "SuitcaseReID_Processed"))
     read = _read_original if layout == "original" else _read_converted
     return Survey(root, layout, *read(root), both)
-
-
-def make_fault(kind, where, message, paths=()):
-    """Every Fault is made here: names of the data may hold bytes that are no text, and no report could be written."""
-    return Fault(kind, printable(where), printable(message), paths)
 
 
 # The converted layout ------------------------------------------------------------------------------------------------
@@ -188,7 +145,7 @@ def _read_original(root):
         strays = _others(root, set(others), meant)
         if len(strays) > unnamed:  # else they may be those that the lists speak of, and don't name
             faults += [make_fault("picture_without_metadata", key, "no entry lists it", (key,)) for key in strays]
-    _compare_lists(ids, faults)
+    compare_lists(ids, faults)
     return pictures, unlisted, faults
 
 
@@ -222,7 +179,7 @@ def _meant_file(root, split, entry):
 
 
 def _read_split(root, split, ids, faults):
-    """What the lists of MVB_train or MVB_val say; in `ids` each list gets what `_usual_ids` says of it.
+    """What the lists of MVB_train or MVB_val say; in `ids` each list gets what `usual_ids` says of it.
 
     Returns:
         ({path from the root on, or where an entry without one stands: Picture}, the paths of the pictures on the disk
@@ -253,8 +210,8 @@ def _read_split(root, split, ids, faults):
             if picture is not None:
                 checked.append((entry, picture))
         _compare_entries(checked, faults)
-        _compare_ids(checked, faults)
-        ids[name] = _usual_ids(checked)
+        compare_ids(checked, faults)
+        ids[name] = usual_ids(checked)
         _add_entries(root, name, [picture for _, picture in checked], listed, faults)
     if not unnamed:
         _check_sides(split, listed.values(), faults)
@@ -335,54 +292,6 @@ def _compare_entries(checked, faults):
                 faults.append(make_fault("metadata", picture.where, message))
 
 
-def _compare_ids(checked, faults):
-    """Ids of one list in another form than most of it, or than most of their bag: a fault for each entry."""
-    kind, spelled = _usual_ids(checked)
-    for entry, picture in checked:
-        given = entry.get("id")
-        if given is None:
-            continue
-        if type(given) is not kind:
-            words = ("a number", "text") if kind is str else ("a text", "numbers")
-            message = f"id {given!r:.40} is {words[0]}, and most ids of this list are {words[1]}"
-        elif kind is str and given != given.strip():
-            message = f"id {given!r:.40} has blanks around it, which training takes off"
-        elif kind is str and given != spelled[picture.identity]:
-            message = f"id {given!r:.40} is the bag that this list else spells {spelled[picture.identity]!r:.40}"
-        else:
-            continue
-        faults.append(make_fault("mixed_ids", picture.where, message))
-
-
-def _usual_ids(checked):
-    """Of one list's entries: the type that most ids have, None where none has one; of texts {identity: the usual}."""
-    types, spelled = Counter(), defaultdict(Counter)
-    for entry, picture in checked:
-        if entry.get("id") is not None:
-            types[type(entry["id"])] += 1
-            if isinstance(entry["id"], str):
-                spelled[picture.identity][entry["id"].strip()] += 1
-    if types[int] > types[str]:
-        return int, {}
-    usual = {identity: spellings.most_common(1)[0][0] for identity, spellings in spelled.items()}
-    return str if usual else None, usual
-
-
-def _compare_lists(usual, faults):
-    """Ids in another form than in other lists: one fault for a list. usual: {list: what `_usual_ids` says of it}."""
-    texts, known = [name for name, (kind, _) in usual.items() if kind is str], {}
-    for name, (kind, spelled) in usual.items():
-        if kind is int and texts:
-            message = f"ids are numbers here, and text in {' and '.join(texts)}; training reads 1 and '0001' as one bag"
-            faults.append(make_fault("mixed_ids", name, message))
-        others = [one for one, text in spelled.items() if one in known and known[one][0] != text]
-        if others:
-            text, (before, where) = spelled[others[0]], known[others[0]]
-            message = f"id {text!r:.40} is spelled {before!r:.40} in {where} (bags in two spellings: {len(others)})"
-            faults.append(make_fault("mixed_ids", name, message))
-        known = {one: (text, name) for one, text in spelled.items()} | known
-
-
 def _add_entries(root, name, pictures, listed, faults):
     """Put one list's pictures into `listed`. A second list may repeat the first one, as core.data.mvb has it."""
     here = set()
@@ -412,43 +321,3 @@ def _files_below(root, folder):
     for parent, names in walk_folders(root / folder):
         found.update(os.path.relpath(os.path.join(parent, name), root) for name in names)
     return found
-
-
-# Identities ----------------------------------------------------------------------------------------------------------
-
-
-def identity_faults(pictures):
-    """Identities in train and test, on one side of security alone, in gallery or probe alone.
-
-    By what the data say, whether or not the pictures are there and readable: those are faults of their own. A side or
-    a part that is empty altogether makes no fault of each identity, and an identity gets one fault.
-    """
-    parts, sides = defaultdict(Counter), defaultdict(set)
-    for picture in pictures:
-        parts[picture.identity][picture.part] += 1
-        sides[picture.identity, picture.part == "train"].add(picture.source)
-    names = {}
-    for picture in pictures:
-        names.setdefault(picture.identity, picture.name)
-    filled = {part: any(part in seen for seen in parts.values()) for part in PARTS}
-    both = {train: len(set().union(*(s for key, s in sides.items() if key[1] == train))) > 1 for train in (True, False)}
-    faults = []
-    for identity in sorted(parts, key=lambda identity: (isinstance(identity, str), identity)):
-        seen, where = parts[identity], f"identity {names[identity]}"
-        counts = ", ".join(f"{seen[part]} in {part}" for part in PARTS if seen[part])
-        if seen["train"] and (seen["gallery"] or seen["probe"]):
-            faults.append(make_fault("identity_in_train_and_test", where, f"pictures: {counts}"))
-            continue  # what else is odd about it comes of that
-        single = [part for part in ("gallery", "probe") if seen[part]]
-        if len(single) == 1 and filled["gallery"] and filled["probe"]:
-            lacks = "no probe asks for it" if single[0] == "gallery" else "its probes can find nothing"
-            faults.append(
-                make_fault("one_split", where, f"only in the {single[0]} (pictures: {seen[single[0]]}), {lacks}")
-            )
-        for train in (True, False):
-            found = sides.get((identity, train), ())
-            if len(found) == 1 and both[train] and (train or len(single) == 2):
-                side = next(iter(found))
-                part = "train" if train else "gallery and probe"
-                faults.append(make_fault("one_source", where, f"in {part} only {SIDES[side]} ({side}): {counts}"))
-    return faults

@@ -3,7 +3,7 @@
 import statistics
 from collections import Counter, defaultdict
 
-from core.data.inspection import FAULTS
+from core.data.inspection_faults import FAULTS
 from core.data.inspection_pictures import Measure
 from core.data.mvb import PARTS, SIDES
 from core.files import printable

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from core.data.coco import encode_mask
 from core.data.coco_checks import check_outline
 from core.data.images import SWAPS_SIDES, read_stored_image
-from core.data.inspection import make_fault
+from core.data.inspection_faults import make_fault
 from core.data.perceptual_hash import find_copies, picture_grids
 from core.data.samples import clip_box
 from core.errors import InputError

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from core import visualize
-from core.data.inspection import FAULTS, in_words
+from core.data.inspection_faults import FAULTS, in_words
 from core.data.inspection_numbers import counted
 from core.data.inspection_pictures import Measure
 from core.data.mvb import PARTS, SIDES

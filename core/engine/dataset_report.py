@@ -2,7 +2,7 @@
 
 import json
 
-from core.data.inspection import FAULTS, in_words
+from core.data.inspection_faults import FAULTS, in_words
 from core.data.inspection_numbers import counted
 from core.data.inspection_pictures import FILLED, FLAT, MARGIN
 from core.data.mvb import PARTS, SIDES

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from core.data import inspection_pictures
-from core.data.inspection import FAULTS, identity_faults, inspect
+from core.data.inspection import inspect
+from core.data.inspection_faults import FAULTS
+from core.data.inspection_identities import identity_faults
 from core.data.inspection_numbers import PUBLISHED, beside_published, dataset_numbers, describe, published_differences
 from core.data.inspection_pictures import copy_faults, measure_pictures, picture_faults
 from core.data.reid_datasets import load_reid_dataset
