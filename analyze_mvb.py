@@ -19,8 +19,10 @@ import sys
 from pathlib import Path
 
 from core.data import mvb_convert
-from core.data.inspection import identity_faults, in_words, inspect
-from core.data.inspection_numbers import counted, dataset_numbers, published_differences
+from core.data.inspection import inspect
+from core.data.inspection_faults import in_words
+from core.data.inspection_identities import identity_faults
+from core.data.inspection_numbers import beside_published, counted, dataset_numbers, published_differences
 from core.data.inspection_pictures import MIN_SIDE, Measure, copy_faults, measure_pictures, picture_faults
 from core.data.mvb import CONVERTED, PARTS
 from core.data.perceptual_hash import BITS, MOST_BITS
@@ -55,19 +57,29 @@ def get_parser():
     return parser
 
 
+def check_output(output):
+    """Refuse at once what `open_output` would refuse when all pictures have been read. Nothing stays behind."""
+    new = [parent for parent in Path(output).parents if not os.path.exists(parent)]  # the nearest first
+    try:
+        open_output(output).rmdir()
+    finally:
+        for parent in filter(os.path.isdir, new):
+            parent.rmdir()
+
+
 def survey_data(args):
-    """Read all there is: (survey with its faults, measures of the pictures)."""
+    """Read all there is: (survey with its faults, measures of `survey.pictures`)."""
     if args.data is None:
         settle_synthetic_baggage(SYNTHETIC, "plain", print)
         args.data = SYNTHETIC
     survey = inspect(args.data)
     if args.convert and survey.layout == "converted":  # before all pictures are read
         raise InputError(f"--convert: {survey.root} is in the converted layout already")
-    measures = measure_pictures(survey.pictures, args.workers)
+    measures = measure_pictures(survey.files, args.workers)
     survey.faults.extend(identity_faults(survey.pictures))
     survey.faults.extend(picture_faults(survey, measures, args.min_side))
     survey.faults.extend(copy_faults(survey, measures, most_bits=args.copy_bits))
-    return survey, measures
+    return survey, measures[: len(survey.pictures)]
 
 
 def describe(survey, numbers):
@@ -87,7 +99,7 @@ def describe(survey, numbers):
     return lines
 
 
-def convert(args, survey, measures, numbers, is_synthetic):
+def convert(args, survey, measures, is_synthetic):
     """Write the converted layout and say what became of it."""
     usable = [p for p, measure in zip(survey.pictures, measures, strict=True) if isinstance(measure, Measure)]
     done = mvb_convert.convert(usable, args.convert, args.copy)
@@ -96,15 +108,20 @@ def convert(args, survey, measures, numbers, is_synthetic):
         f"converted: {len(usable):,} pictures into {printable(args.convert)} ({how}); materials, boxes and masks have "
         "no place there and are lost"
     )
-    if len(usable) < len(survey.pictures):
-        print(f"left out: {len(survey.pictures) - len(usable):,} pictures that are not there or can't be read")
+    left_out = {
+        "not there or not readable": len(survey.pictures) - len(usable),
+        "without an entry that says whose they are": len(survey.unlisted),
+    }
+    for why, count in left_out.items():
+        if count:
+            print(f"left out: {counted(count, 'picture', 'pictures')} {why}")
     filled = {picture.part for picture in usable}
     empty = [folder for part, folder in CONVERTED.items() if part not in filled]
     if empty:
         print(f"empty: {', '.join(empty)}; training and evaluation will refuse {printable(args.convert)}")
     if (Path(os.path.expanduser(args.convert)) / mvb_convert.NAMES).exists():
         print(f"identities that are no numbers were numbered; {mvb_convert.NAMES} has their names")
-    differences = published_differences(numbers["published"])
+    differences = published_differences(beside_published(usable))  # what was left out is missing there
     if differences and not is_synthetic:
         print("this is not the published MVB, or not all of it: " + "; ".join(differences))
     elif not differences:
@@ -116,6 +133,7 @@ def main(args):
         raise InputError("--copy says how to --convert: give that too")
     if args.convert:
         mvb_convert.check_target(args.convert)  # before all pictures are read
+    check_output(args.output)
     survey, measures = survey_data(args)
     is_synthetic = (survey.root / MARKER).is_file()
     numbers = dataset_numbers(survey, measures)
@@ -126,7 +144,7 @@ def main(args):
     print("\n".join(describe(survey, numbers)))
     print(f"report: {printable(output / 'report.md')}")
     if args.convert:  # last: the report stands, whatever becomes of this
-        convert(args, survey, measures, numbers, is_synthetic)
+        convert(args, survey, measures, is_synthetic)
 
 
 if __name__ == "__main__":

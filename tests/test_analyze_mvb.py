@@ -8,9 +8,11 @@ from PIL import Image
 
 import analyze_mvb
 from core.data import synthetic
-from core.data.inspection import Picture
+from core.data.inspection import Picture, inspect
+from core.data.inspection_faults import make_fault
+from core.data.inspection_numbers import PUBLISHED
 from core.data.reid_datasets import load_reid_dataset
-from core.engine.dataset_figures import evenly, identity_rows, material_rows
+from core.engine.dataset_figures import evenly, fault_rows, identity_rows, material_rows
 from core.engine.dataset_report import code, heading, materials_section, table
 
 TRAIN = "MVB_train/Info/train.json"
@@ -58,20 +60,23 @@ def test_a_set_with_faults(run, baggage, tmp_path):
     assert code == 0, err
     text, numbers = report_of(tmp_path / "analysis")
     assert numbers["faults"]["by_kind"] == {
+        "copies": 1,
         "metadata": 1,
         "metadata_without_picture": 30,
         "picture_without_metadata": 1,
         "unreadable": 1,
         "box_outside": 1,
     }
-    assert len(numbers["faults"]["list"]) == 34 and "faults: 34" in out
+    assert len(numbers["faults"]["list"]) == 35 and "faults: 35" in out
     assert (
         "      30  metadata without picture: MVB_train/Info/train.json, entry 24 (gone\ufffd0.jpg): there is no" in out
     )
     assert "and 10 more, in numbers.json" in text and "`` MVB_train/Image/*stray*|`.jpg ``" in text
     assert text.index("## Faults") < text.index("## Pictures and identities")
-    assert "converted: 34 pictures" in out and "(34 copied)" in out and "left out: 31 pictures" in out
-    assert "this is not the published MVB" in out and "pictures: 35, and the published set has 22,660" in out
+    assert "converted: 34 pictures" in out and "(34 copied)" in out
+    assert "left out: 31 pictures not there or not readable\n" in out
+    assert "left out: 2 pictures without an entry that says whose they are\n" in out
+    assert "this is not the published MVB" in out and "pictures: 34, and the published set has 22,660" in out
 
 
 def test_convert_is_refused_before_pictures_are_read(run, baggage, tmp_path, monkeypatch):
@@ -84,6 +89,45 @@ def test_convert_is_refused_before_pictures_are_read(run, baggage, tmp_path, mon
     ):
         code, _, err = run(analyze_mvb, "--data", data, "--convert", tmp_path / target)
         assert code == 2 and said in err
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("file", "is a file where a folder is needed"),
+        ("file/out", "is a file where a folder is needed"),
+        ("new/" + "a" * 300, "can't make the run folder"),
+        ("new/..", "name a new folder"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_pictures_are_read(
+    run, baggage, tmp_path, monkeypatch, output, said
+):
+    monkeypatch.delattr(analyze_mvb, "measure_pictures")
+    (tmp_path / "file").touch()
+    code, _, err = run(analyze_mvb, "--data", baggage, "--output", tmp_path / output)
+    assert code == 2 and said in err and len(err.splitlines()) == 1
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_run_that_fails_leaves_no_output(run, tmp_path):
+    (tmp_path / "there").mkdir()
+    for output in ("there", "new/deep/out"):
+        code, _, err = run(analyze_mvb, "--data", tmp_path / "absent", "--output", tmp_path / output)
+        assert code == 2 and "no such folder" in err and os.listdir(tmp_path) == ["there"]
+
+
+def test_what_was_left_out_is_not_as_published(run, baggage, tmp_path, monkeypatch):
+    root = shutil.copytree(baggage, tmp_path / "set", ignore=shutil.ignore_patterns("scenes", "synthetic.json"))
+    for name, count in zip(PUBLISHED, (9, 36, 24, 6, 6), strict=True):
+        monkeypatch.setitem(PUBLISHED, name, count)
+    arguments = ("--data", root, "--output", tmp_path / "analysis", "--convert")
+    _, out, _ = run(analyze_mvb, *arguments, tmp_path / "all")
+    assert "identities and pictures are as many as published" in out
+    (root / "MVB_train/Image/0001_g_1.jpg").write_bytes(b"")
+    _, out, _ = run(analyze_mvb, *arguments, tmp_path / "less")
+    assert "left out: 1 picture not there" in out and "train: 23, and the published set has 24" in out
+    assert "as many as published" not in out
 
 
 def test_convert_says_what_is_empty_and_the_report_comes_first(run, tmp_path):
@@ -170,8 +214,8 @@ def test_the_synthetic_set_is_made_where_it_lacks(baggage, tmp_path, monkeypatch
         assert len(survey.pictures) == 36 and survey.faults == [] and capsys.readouterr().out == message
 
 
-def picture(view, material, name="0001"):
-    return Picture("x.jpg", True, "train", "g", int(name), name, "x", view=view, material=material)
+def picture(view, material, name="0001", source="g"):
+    return Picture("x.jpg", True, "train", source, int(name), name, "x", view=view, material=material)
 
 
 def test_headings_of_samples():
@@ -183,6 +227,24 @@ def test_headings_of_samples():
     ((name, rest, *_),) = identity_rows([picture(1, "soft " * 50)], 1)
     assert name == "0001" and rest.startswith(" (train, soft") and rest.endswith("): 1 before security, 0 after")
     assert len(rest) < 60
+
+
+def test_a_row_that_is_too_short_says_so():
+    views = [picture(view, "soft", source=side) for side, count in (("g", 6), ("p", 7)) for view in range(count)]
+    for pictures, said in ((views, "7 after; 12 of 13 shown"), (views[:12], "6 before security, 6 after")):
+        (row,) = identity_rows(pictures, 1)
+        assert row.rest.endswith(said) and len(row.pictures) == 12
+
+
+def test_rows_of_faults_say_the_split(baggage):
+    survey = inspect(baggage)
+    names = ("MVB_train/Image/0003_g_1.jpg", "MVB_val/Image/gallery/0007_g_1.jpg")
+    survey.faults.append(make_fault("copies_across_splits", "x", "y", names))
+    survey.faults.extend(make_fault("tiny", "x", "y", names[:1]) for _ in range(14))
+    copies, tiny = fault_rows(survey)
+    assert copies[:2] == ("copies across splits", ": 1") and tiny.rest == ": 14; the first 12 of 14 pictures"
+    assert [caption for _, caption, _ in copies.pictures] == ["train/0003_g_1", "gallery/0007_g_1"]
+    assert [path for path, *_ in copies.pictures] == [str(baggage / name) for name in names]
 
 
 @pytest.mark.parametrize(

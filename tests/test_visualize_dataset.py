@@ -67,6 +67,34 @@ def test_many_bars_differ_by_more_than_colour(drawn):
     assert len(set(looks)) == 12
 
 
+MATERIALS = {"hard": {"g": 240, "p": 288}, "others": {"g": 120, "p": None}, "soft": {"g": 540, "p": 648}}
+
+
+def test_few_bars_stand(drawn):
+    figure, pixels = drawn(visualize.bar_figure, "Materials", MATERIALS, "pictures")
+    (axes,) = figure.axes
+    assert [label.get_text()[1:] for label in axes.get_xticklabels()] == ["hard", "others", "soft"]
+    assert axes.get_ylabel() == "pictures" and pixels.shape[1] < 600
+
+
+@pytest.mark.parametrize(
+    "names", [[f"material {number}" for number in range(16)], ["soft", "aluminium and magnesium in an alloy"]]
+)
+def test_many_bars_and_long_names_lie(drawn, names):
+    groups = {name: {"g": 10 + place, "p": None} for place, name in enumerate(names)}
+    figure, pixels = drawn(visualize.bar_figure, "Materials", groups, "pictures")
+    (axes,) = figure.axes
+    assert [label.get_text()[1:] for label in axes.get_yticklabels()] == names  # whole
+    assert {label.get_rotation() for label in axes.get_yticklabels()} == {0}
+    assert axes.yaxis_inverted() and axes.get_xlabel() == "pictures" and pixels.shape[1] == 900
+    assert [bar.get_width() for bar in axes.containers[0]] == [10 + place for place in range(len(names))]
+    assert words(axes) == [str(10 + place) for place in range(len(names))] + ["–"] * len(names)
+    renderer = figure.canvas.get_renderer()
+    places = [text.get_window_extent(renderer) for text in (*axes.get_yticklabels(), *axes.texts)]
+    assert all(place.x0 >= 0 and place.x1 <= 900 for place in places)
+    assert not any(one.overlaps(other) for place, one in enumerate(places) for other in places[:place])
+
+
 def test_a_histogram_counts_whole_numbers_one_by_one(drawn):
     figure, _ = drawn(visualize.histogram_figure, "Bags", {"train": [2, 2, 4], "test": [3], "none": []}, "pictures")
     counts = [[patch.get_height() for patch in axes.patches] for axes in figure.axes]

@@ -1,6 +1,7 @@
 """MVB as it lies on the disk, faults and all: what the reader for training (core.data.mvb) refuses, this one lists.
 
-    survey = inspect(root)        every picture that the lists (or the names) speak of, and what is wrong with them
+    survey = inspect(root)        every picture that the lists (or the names) speak of, those that lie there unlisted,
+                                  and what is wrong with them
     survey.faults += identity_faults(survey.pictures)
 
 The rules of an entry are those of core.data.mvb; a fault is found once, where it is, and what follows from it (a list
@@ -9,16 +10,17 @@ that can't be read leaves all its pictures without metadata) is not listed again
 
 import math
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 from core.data.images import IMAGE_SUFFIXES, list_images, walk_folders
+from core.data.inspection_faults import make_fault
+from core.data.inspection_identities import compare_ids, compare_lists, usual_ids
 from core.data.mvb import (
     BAG_NAME,
     CONVERTED,
     ORIGINAL,
-    PARTS,
     SIDES,
     TEST_PARTS,
     check_box,
@@ -36,62 +38,25 @@ from core.errors import InputError
 from core.files import printable
 
 FIELDS = ("id", "datatype", "material", "dimsize")  # the name may say the first two, and nothing has to say the others
-FAULTS = {  # kind -> what it means; the worst first
-    "identity_in_train_and_test": "leakage: an identity that is trained on is also searched for",
-    "copies_across_splits": "leakage: the same picture in two of train, gallery and probe",
-    "copies": "the same picture more than once in a split",
-    "missing_part": "a folder, a list or a side that the layout has and these data lack",
-    "metadata": "an entry, or a whole list, with something missing or of the wrong type",
-    "mixed_ids": "an id that is a number where the list has texts, or the other way round",
-    "name_disagrees": "a file name that says another identity or side than its entry",
-    "listed_twice": "a picture that has more than one entry",
-    "metadata_without_picture": "an entry whose picture is not on the disk",
-    "picture_without_metadata": "a picture that no entry (or, converted, no name) describes",
-    "unreadable": "a file that can't be read as a picture",
-    "single_coloured": "a picture of one colour",
-    "tiny": "a picture too small to show anything",
-    "wrong_size": "an entry with another size than its picture",
-    "box_outside": "a box that reaches out of its picture",
-    "mask_of_another_size": "a mask made for a picture of another size",
-    "mask_damaged": "a mask that is empty, or whose run lengths don't cover the picture",
-    "one_source": "an identity that was photographed on one side of security alone",
-    "one_split": "a test identity in the gallery alone (nothing asks for it) or the probe alone (nothing to be found)",
-}
-
-
-def in_words(kind):
-    """A kind of FAULTS for people: identity in train and test."""
-    return kind.replace("_", " ")
-
-
-class Fault(NamedTuple):
-    """kind: one of FAULTS. where: a file, "list, entry 3 (name)" or "identity 0010", from the data's own folder on.
-
-    paths: the pictures at fault that are on the disk, from that folder on.
-    """
-
-    kind: str
-    where: str
-    message: str
-    paths: tuple = ()
 
 
 class Picture(NamedTuple):
-    """A picture that the data speak of; `exists` says whether it is there.
+    """A picture that the data speak of, or one that lies there unlisted; `exists` says whether it is there.
 
     path: None where the entry names no picture in the folder that its split keeps its side in.
+    Of an unlisted one only path, part (None outside the folders of all three) and where are known.
     part: "train", "gallery" or "probe". source: "g" (before security) or "p". identity: one value for each bag ("0010"
     and 10 are the same). name: as the data call it; this and the material can be printed. box: (x1, y1, x2, y2) in
     pixels of the stored picture, not clipped. mask: COCO run lengths. size: (width, height) that its entry says. where:
-    as in Fault.
+    as in `Fault`.
     """
 
     path: str | None
     exists: bool
-    part: str
-    source: str
-    identity: int | str
-    name: str
+    part: str | None
+    source: str | None
+    identity: int | str | None
+    name: str | None
     where: str
     view: int | None = None
     material: str | None = None
@@ -103,9 +68,14 @@ class Picture(NamedTuple):
 class Survey(NamedTuple):
     root: Path
     layout: str  # "original" or "converted"
-    pictures: list
+    pictures: list  # that an entry (converted: a name) describes; all numbers are theirs
+    unlisted: list  # those beside them, which are looked at and count nowhere
     faults: list
     both: bool  # whether the other layout lies beside it
+
+    @property
+    def files(self):
+        return self.pictures + self.unlisted
 
 
 def inspect(root):
@@ -114,20 +84,15 @@ def inspect(root):
     Raises InputError where nothing there belongs to MVB.
     """
     root, layout, both = find_layout(root, ("MVB", "SuitcaseReID_Processed"))
-    pictures, faults = _read_original(root) if layout == "original" else _read_converted(root)
-    return Survey(root, layout, pictures, faults, both)
-
-
-def make_fault(kind, where, message, paths=()):
-    """Every Fault is made here: names of the data may hold bytes that are no text, and no report could be written."""
-    return Fault(kind, printable(where), printable(message), paths)
+    read = _read_original if layout == "original" else _read_converted
+    return Survey(root, layout, *read(root), both)
 
 
 # The converted layout ------------------------------------------------------------------------------------------------
 
 
 def _read_converted(root):
-    pictures, faults = [], []
+    pictures, unlisted, faults = [], [], []
     for part, folder in CONVERTED.items():
         paths = list_images(root / folder) if (root / folder).is_dir() else []
         if not paths:
@@ -137,21 +102,27 @@ def _read_converted(root):
             match, where = BAG_NAME.match(os.path.basename(path)), f"{folder}/{os.path.basename(path)}"
             if match is None:
                 message = "its name doesn't say identity, side and view as 0010_p_3.jpg does"
-                faults.append(make_fault("picture_without_metadata", where, message))
+                faults.append(make_fault("picture_without_metadata", where, message, (where,)))
+                unlisted.append(_unlisted(path, part, where))
                 continue
             name, number, _ = parse_name(os.path.basename(path))
             pictures.append(Picture(path, True, part, match[2], number, name, where, int(match[3])))
-    return pictures, faults
+    return pictures, unlisted, faults
+
+
+def _unlisted(path, part, where):
+    return Picture(path, True, part, source=None, identity=None, name=None, where=where)
 
 
 # The original layout -------------------------------------------------------------------------------------------------
 
 
 def _read_original(root):
-    faults, pictures = [], []
+    pictures, unlisted, faults, ids = [], [], [], {}
     for split in ORIGINAL:
-        listed, mentioned, unnamed = _read_split(root, split, faults)
-        present = _files_below(root, f"{split}/Image")
+        present = {key for key in _files_below(root, f"{split}/Image") if key.lower().endswith(IMAGE_SUFFIXES)}
+        listed, meant, unnamed = _read_split(root, split, ids, faults)
+        found = set()
         absent = Counter()  # entries whose whole folder lacks
         for key, picture in listed.items():
             folder = image_folder(split, picture.source)
@@ -159,7 +130,8 @@ def _read_original(root):
                 pass  # named already
             elif not (root / folder).is_dir():
                 absent[folder] += 1
-            elif key in present or os.path.isfile(picture.path):  # a folder with two names is in `present` under one
+            elif os.path.isfile(picture.path):
+                found.add(key)
                 picture = picture._replace(exists=True)
             else:
                 faults.append(make_fault("metadata_without_picture", picture.where, f"there is no {key}"))
@@ -168,18 +140,50 @@ def _read_original(root):
             faults.append(
                 make_fault("missing_part", folder, f"no such folder, and {count} entries list pictures in it")
             )
-        strays = [key for key in sorted(present - mentioned) if key.lower().endswith(IMAGE_SUFFIXES)]
+        others = _others(root, present, found)
+        unlisted += [_unlisted(os.path.join(root, key), _part_of(split, key), key) for key in others]
+        strays = _others(root, set(others), meant)
         if len(strays) > unnamed:  # else they may be those that the lists speak of, and don't name
-            faults += [make_fault("picture_without_metadata", key, "no entry lists it") for key in strays]
-    return pictures, faults
+            faults += [make_fault("picture_without_metadata", key, "no entry lists it", (key,)) for key in strays]
+    compare_lists(ids, faults)
+    return pictures, unlisted, faults
 
 
-def _read_split(root, split, faults):
-    """What the lists of MVB_train or MVB_val say.
+def _others(root, files, known):
+    """Those of `files` that are none of `known`, under whatever name: a folder may have two. All from the root on."""
+    places = {os.path.realpath(root / key) for key in known - files}
+    return [key for key in sorted(files - known) if os.path.realpath(root / key) not in places]
+
+
+def _part_of(split, key):
+    """Which of PARTS keeps its pictures where a file below the split's folder lies, or None."""
+    if split == "MVB_train":
+        return "train"
+    return next((part for side, part in TEST_PARTS.items() if key.startswith(f"{image_folder(split, side)}/")), None)
+
+
+def _meant_file(root, split, entry):
+    """The picture on the disk that an entry means, from the root on, or None.
+
+    It lies on the side of security that the entry's datatype says. Where none does, another fault may hide which one
+    was meant: then the side that the name says counts, and the other one at last.
+    """
+    name = entry["image_name"]
+    match = BAG_NAME.match(name)
+    for side in (entry.get("datatype"), match and match[2], *SIDES):
+        if isinstance(side, str) and side in SIDES:
+            key = os.path.normpath(f"{image_folder(split, side)}/{name}")
+            if os.path.isfile(root / key):
+                return key
+    return None
+
+
+def _read_split(root, split, ids, faults):
+    """What the lists of MVB_train or MVB_val say; in `ids` each list gets what `usual_ids` says of it.
 
     Returns:
-        ({path from the root on, or where an entry without one stands: Picture}, the paths that any entry mentions,
-        how many entries name no picture, infinite where a list can't be read)
+        ({path from the root on, or where an entry without one stands: Picture}, the paths of the pictures on the disk
+        that any entry means, how many entries name no picture, infinite where a list can't be read)
     """
     lists = [f"{split}/Info/train.json"]
     if split == "MVB_val":
@@ -188,7 +192,7 @@ def _read_split(root, split, faults):
             faults.append(
                 make_fault("missing_part", f"{split}/Info", "no *.json there, so there is neither gallery nor probe")
             )
-    listed, mentioned, unnamed = {}, set(), 0 if lists else math.inf
+    listed, meant, unnamed = {}, set(), 0 if lists else math.inf
     for name in lists:
         entries = _read_list(root, name, faults)
         if entries is None:
@@ -201,15 +205,17 @@ def _read_split(root, split, faults):
             if image_name is None:
                 unnamed += 1
                 continue
-            mentioned.update(os.path.normpath(f"{image_folder(split, side)}/{image_name}") for side in SIDES)
+            meant.add(_meant_file(root, split, entry))
             picture = _read_entry(root, split, entry, f"{where} ({image_name})", faults)
             if picture is not None:
                 checked.append((entry, picture))
         _compare_entries(checked, faults)
+        compare_ids(checked, faults)
+        ids[name] = usual_ids(checked)
         _add_entries(root, name, [picture for _, picture in checked], listed, faults)
     if not unnamed:
         _check_sides(split, listed.values(), faults)
-    return listed, mentioned, unnamed
+    return listed, meant - {None}, unnamed
 
 
 def _read_list(root, name, faults):
@@ -268,15 +274,13 @@ def _check_material(material):
 
 def _compare_entries(checked, faults):
     """Faults of entries beside each other and beside their names; `checked` is one list's [(entry, Picture)]."""
-    types = Counter(type(entry["id"]) for entry, _ in checked if "id" in entry)  # int, str
     usual = [field for field in FIELDS if sum(field in entry for entry, _ in checked) * 2 > len(checked)]
+    named = [(match, bag.identity) for entry, bag in checked if (match := BAG_NAME.match(entry["image_name"]))]
+    # A word disagrees with a number only where names and ids are else the same.
+    words_too = sum(int(match[1]) == identity for match, identity in named) * 2 > len(named)
     for entry, picture in checked:
-        if len(types) > 1 and type(entry.get("id")) is (int if types[int] <= types[str] else str):
-            kinds = ("a number", "text") if type(entry["id"]) is int else ("a text", "numbers")
-            message = f"id {entry['id']!r:.40} is {kinds[0]}, and most ids of this list are {kinds[1]}"
-            faults.append(make_fault("mixed_ids", picture.where, message))
         match = BAG_NAME.match(entry["image_name"])
-        if match and isinstance(picture.identity, int) and int(match[1]) != picture.identity:
+        if match and int(match[1]) != picture.identity and (words_too or isinstance(picture.identity, int)):
             message = f"the name says identity {match[1]}, the entry {picture.name}"
             faults.append(make_fault("name_disagrees", picture.where, message))
         if match and match[2] != picture.source:
@@ -317,43 +321,3 @@ def _files_below(root, folder):
     for parent, names in walk_folders(root / folder):
         found.update(os.path.relpath(os.path.join(parent, name), root) for name in names)
     return found
-
-
-# Identities ----------------------------------------------------------------------------------------------------------
-
-
-def identity_faults(pictures):
-    """Identities in train and test, on one side of security alone, in gallery or probe alone.
-
-    By what the data say, whether or not the pictures are there and readable: those are faults of their own. A side or
-    a part that is empty altogether makes no fault of each identity, and an identity gets one fault.
-    """
-    parts, sides = defaultdict(Counter), defaultdict(set)
-    for picture in pictures:
-        parts[picture.identity][picture.part] += 1
-        sides[picture.identity, picture.part == "train"].add(picture.source)
-    names = {}
-    for picture in pictures:
-        names.setdefault(picture.identity, picture.name)
-    filled = {part: any(part in seen for seen in parts.values()) for part in PARTS}
-    both = {train: len(set().union(*(s for key, s in sides.items() if key[1] == train))) > 1 for train in (True, False)}
-    faults = []
-    for identity in sorted(parts, key=lambda identity: (isinstance(identity, str), identity)):
-        seen, where = parts[identity], f"identity {names[identity]}"
-        counts = ", ".join(f"{seen[part]} in {part}" for part in PARTS if seen[part])
-        if seen["train"] and (seen["gallery"] or seen["probe"]):
-            faults.append(make_fault("identity_in_train_and_test", where, f"pictures: {counts}"))
-            continue  # what else is odd about it comes of that
-        single = [part for part in ("gallery", "probe") if seen[part]]
-        if len(single) == 1 and filled["gallery"] and filled["probe"]:
-            lacks = "no probe asks for it" if single[0] == "gallery" else "its probes can find nothing"
-            faults.append(
-                make_fault("one_split", where, f"only in the {single[0]} (pictures: {seen[single[0]]}), {lacks}")
-            )
-        for train in (True, False):
-            found = sides.get((identity, train), ())
-            if len(found) == 1 and both[train] and (train or len(single) == 2):
-                side = next(iter(found))
-                part = "train" if train else "gallery and probe"
-                faults.append(make_fault("one_source", where, f"in {part} only {SIDES[side]} ({side}): {counts}"))
-    return faults

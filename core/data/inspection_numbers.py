@@ -3,7 +3,7 @@
 import statistics
 from collections import Counter, defaultdict
 
-from core.data.inspection import FAULTS
+from core.data.inspection_faults import FAULTS
 from core.data.inspection_pictures import Measure
 from core.data.mvb import PARTS, SIDES
 from core.files import printable
@@ -31,7 +31,7 @@ def dataset_numbers(survey, measures):
         "pictures_readable": len(readable),
         "identities": {"all": len(identities)}
         | {part: len({p.identity for p in pictures if p.part == part}) for part in PARTS},
-        "published": beside_published({"identities": len(identities), "pictures": len(pictures)} | parts),
+        "published": beside_published(pictures),
         "pictures_by_source": {part: _count(p.source for p in pictures if p.part == part) for part in PARTS},
         "gallery_and_probe": _gallery_and_probe(pictures),
         "pictures_per_identity": _per_identity(((p.part, p.identity) for p in pictures), PARTS),
@@ -50,8 +50,9 @@ def dataset_numbers(survey, measures):
     }
 
 
-def beside_published(counts):
-    """Counts under the names of PUBLISHED -> for each of them what is here, and what the real set holds."""
+def beside_published(pictures):
+    """Pictures -> for each count of PUBLISHED what it is of them ("here"), and what the real set holds."""
+    counts = {"identities": len({p.identity for p in pictures}), "pictures": len(pictures)} | _count_parts(pictures)
     return {name: {"here": counts[name], "published": published} for name, published in PUBLISHED.items()}
 
 

@@ -1,6 +1,6 @@
 """What is in the files of a baggage set: sizes, colours, boxes and masks against the pictures, copies of each other.
 
-measures = measure_pictures(survey.pictures)
+measures = measure_pictures(survey.files)
 survey.faults += picture_faults(survey, measures) + copy_faults(survey, measures)
 """
 
@@ -9,14 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ImageStat
+from PIL import Image, ImageStat
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from core.data.coco import encode_mask
 from core.data.coco_checks import check_outline
 from core.data.images import SWAPS_SIDES, read_stored_image
-from core.data.inspection import make_fault
+from core.data.inspection_faults import make_fault
 from core.data.perceptual_hash import find_copies, picture_grids
 from core.data.samples import clip_box
 from core.errors import InputError
@@ -25,12 +25,14 @@ MIN_SIDE = 32  # pixels
 # Grey levels of 0 .. 255: the standard deviation of each channel of a picture of one colour. The noise of a camera with
 # its lid on stays below it, the dullest picture of a black bag lies far above.
 FLAT = 3.0
+FILLED = 2**12  # values of a picture with 16 bits that are all below use few of them: what it shows is nearly black
 MARGIN = 1.0  # pixels that a box may reach out: some count its last pixel as inside, some round
 
 
 class Measure(NamedTuple):
     """What is kept of a picture. size: upright, stored: as in the file, (width, height). flat: of one colour.
 
+    highest: the highest value of one whose 16 bits are filled by 12 at most, None of all others.
     box_share, mask_share: how much of the picture they cover, 0 .. 1; None where there is none, or none that fits.
     mask_area: pixels of the mask; None where there is none that fits, and where its run lengths are damaged.
     """
@@ -38,6 +40,7 @@ class Measure(NamedTuple):
     size: tuple[int, int]
     stored: tuple[int, int]
     flat: bool
+    highest: int | None
     grid: np.ndarray  # uint8 (32, 32)
     colors: np.ndarray  # uint8 (8, 8, 3)
     box_share: float | None
@@ -67,23 +70,46 @@ def measure_pictures(pictures, num_threads=8):
         grids = picture_grids(stored if turn is None else stored.transpose(turn))
         fits = picture.mask and tuple(picture.mask["size"][::-1]) == stored.size
         area = mask_area(picture) if fits else None
-        return Measure(size, stored.size, flat, *grids, _box_share(picture.box, stored.size), area)
+        highest = _highest_of_few_bits(picture.path, stored)
+        return Measure(size, stored.size, flat, highest, *grids, _box_share(picture.box, stored.size), area)
 
     with ThreadPoolExecutor(num_threads) as pool:  # decoding releases the interpreter's lock
         return list(tqdm(pool.map(measure, pictures), "reading pictures", len(pictures), unit="img", disable=None))
 
 
+def _highest_of_few_bits(path, stored):
+    """`Measure.highest`. stored: the picture (PIL, RGB) as training reads it, by the high byte of 16 bits.
+
+    One that is of one colour over its own range, too, has no wrong bit depth. Of colour with 16 bits Pillow keeps no
+    more than the high byte, so grey alone is looked at.
+    """
+    if max(high for _, high in stored.getextrema()) >= FILLED >> 8:
+        return None
+    with Image.open(path) as image:
+        values = np.asarray(image) if image.mode.startswith("I") else np.zeros(1)
+    highest = int(values.max())
+    return highest if values.std() * 255 >= FLAT * max(highest, 255) else None
+
+
 def picture_faults(survey, measures, min_side=MIN_SIDE):
-    """Unreadable, single-coloured and tiny pictures; sizes, boxes and masks that don't fit the picture."""
+    """What is wrong with each picture by itself, and sizes, boxes and masks that don't fit it.
+
+    measures: one for each of `survey.files`.
+    """
     faults = []
-    for picture, measure in zip(survey.pictures, measures, strict=True):
+    for picture, measure in zip(survey.files, measures, strict=True):
         known, where = len(faults), os.path.relpath(picture.path, survey.root) if picture.exists else None
         if isinstance(measure, InputError):
             faults.append(make_fault("unreadable", where, str(measure).removeprefix(f"{picture.path}: ")))
             measure = None
         if measure is not None:
             width, height = measure.size
-            if measure.flat:
+            if measure.highest is not None:
+                message = (
+                    f"its values reach {measure.highest:,} of 65,535, so training sees it nearly black; scale them"
+                )
+                faults.append(make_fault("wrong_bit_depth", where, message))
+            elif measure.flat:
                 faults.append(make_fault("single_coloured", where, f"{width}x{height} pixels of one colour"))
             if min(width, height) < min_side:
                 faults.append(make_fault("tiny", where, f"{width}x{height} pixels; a side of {min_side} is the least"))
@@ -147,11 +173,12 @@ def _box_share(box, size):
 def copy_faults(survey, measures, **limits):
     """Pictures that are copies of each other, by `find_copies` and its limits; across splits they leak.
 
+    measures: one for each of `survey.files`.
     A picture of one colour is left out: it is a copy of any other, and named already.
     """
     kept = [
         (picture, measure)
-        for picture, measure in zip(survey.pictures, measures, strict=True)
+        for picture, measure in zip(survey.files, measures, strict=True)
         if isinstance(measure, Measure) and not measure.flat
     ]
     if not kept:
@@ -160,13 +187,13 @@ def copy_faults(survey, measures, **limits):
     faults = []
     for group in find_copies(grids, colors, **limits):
         pictures = [kept[index][0] for index in group]
-        parts = list(dict.fromkeys(picture.part for picture in pictures))
-        names = list(dict.fromkeys(picture.name for picture in pictures))
+        parts = list(dict.fromkeys(picture.part for picture in pictures if picture.part))
+        names = {picture.identity: picture.name for picture in pictures if picture.identity is not None}
         paths = [os.path.relpath(picture.path, survey.root) for picture in pictures]
         others = ", ".join(paths[1:6]) + (f" and {len(paths) - 6} more" if len(paths) > 6 else "")
         message = f"the same picture as {others}"
-        if len({picture.identity for picture in pictures}) > 1:
-            message += f", under different identities: {', '.join(names[:6])}"
+        if len(names) > 1:
+            message += f", under different identities: {', '.join(list(names.values())[:6])}"
         kind = "copies"
         if len(parts) > 1:
             kind, message = "copies_across_splits", f"{message}; in {' and '.join(parts)}"

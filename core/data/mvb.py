@@ -116,8 +116,8 @@ def read_entries(path):
     """The pictures that a JSON file of the original layout describes, checked.
 
     Returns:
-        List of dicts: where ("file, entry 3"), image_name, identity (int where it is a number, so that "0010" and 10
-        are the same bag, else str), name, datatype ("g" or "p"), and box, mask or None.
+        List of dicts: where ("file, entry 3"), image_name, identity (int where it is a number, so that "0010", "10 "
+        and 10 are the same bag, else str), name, datatype ("g" or "p"), and box, mask or None.
 
     Raises:
         InputError: as `read_list`, or an entry with a field missing or of the wrong type.
@@ -180,10 +180,12 @@ def check_identity(entry):
     # Some copies of MVB_val have the identity and the side in the file name alone.
     match = BAG_NAME.match(entry["image_name"])
     identity = entry.get("id", match and match[1])
+    if isinstance(identity, str):
+        identity = identity.strip()  # a blank more makes no other bag
     datatype = entry.get("datatype", match and match[2])
-    is_known = isinstance(identity, int | str) and not isinstance(identity, bool) and str(identity).strip()
+    is_known = isinstance(identity, int | str) and not isinstance(identity, bool) and identity != ""
     if not is_known or _is_long(identity):
-        raise InputError(f"needs an id, a number or a text, found {identity!r:.80}")
+        raise InputError(f"needs an id, a number or a text, found {entry.get('id')!r:.80}")
     if datatype not in ("g", "p"):
         raise InputError(f"needs a datatype, 'g' or 'p', found {datatype!r:.80}")
     number = int(identity) if str(identity).isdecimal() else identity

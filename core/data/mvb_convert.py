@@ -18,7 +18,7 @@ from core.data.mvb import CONVERTED
 from core.errors import InputError
 from core.files import atomic_write, sync_folder
 
-NAMES = "identities.json"  # number -> name, where identities are no numbers
+NAMES = "identities.json"  # number -> name as the data write it, where identities are no numbers
 LARGEST = 10**9  # an identity that stands in a name as it is
 
 
@@ -61,7 +61,10 @@ def convert(pictures, out, copy=False):
         for picture, name in zip(pictures, target_names(pictures, numbers), strict=True):
             done[_place(picture.path, partial / name, copy)] += 1
         if any(identity != number for identity, number in numbers.items()):
-            names = {str(number): str(identity) for identity, number in numbers.items()}
+            names = {}
+            for picture in pictures:
+                names.setdefault(picture.identity, picture.name)
+            names = {str(number): names[identity] for identity, number in numbers.items()}
             with atomic_write(partial / NAMES) as file:
                 file.write(json.dumps(names, indent=1).encode())
         if out.is_dir():

@@ -4,14 +4,14 @@ import os
 from pathlib import Path
 
 from core import visualize
-from core.data.inspection import FAULTS, in_words
+from core.data.inspection_faults import FAULTS, in_words
 from core.data.inspection_numbers import counted
 from core.data.inspection_pictures import Measure
 from core.data.mvb import PARTS, SIDES
 from core.visualize.dataset import Row
 from core.visualize.sheet import shorten
 
-IN_A_ROW = 10  # pictures of a sheet
+IN_A_ROW = 12  # pictures of a sheet; a bag of the synthetic set has 11
 SIDE_NAMES = {side: f"{words} ({side})" for side, words in SIDES.items()}
 
 
@@ -139,6 +139,8 @@ def identity_rows(pictures, samples):
             chosen = [picture for side in sides for picture in evenly(side, room)]
             material = f", {shorten(group[0].material, 140, 10.5)}" if group[0].material else ""
             rest = f" ({words}{material}): {len(sides[0])} before security, {len(sides[1])} after"
+            if len(chosen) < len(group):
+                rest += f"; {len(chosen)} of {len(group):,} shown"
             views = ["" if picture.view is None else f" {picture.view}" for picture in chosen]
             shown = [(p.path, p.source + view, p.box) for p, view in zip(chosen, views, strict=True)]
             rows.append(Row(group[0].name, rest, shown))
@@ -146,13 +148,20 @@ def identity_rows(pictures, samples):
 
 
 def fault_rows(survey):
-    """For the sheet: of each kind of fault the first pictures; copies beside each other."""
-    rows, boxes = [], {os.path.relpath(p.path, survey.root): p.box for p in survey.pictures if p.exists}
+    """For the sheet: of each kind of fault the first pictures, with the split they are in; copies beside each other."""
+    rows, known = [], {os.path.relpath(p.path, survey.root): p for p in survey.files if p.exists}
     for kind in FAULTS:
         faults = [fault for fault in survey.faults if fault.kind == kind and fault.paths]
-        paths = [path for fault in faults for path in fault.paths][:IN_A_ROW]
+        paths = [path for fault in faults for path in fault.paths]
         if paths:
-            framed = boxes if kind == "box_outside" else {}
-            shown = [(survey.root / path, os.path.basename(path), framed.get(path)) for path in paths]
-            rows.append(Row(in_words(kind), f": {len(faults)}", shown))
+            rest = f": {len(faults):,}"
+            if len(paths) > IN_A_ROW:
+                rest += f"; the first {IN_A_ROW} of {len(paths):,} pictures"
+            shown = []
+            for path in paths[:IN_A_ROW]:
+                picture = known[path]
+                stem = os.path.splitext(os.path.basename(path))[0]  # a suffix more, and most names would be cut
+                caption = f"{picture.part}/{stem}" if picture.part else stem
+                shown.append((picture.path, caption, picture.box if kind == "box_outside" else None))
+            rows.append(Row(in_words(kind), rest, shown))
     return rows

@@ -2,9 +2,9 @@
 
 import json
 
-from core.data.inspection import FAULTS, in_words
+from core.data.inspection_faults import FAULTS, in_words
 from core.data.inspection_numbers import counted
-from core.data.inspection_pictures import FLAT, MARGIN
+from core.data.inspection_pictures import FILLED, FLAT, MARGIN
 from core.data.mvb import PARTS, SIDES
 from core.data.perceptual_hash import BITS, MOST_COLOR
 from core.files import atomic_write
@@ -229,11 +229,13 @@ def method_section(limits):
         "\n".join(
             [
                 f"- Tiny: a side below {limits['min_side']} pixels. One colour: a standard deviation below {FLAT:g} "
-                "grey levels in every channel.",
+                "grey levels in every channel. Wrong bit depth: grey with 16 bits whose values all lie below "
+                f"{FILLED:,}.",
                 f"- Boxes may reach out of the picture by {MARGIN:g} pixel: some count the last pixel as inside.",
                 f"- Copies: perceptual hashes (DCT, {BITS} bits) that differ in {limits['most_bits']} bits at most, "
                 f"and colours that differ by {MOST_COLOR:g} grey levels on average at most, at equal brightness. "
                 "Copies that were mirrored, turned or cropped by more than about 1% are not found.",
+                "- Pictures that no entry (converted: no name) describes are looked at, and count in no number.",
                 "- Identities are judged by what the data say, whether or not their pictures are there.",
             ]
         ),

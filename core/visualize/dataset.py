@@ -36,12 +36,16 @@ HATCHES = ("", "///", "...", "xx", "\\\\\\", "++", "oo")
 MOST_POINTS = 20_000  # of a series on a scatter plot: more take minutes and show nothing more
 MOST_ROWS = 80  # of pictures on a sheet: matplotlib draws no more than 65,535 pixels
 CELL = 112  # pixels, the side of a picture on a sheet
+WIDEST = 9.0  # inches, a figure of bars that stand: more of them lie
+LETTER = 0.085  # inches, about the width of one
 NARROWEST = 640  # pixels, a sheet: most headings fit
 CARD = (224, 224, 224)  # where a picture can't be read
 
 
-def bar_figure(path: str | Path, title: str, groups: dict[str, dict[str, float | None]], ylabel: str) -> None:
-    """Bars side by side: one group on the x axis for each key, one bar for each key of its dict, its number above it.
+def bar_figure(path: str | Path, title: str, groups: dict[str, dict[str, float | None]], label: str) -> None:
+    """Bars side by side: one group for each key, one bar for each key of its dict, the number at its end.
+
+    Bars stand where names and groups have room beside each other, and lie under each other where they are many or long.
 
     groups: e.g. {"train": {"pictures": 400, "identities": 100}, "gallery": {...}}. A number that is missing or None is
     an en dash, which is not 0.
@@ -49,26 +53,33 @@ def bar_figure(path: str | Path, title: str, groups: dict[str, dict[str, float |
     if not any(groups.values()):
         return empty_sheet(path, f"{title}: nothing to show")
     series = list(dict.fromkeys(name for group in groups.values() for name in group))
-    step = 0.54 * max(len(series), 1) + 0.3  # inches for each group
+    step = 0.54 * len(series) + 0.3  # inches for each group of standing bars
     longest = max(len(name) for name in groups)
-    figure, (axes,) = _figure(min(max(5.2, 1.2 + step * len(groups)), 40), 4.2, title)
-    width = 0.8 / max(len(series), 1)
+    lie = longest * LETTER > step or len(groups) > 1 and len(groups) * step > WIDEST
+    size = (
+        (WIDEST, 1.4 + (0.2 * len(series) + 0.16) * len(groups)) if lie else (max(5.2, 1.2 + step * len(groups)), 4.2)
+    )
+    figure, (axes,) = _figure(*size, title)
+    bar, names, values = (axes.barh, axes.yaxis, axes.xaxis) if lie else (axes.bar, axes.xaxis, axes.yaxis)
+    width = 0.8 / len(series)
     for number, name in enumerate(series):
         numbers = np.array([_number(group.get(name)) for group in groups.values()])
         places = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * width
         color, hatch = PALETTE[number % len(PALETTE)], HATCHES[(number + number // len(PALETTE)) % len(HATCHES)]
         style = {"color": color, "hatch": hatch, "edgecolor": "white", "linewidth": 0.8}
-        bars = axes.bar(places, np.nan_to_num(numbers, posinf=0, neginf=0), width * 0.92, label=plain(name), **style)
-        axes.bar_label(bars, [_short(value) for value in numbers], padding=2, fontsize=8.5, color=INK)
-    narrow = longest * 0.085 > step  # a letter is about 0.085 inches wide
-    turned = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if narrow else {}
-    axes.set_xticks(range(len(groups)), [plain(shorten(name, 190, 9)) for name in groups], **turned)
-    axes.set_xlim(-0.6, len(groups) - 0.4)
-    axes.margins(y=0.12)
-    axes.set_ylim(bottom=None if axes.dataLim.y0 < 0 else 0, top=None if axes.dataLim.y1 > 0 else 1)
-    axes.yaxis.set_major_formatter(lambda value, _: _short(value))
-    axes.set_ylabel(ylabel, color=INK)
-    if any(series) and series != [ylabel]:
+        bars = bar(places, np.nan_to_num(numbers, posinf=0, neginf=0), width * 0.92, label=plain(name), **style)
+        axes.bar_label(bars, [_short(value) for value in numbers], padding=2 + lie, fontsize=8.5, color=INK)
+    names.set_ticks(range(len(groups)), [plain(shorten(name, 320 if lie else 190, 9)) for name in groups])
+    ends = (-0.6, len(groups) - 0.4)
+    axes.margins(**{"x" if lie else "y": 0.12})
+    low, high = axes.dataLim.intervalx if lie else axes.dataLim.intervaly
+    room = (None if low < 0 else 0, None if high > 0 else 1)
+    axes.set(xlim=room, ylim=ends[::-1]) if lie else axes.set(xlim=ends, ylim=room)  # the first lies on top
+    axes.grid(False)
+    values.grid(color="#e6e6e6")
+    values.set_major_formatter(lambda value, _: _short(value))
+    values.set_label_text(label, color=INK)
+    if any(series) and series != [label]:
         figure.legend(loc="outside lower center", ncols=min(len(series), 5), frameon=False, fontsize=9)
     save_figure(figure, path)
 

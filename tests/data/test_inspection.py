@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from core.data import inspection_pictures
-from core.data.inspection import FAULTS, identity_faults, inspect
+from core.data.inspection import inspect
+from core.data.inspection_faults import FAULTS
+from core.data.inspection_identities import identity_faults
 from core.data.inspection_numbers import PUBLISHED, beside_published, dataset_numbers, describe, published_differences
 from core.data.inspection_pictures import copy_faults, measure_pictures, picture_faults
 from core.data.reid_datasets import load_reid_dataset
@@ -28,7 +30,7 @@ def found(root, read=True):
     survey = inspect(root)
     survey.faults.extend(identity_faults(survey.pictures))
     if read:
-        measures = measure_pictures(survey.pictures, 2)
+        measures = measure_pictures(survey.files, 2)
         survey.faults.extend(picture_faults(survey, measures) + copy_faults(survey, measures))
     assert {fault.kind for fault in survey.faults} <= set(FAULTS)
     for fault in survey.faults:
@@ -122,9 +124,7 @@ def test_identity_in_train_and_test(root):
     for listing in (GALLERY, PROBE):
         for path in (root / FOLDERS[listing]).glob("0007*"):
             path.rename(path.with_name(path.name.replace("0007", "0001")))
-            update(root, listing, path.name, image_name=path.name.replace("0007", "0001"), id=1)
-    edit(root, GALLERY, lambda entries: [entry | {"id": str(entry["id"])} for entry in entries])
-    edit(root, PROBE, lambda entries: [entry | {"id": str(entry["id"])} for entry in entries])
+            update(root, listing, path.name, image_name=path.name.replace("0007", "0001"), id="0001")
     (fault,) = found(root)
     assert fault[:2] == ("identity_in_train_and_test", "identity 0001")
     assert fault.message == "pictures: 4 in train, 2 in gallery, 2 in probe"
@@ -176,6 +176,26 @@ def test_single_coloured_pictures_are_not_copies_of_each_other(root):
         ("single_coloured", "MVB_train/Image/0001_g_1.jpg"),
         ("single_coloured", "MVB_train/Image/0002_g_1.jpg"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("factor", "kind"),
+    [(257, None), (16, "wrong_bit_depth"), (4, "wrong_bit_depth"), (1, "wrong_bit_depth"), (0, "single_coloured")],
+)
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_bits_that_are_not_filled(root, factor, kind, suffix):
+    """8 bits as 16, as 12 of 16, as 10 of 16, as they are; nothing at all."""
+    name = f"0003_g_9.{suffix}"
+    add(root, TRAIN, name, Image.fromarray(np.asarray(noise(60, 50).convert("L")).astype(np.uint16) * factor))
+    faults = [fault[:2] for fault in found(root)]
+    assert faults == ([(kind, f"MVB_train/Image/{name}")] if kind else [])
+
+
+def test_how_many_bits_are_filled_is_said(root):
+    values = np.asarray(noise(60, 50).convert("L")).astype(np.uint16) * 16
+    values[0, 0] = 4080
+    add(root, TRAIN, "0003_g_9.png", Image.fromarray(values))
+    assert "its values reach 4,080 of 65,535" in found(root)[0].message
 
 
 def test_tiny(root):
@@ -245,6 +265,56 @@ def test_metadata_without_picture_and_picture_without_metadata(root):
         without_picture.kind == "metadata_without_picture" and "train.json, entry 1 (0001_g_2" in without_picture.where
     )
     assert without_metadata[:2] == ("picture_without_metadata", "MVB_val/Image/gallery/9999_g_1.jpg")
+
+
+@pytest.mark.parametrize(
+    ("source", "folder", "kind", "parts"),
+    [
+        ("MVB_val/Image/gallery/0008_g_1.jpg", "MVB_val/Image/probe", "copies_across_splits", "gallery and probe"),
+        ("MVB_val/Image/probe/0008_p_1.jpg", "MVB_val/Image/gallery", "copies_across_splits", "probe and gallery"),
+        ("MVB_train/Image/0003_g_1.jpg", "MVB_val/Image/probe", "copies_across_splits", "train and probe"),
+        ("MVB_val/Image/probe/0008_p_1.jpg", "MVB_train/Image", "copies_across_splits", "probe and train"),
+        ("MVB_train/Image/0003_g_1.jpg", "MVB_train/Image/more", "copies", None),
+        ("MVB_train/Image/0003_g_1.jpg", "MVB_val/Image", "copies", None),  # in none of the three
+    ],
+)
+def test_an_unlisted_copy_under_the_name_of_a_listed_picture(root, source, folder, kind, parts):
+    (root / folder).mkdir(exist_ok=True)
+    stray = f"{folder}/{os.path.basename(source)}"
+    shutil.copy(root / source, root / stray)
+    without_metadata, copies = found(root)
+    assert without_metadata[:3] == ("picture_without_metadata", stray, "no entry lists it")
+    assert (copies.kind, copies.where, copies.paths) == (kind, source, (source, stray))
+    assert copies.message == f"the same picture as {stray}" + (f"; in {parts}" if parts else "")
+    survey = inspect(root)
+    numbers = dataset_numbers(survey, measure_pictures(survey.pictures))
+    assert numbers["pictures"]["all"] == 36 and numbers["identities"]["all"] == 9
+
+
+def test_unlisted_pictures_are_looked_at(root):
+    (root / "MVB_val/Image/probe/rubbish.jpg").write_bytes(b"\xff\xd8")
+    noise(60, 20).save(root / "MVB_train/Image/tiny.png")
+    Image.new("RGB", (60, 60)).save(root / "MVB_train/Image/flat.png")
+    where = update(root, TRAIN, "0004_p_1.jpg", id=None)  # this one is listed, but of no bag
+    (root / "MVB_train/Image/0004_p_1.jpg").write_bytes(b"")
+    assert sorted(fault[:2] for fault in found(root)) == [
+        ("metadata", where),
+        ("picture_without_metadata", "MVB_train/Image/flat.png"),
+        ("picture_without_metadata", "MVB_train/Image/tiny.png"),
+        ("picture_without_metadata", "MVB_val/Image/probe/rubbish.jpg"),
+        ("single_coloured", "MVB_train/Image/flat.png"),
+        ("tiny", "MVB_train/Image/tiny.png"),
+        ("unreadable", "MVB_train/Image/0004_p_1.jpg"),
+        ("unreadable", "MVB_val/Image/probe/rubbish.jpg"),
+    ]
+
+
+@pytest.mark.parametrize("fields", [{"datatype": "p"}, {"datatype": "q"}, {"datatype": "q", "image_name": "bag.jpg"}])
+def test_a_picture_whose_entry_is_wrong_about_its_side_is_listed(root, fields):
+    update(root, GALLERY, "0008_g_1.jpg", **fields)
+    if "image_name" in fields:
+        (root / FOLDERS[GALLERY] / "0008_g_1.jpg").rename(root / FOLDERS[GALLERY] / "bag.jpg")
+    assert "picture_without_metadata" not in kinds(found(root))
 
 
 def test_a_name_that_leads_out_of_the_split(root):
@@ -385,9 +455,42 @@ def test_ids_as_numbers_and_as_text_mixed(root):
     (fault,) = found(root)
     assert fault[:3] == ("mixed_ids", where, "id 4 is a number, and most ids of this list are text")
     edit(root, TRAIN, lambda entries: [entry | {"id": int(entry["id"])} for entry in entries])
-    assert found(root) == []  # "0004" in one list and 4 in another are the same bag, and nothing is mixed
+    said = f"ids are numbers here, and text in {GALLERY} and {PROBE}; training reads 1 and '0001' as one bag"
+    between = ("mixed_ids", TRAIN, said)
+    assert [fault[:3] for fault in found(root, read=False)] == [between]  # once, and not for each entry
     where = update(root, TRAIN, "0004_p_1.jpg", id="4")
-    assert [fault[:2] for fault in found(root)] == [("mixed_ids", where)]
+    assert [fault[:2] for fault in found(root, read=False)] == [("mixed_ids", where), between[:2]]
+    assert len(load_reid_dataset("mvb", root).train) == 24
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("4", "id '4' is the bag that this list else spells '0004'"),
+        ("0004 ", "id '0004 ' has blanks around it, which training takes off"),
+        ("\t4", "id '\\t4' has blanks around it, which training takes off"),
+    ],
+)
+def test_a_bag_in_two_spellings_is_one(root, baggage, given, message):
+    where = update(root, TRAIN, "0004_p_1.jpg", id=given)
+    (fault,) = found(root, read=False)
+    assert fault[:3] == ("mixed_ids", where, message)
+    samples, clean = (load_reid_dataset("mvb", folder).train for folder in (root, baggage))
+    assert [sample.id for sample in samples] == [sample.id for sample in clean]
+
+
+def test_bags_that_two_lists_spell_differently(root):
+    edit(root, PROBE, lambda entries: [entry | {"id": str(int(entry["id"]))} for entry in entries])
+    (fault,) = found(root, read=False)
+    message = f"id '7' is spelled '0007' in {GALLERY} (bags in two spellings: 3)"
+    assert fault[:3] == ("mixed_ids", PROBE, message)
+
+
+def test_lists_without_ids_are_of_no_type(root):
+    edit(root, GALLERY, lambda entries: [{"image_name": entry["image_name"]} for entry in entries])
+    edit(root, TRAIN, lambda entries: [entry | {"id": int(entry["id"])} for entry in entries])
+    edit(root, PROBE, lambda entries: [entry | {"id": int(entry["id"])} for entry in entries])
+    assert found(root, read=False) == []
 
 
 def test_names_that_disagree_with_their_entries(root):
@@ -398,6 +501,14 @@ def test_names_that_disagree_with_their_entries(root):
     ].message
     update(root, TRAIN, "0004_p_1.jpg", id="0004", datatype="g")
     assert [fault[:2] for fault in found(root)] == [("name_disagrees", where)]
+
+
+def test_a_word_where_names_say_the_ids(root):
+    where = update(root, TRAIN, "0004_p_1.jpg", id="0004a")
+    faults = found(root, read=False)
+    assert faults[0][:3] == ("name_disagrees", where, "the name says identity 0004, the entry 0004a")
+    edit(root, TRAIN, lambda entries: [entry | {"id": f"bag {entry['image_name'][:4]}"} for entry in entries])
+    assert found(root, read=False) == []  # here they are words throughout
 
 
 def test_entries_listed_twice(root):
@@ -484,14 +595,15 @@ def test_all_at_once(root):
     )
 
 
-def test_published_counts(baggage):
-    assert published_differences(beside_published(PUBLISHED)) == []
-    (line,) = published_differences(beside_published(PUBLISHED | {"probe": 1051}))
-    assert line == "probe: 1,051, and the published set has 1,052"
+def test_published_counts(baggage, monkeypatch):
     assert PUBLISHED["pictures"] == sum(PUBLISHED[part] for part in ("train", "gallery", "probe"))
-    survey = inspect(baggage)
-    published = dataset_numbers(survey, [None] * len(survey.pictures))["published"]
-    assert [one["here"] for one in published.values()] == [9, 36, 24, 6, 6]
+    pictures = inspect(baggage).pictures
+    assert [one["here"] for one in beside_published(pictures).values()] == [9, 36, 24, 6, 6]
+    for name, one in beside_published(pictures).items():
+        monkeypatch.setitem(PUBLISHED, name, one["here"])
+    assert published_differences(beside_published(pictures)) == []
+    lines = published_differences(beside_published(pictures[:-1]))
+    assert lines == ["pictures: 35, and the published set has 36", "probe: 5, and the published set has 6"]
 
 
 # The converted layout ------------------------------------------------------------------------------------------------
@@ -522,6 +634,8 @@ def test_converted(tmp_path):
         ("identity_in_train_and_test", "identity 0003"),
         ("copies_across_splits", "bounding_box_train/0003_p_1.jpg"),
     ]
+    shutil.copy(root / "bounding_box_test" / "0003_g_1.jpg", root / "query" / "18.jpg")
+    assert found(root)[-1][:2] == ("copies_across_splits", "bounding_box_test/0003_g_1.jpg")
 
 
 def test_converted_in_parts_and_both_layouts(tmp_path, root):

@@ -84,7 +84,7 @@ def test_box_and_mask(tmp_path):
 
 
 def test_identities_as_text_and_number_are_the_same_bag(tmp_path):
-    gallery = [entry("0010_g_1.jpg", id="0010"), entry("0010_g_2.jpg", id=10), entry("0011_g_2.jpg", id="11")]
+    gallery = [entry("0010_g_1.jpg", id=" 0010\n"), entry("0010_g_2.jpg", id=10), entry("0011_g_2.jpg", id="11")]
     dataset = load_reid_dataset(
         "mvb", write_original(tmp_path, gallery=gallery, probe=[entry("0010_p_1.jpg", id="10")])
     )

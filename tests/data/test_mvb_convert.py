@@ -72,6 +72,9 @@ def test_identities_that_are_no_numbers(tmp_path):
     convert([picture(tmp_path / "a.jpg", *pair) for pair in zip(names, parts, strict=True)], tmp_path / "out")
     assert json.loads((tmp_path / "out/identities.json").read_text()) == {"2": "red", "1": "blue", "0": "7"}
     assert os.listdir(tmp_path / "out/query") == ["0001_g_1.jpg"]
+    pictures = [picture(tmp_path / "a.jpg", 4)._replace(name="0004"), picture(tmp_path / "a.jpg", "red")]
+    convert([*pictures, picture(tmp_path / "a.jpg", 4)], tmp_path / "zeros")  # names stay as the data write them
+    assert json.loads((tmp_path / "zeros/identities.json").read_text()) == {"0": "0004", "1": "red"}
     assert identity_numbers([picture("a", 10**12), picture("b", 3)]) == {10**12: 0, 3: 1}
 
 
