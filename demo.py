@@ -203,14 +203,16 @@ def show(args, device):
                     skipped.append(str(error))
                     bar.write(f"skipped: {printable(error)}", file=sys.stderr)
                     continue
-                about = {"picture": str(path), "segment": detector.path, "min_score": args.score}
+                about = {"picture": str(path), "width": picture.width, "height": picture.height}
+                about |= {"segment": detector.path, "min_score": args.score}
                 cards.append(show_picture(output / folder, title, picture, detector, identifier, about))
                 bar.write(f"{printable(path)}: {printable(cards[-1].caption)}", file=sys.stdout)
         finally:  # also of a run that is interrupted, what is done is shown
             bar.close()
             if cards:
-                is_done = len(cards) + len(skipped) == len(paths)
-                title = f"{len(cards)}{'' if is_done else f' of {len(paths)}'} picture{'s' * (len(paths) != 1)}"
+                title = f"{len(cards)} picture{'s' * (len(cards) != 1)}"
+                if len(cards) + len(skipped) < len(paths):
+                    title = f"{len(cards)} of {len(paths)} pictures"
                 parts = filter(None, (detector.message, f"score at least {args.score}", identifier))
                 index_page(output / "index.html", title, "; ".join(map(str, parts)), cards, skipped)
                 say(f"written to {output}; {output / 'index.html'} shows it")

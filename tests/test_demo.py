@@ -132,7 +132,8 @@ def test_a_broken_picture_is_named_and_the_others_are_there(run, checkpoint, pho
     assert err.splitlines()[-1].startswith(f"error: 1 of 3 pictures were skipped, the first is {photos}/bad.jpg")
     assert "one.png: " in out and "turned.jpg: " in out
     assert {path.name for path in Path("out").iterdir()} == {"one", "turned", "index.html"}
-    assert "bad.jpg: can&#x27;t be read" in Path("out/index.html").read_text()
+    assert "<h1>2 pictures</h1>" in (page := Path("out/index.html").read_text())
+    assert "bad.jpg: can&#x27;t be read" in page
     content = read(Path("out/turned"))
     assert (content["width"], content["height"]) == (120, 180)  # upright
 
@@ -196,14 +197,14 @@ def test_a_run_that_is_interrupted_shows_what_is_done(run, checkpoint, photos, m
     assert "<h1>1 of 2 pictures</h1>" in Path("runs/demo/index.html").read_text()
 
 
-@pytest.mark.parametrize("output, message", [("file", "file is a file where"), ("file/x", "file is a file where")])
-def test_an_output_that_cant_be_made_is_refused_first(run, photos, monkeypatch, output, message):
+@pytest.mark.parametrize("output", ["file", "file/x"])
+def test_an_output_that_cant_be_made_is_refused_first(run, photos, monkeypatch, output):
     Path("file").write_text("")
     monkeypatch.setattr(demo, "load_detector", lambda *_: pytest.fail("loaded before"))
     monkeypatch.setattr(demo, "load_encoder", lambda *_: pytest.fail("loaded before"))
     for more in ([], ["photos/turned.jpg", "--compare"]):
         code, out, err = run(demo, "photos/one.png", *more, "--output", output)
-        assert (code, out) == (2, "") and err.count("\n") == 1 and message in err
+        assert (code, out) == (2, "") and err.count("\n") == 1 and "file is a file where" in err
 
 
 def test_of_a_run_without_a_result_no_folder_stays(run, photos):

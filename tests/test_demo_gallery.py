@@ -469,6 +469,7 @@ def test_damaged_thumbnails_and_sources_are_named(run, whole, checkpoints):
         scene = ["scene.png", "--gallery", "bags.gallery", "--segment", checkpoints["segment"], "--score", 0]
         code, _, err = run(demo, *scene)
         assert code == 2 and f"error: bags.gallery is damaged in its {section}; " in err and err.count("\n") == 1
+        assert not Path("runs").exists()
 
 
 @pytest.mark.slow

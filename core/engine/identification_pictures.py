@@ -29,7 +29,7 @@ def write_instances(folder, title, picture, found, class_names, about, note=""):
         title: of the picture, as `titles_of` gives it.
         found: instances, as `core.engine.trained.find_instances` gives them.
         class_names: of the network, which keep their colours from picture to picture.
-        about: what else instances.json says: a dict of plain values. note: behind the caption.
+        about: what instances.json says of the picture: a dict of plain values. note: behind the caption.
     """
     make_folder(folder)
     panels = visualize.instance_panels(picture, found, class_names)
@@ -37,7 +37,7 @@ def write_instances(folder, title, picture, found, class_names, about, note=""):
     caption = visualize.describe_instances(found) + note
     size = f"{picture.width} x {picture.height} pixels"
     visualize.instance_sheet(folder / "sheet.jpg", panels, title, f"{size}, {caption}")
-    write_json(folder, picture, rows_of(found), about)
+    write_json(folder, rows_of(found), about)
     return make_card(folder, title, caption, panels["all"], files)
 
 
@@ -48,16 +48,16 @@ def write_identities(folder, title, picture, found, cuts, matches, identifier, a
         found, cuts, matches: of `identification.identify_instances`.
         identifier: `identification.Identifier`, its gallery open; the other arguments as in `write_instances`.
     """
-    make_folder(folder)
     gallery = identifier.gallery
     rows = [
         {**row, "identity": identification.answer(known), "matches": [_in_words(match, gallery) for match in known]}
         for row, known in zip(rows_of(found), matches, strict=True)
     ]
-    answers = {"gallery": str(gallery.path), **answers_by(identifier.encoder, identifier.threshold)}
-    write_json(folder, picture, rows, {**about, **answers})
-    caption = identification.describe(matches) + note
     pictured = [[_in_pictures(match, gallery) for match in known] for known in matches]
+    make_folder(folder)  # not before all was read: where the gallery is damaged, nothing stays behind
+    answers = {"gallery": str(gallery.path), **answers_by(identifier.encoder, identifier.threshold)}
+    write_json(folder, rows, {**about, **answers})
+    caption = identification.describe(matches) + note
     visualize.identification_sheet(folder / "sheet.jpg", picture, found, cuts, pictured, title, caption)
     labels = [printable(row["identity"] or "unknown") for row in rows]
     named = [{**one, "label": label} for one, label in zip(found, labels, strict=True)]
@@ -90,10 +90,10 @@ def answers_by(encoder, threshold):
     return {"reid": encoder.path, "metric": encoder.metric, "threshold": threshold, **rates}
 
 
-def write_json(folder, picture, rows, about):
+def write_json(folder, rows, about):
     """instances.json, with an instance on each line."""
     lines = ",\n  ".join(map(json.dumps, rows))
-    head = json.dumps({**about, "width": picture.width, "height": picture.height})
+    head = json.dumps(about)
     with atomic_write(folder / "instances.json") as file:
         file.write(f'{head[:-1]}, "instances": [\n  {lines}\n]}}\n'.encode())
 
