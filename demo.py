@@ -23,36 +23,44 @@ In a gallery's folder each sub-folder is an identity; pictures beside them are o
 (0010_g_1.jpg), or that their own name is. Objects are cut out along their masks, unless --no-masks is given.
 
 For each picture there is a folder <--output>/<its name> with
-    instances.json      of each instance the class, score, box [x1, y1, x2, y2] in pixels, and the mask as a run-length
-                        code that pycocotools.mask.decode reads; both are of the upright picture: turned as its
-                        EXIF orientation says, as viewers show it. With a gallery also `identity`, null where it is
-                        unknown, and `matches`, the nearest identities with their distances; an object that was
-                        found twice, as two classes, is there once
+    instances.json      `picture`, its path as it was given, `width`, `height`; `segment`, the network that found the
+                        objects, `min_score`, as --score says; of each instance its number, class, score, box
+                        [x1, y1, x2, y2] in pixels, and the mask as a run-length code that pycocotools.mask.decode
+                        reads; both are of the upright picture: turned as its EXIF orientation says, as viewers show it.
+                        With a gallery also `gallery`, `reid`, `metric`, `threshold`, and of each instance `identity`,
+                        null where it is unknown, and `matches`, the nearest identities with their distances; an object
+                        that was found twice, as two classes, is there once. `false_accept_rate`, `true_accept_rate`:
+                        the shares of pairs of two objects and of one that may pass the threshold, and did, when the
+                        ReID network was validated; null where the threshold is not its own
     sheet.jpg           six panels: the picture; boxes with class and score; masks; masks over the picture; masks and
                         classes; all together. Each is a file, too: original, boxes, masks, overlay, classes, all.
                         With a gallery: the scene, its instances numbered, and beside each number its best matches;
                         identities.jpg is the scene alone
-and index.html shows them all; two pictures that are compared leave comparison.jpg and comparison.json. A folder that
-exists is never overwritten, the next free number is added.
+and index.html shows them all, those that are done where the run is stopped. Two pictures that are compared leave
+comparison.jpg and comparison.json: `same`, true or false, null without a threshold; `answer`, that in words;
+`distance`; `similarity`, their cosine, null where the network has another metric; `cut_out`, whether they were cut out
+along masks; and the networks, threshold and rates as above. A folder that exists is never overwritten, the next free
+number is added.
 """
 
 import glob
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 
 from tqdm import tqdm
 
 from core.data.images import IMAGE_SUFFIXES, list_images, read_image
 from core.engine import distributed, gallery_pictures, identification, options
 from core.engine.checkpoint import open_output
-from core.engine.identification_pictures import write_comparison, write_identities, write_instances
+from core.engine.identification_pictures import titles_of, write_comparison, write_identities, write_instances
 from core.engine.logger import progress_is_shown
 from core.engine.trained import (
     TRAIN_MASKS,
     TRAIN_REID,
     NothingTrained,
-    find_instances,
+    find_most,
     load_detector,
     load_encoder,
 )
@@ -173,7 +181,10 @@ def say(text):
 def show(args, device):
     """Find the objects in every picture and, with a gallery, say who they are."""
     paths = list_pictures(args.pictures)
-    with gallery.open_gallery(args.gallery) if args.gallery else nullcontext() as known:
+    with (
+        folder_for_results(args.output) as output,
+        gallery.open_gallery(args.gallery) if args.gallery else nullcontext() as known,
+    ):
         identifier = load_identifier(args, device, known) if args.gallery else None
         detector = load_detector(
             args.segment or network_of(known, "segment"), device, args.amp, classes_of(args, known)
@@ -181,32 +192,55 @@ def show(args, device):
         say(detector.message)
         if not detector.is_own and not args.segment:
             say(f"to train for your own objects: {TRAIN_MASKS} finds them, {TRAIN_REID} recognises them")
-        classes = [category[1] for category in detector.categories if category]
-        cards, skipped, output = [], [], None
-        folders = distinct_names(paths, taken={"index.html"})
-        bar = tqdm(list(zip(paths, folders, strict=True)), disable=not progress_is_shown(), unit="picture")
-        for path, folder in bar:
-            try:
-                picture = read_image(path)
-            except InputError as error:
-                skipped.append(str(error))
-                bar.write(f"skipped: {printable(error)}", file=sys.stderr)
-                continue
-            found = find_instances(detector, picture, args.score)
-            named = identifier and identification.identify_instances(identifier, picture, found)
-            output = output or open_output(args.output)
-            where = output / folder, os.path.basename(path), picture
-            if identifier:
-                cards.append(write_identities(*where, *named, identifier))
-            else:
-                cards.append(write_instances(*where, found, classes))
-            bar.write(f"{printable(path)}: {printable(cards[-1].caption)}", file=sys.stdout)
-        about = "; ".join(map(str, filter(None, (detector.message, f"score at least {args.score}", identifier))))
-    if cards:
-        title = f"{len(cards)} picture{'s' * (len(cards) != 1)}"
-        index_page(output / "index.html", title, about, cards, skipped)
-        say(f"written to {output}; {output / 'index.html'} shows it")
+        cards, skipped = [], []
+        places = list(zip(paths, titles_of(paths), distinct_names(paths, taken={"index.html"}), strict=True))
+        bar = tqdm(places, disable=not progress_is_shown(), unit="picture")
+        try:
+            for path, title, folder in bar:
+                try:
+                    picture = read_image(path)
+                except InputError as error:
+                    skipped.append(str(error))
+                    bar.write(f"skipped: {printable(error)}", file=sys.stderr)
+                    continue
+                about = {"picture": str(path), "width": picture.width, "height": picture.height}
+                about |= {"segment": detector.path, "min_score": args.score}
+                cards.append(show_picture(output / folder, title, picture, detector, identifier, about))
+                bar.write(f"{printable(path)}: {printable(cards[-1].caption)}", file=sys.stdout)
+        finally:  # also of a run that is interrupted, what is done is shown
+            bar.close()
+            if cards:
+                title = f"{len(cards)} picture{'s' * (len(cards) != 1)}"
+                if len(cards) + len(skipped) < len(paths):
+                    title = f"{len(cards)} of {len(paths)} pictures"
+                parts = filter(None, (detector.message, f"score at least {args.score}", identifier))
+                index_page(output / "index.html", title, "; ".join(map(str, parts)), cards, skipped)
+                say(f"written to {output}; {output / 'index.html'} shows it")
     stop_for(skipped, len(paths))
+
+
+def show_picture(folder, title, picture, detector, identifier, about):
+    """Find the objects in one picture and, with an `identification.Identifier`, say who they are; returns its card."""
+    found, most = find_most(detector, picture, about["min_score"])
+    note = f"; {most} is as many as the network returns, there may be more" if most else ""
+    if identifier:
+        named = identification.identify_instances(identifier, picture, found)
+        return write_identities(folder, title, picture, *named, identifier, about, note)
+    classes = [category[1] for category in detector.categories if category]
+    return write_instances(folder, title, picture, found, classes, about, note)
+
+
+@contextmanager
+def folder_for_results(path):
+    """A new folder, made at the start, so that a refusal costs no work; gone again where nothing was put into it."""
+    made = [folder for folder in Path(path).parents if not os.path.exists(folder)]  # the deepest first
+    output = open_output(path)
+    try:
+        yield output
+    finally:
+        with suppress(OSError):  # the first one that holds something, and so do those above it
+            for folder in (output, *made):
+                folder.rmdir()
 
 
 def list_pictures(patterns):
@@ -287,11 +321,15 @@ def build_gallery(args, device):
         say(encoder.message)
         detector = None if args.no_masks else subject_detector(args, device, known)
         names = gallery_pictures.name_identities(paths, args.build_gallery, known.names if args.add else ())
+        before = gallery_pictures.pictures_of_each(known) if args.add else {}
         renamed = gallery_pictures.renamed(known, paths, names) if args.add else []
     subjects = gallery_pictures.Subjects(paths, names, encoder, detector)
     if args.add:
         _, replaced = gallery.add_to_gallery(args.gallery, subjects, fingerprint=encoder.fingerprint)
         say(f"replaced, since they were in it before: {replaced} of {len(paths)} pictures")
+        with gallery.open_gallery(args.gallery) as written:
+            more = gallery_pictures.grown(before, gallery_pictures.pictures_of_each(written))
+        say_names(more, "was in it before and has more pictures now", "were in it before and have more pictures now")
     else:
         info = gallery_pictures.gallery_info(encoder, detector, args.classes)
         gallery.build_gallery(args.gallery, subjects, fingerprint=encoder.fingerprint, metric=encoder.metric, info=info)
@@ -347,10 +385,15 @@ def change_gallery(args):
         say(f"removed: {count} picture{'s' * (count != 1)}")
     else:
         _, shared = gallery.merge_galleries(args.gallery, args.merge)
-        if shared:
-            number = "1 identity is" if len(shared) == 1 else f"{len(shared)} identities are"
-            say(f"{number} in more than one of them: {', '.join(shared[:5])}{', ...' * (len(shared) > 5)}")
+        say_names(shared, "is in more than one of them", "are in more than one of them")
     say_written(args.gallery)
+
+
+def say_names(names, one, many):
+    """2 identities <many>: blue, red. Of none, nothing."""
+    if names:
+        number = f"1 identity {one}" if len(names) == 1 else f"{len(names)} identities {many}"
+        say(f"{number}: {', '.join(names[:5])}{', ...' * (len(names) > 5)}")
 
 
 # Two pictures
@@ -359,14 +402,14 @@ def change_gallery(args):
 def compare(args, device):
     """Do two pictures show the same object? Says the distance and, where there is a threshold, yes or no."""
     pictures = [read_image(path) for path in args.pictures]
-    encoder = load_encoder(args.reid, device, args.amp)
-    say(encoder.message)
-    detector = None if args.no_masks else subject_detector(args, device)
-    verdict, cuts = identification.compare(pictures, encoder, detector, args.threshold)
-    if detector and None in cuts:
-        say("the object was not found in both pictures: both are taken whole")
-    output = open_output(args.output)
-    write_comparison(output, args.pictures, pictures, cuts, verdict, encoder)
+    with folder_for_results(args.output) as output:
+        encoder = load_encoder(args.reid, device, args.amp)
+        say(encoder.message)
+        detector = None if args.no_masks else subject_detector(args, device)
+        verdict, cuts = identification.compare(pictures, encoder, detector, args.threshold)
+        if detector and None in cuts:
+            say("the object was not found in both pictures: both are taken whole")
+        write_comparison(output, args.pictures, pictures, cuts, verdict, encoder, detector)
     say(f"{verdict.answer}: {verdict.reason}")
     say(f"written to {output / 'comparison.jpg'}")
 

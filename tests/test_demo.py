@@ -14,6 +14,7 @@ from PIL import Image
 from pycocotools import mask as rle_codec
 
 import demo
+from core.data.images import read_image
 from core.engine import trained
 from core.engine.checkpoint import REQUIRED
 from core.models import weights
@@ -70,8 +71,9 @@ def test_one_picture_gives_a_sheet_six_panels_and_json(run, checkpoint, photos, 
     folder = Path("runs/demo/one")
     assert {path.name for path in folder.iterdir()} == FILES
     content = read(folder)
-    assert (content["picture"], content["width"], content["height"]) == ("one.png", 180, 120)
-    assert len(content["instances"]) == 9
+    assert (content["picture"], content["width"], content["height"]) == (str(photos / "one.png"), 180, 120)
+    assert (content["segment"], content["min_score"]) == (str(checkpoint), 0.2)
+    assert [found["number"] for found in content["instances"]] == list(range(1, 10))
     for found in content["instances"]:
         assert found["class"] == {1: "date", 2: "fig", 7: "hazel nut"}[found["category_id"]]
         assert 0.2 <= found["score"] <= 1
@@ -97,6 +99,10 @@ def test_json_holds_what_the_network_says(run, checkpoint, photos):
     assert [one["category_id"] for one in found] == [[1, 2, 7][label - 1] for label in expected["labels"].tolist()]
 
 
+def unnumbered(instances):
+    return [{word: value for word, value in one.items() if word != "number"} for one in instances]
+
+
 def test_score_and_classes_choose_what_is_shown(run, checkpoint, photos):
     def shown(*options):
         code, out, _ = run(demo, photos / "one.png", "--weights", checkpoint, *options)
@@ -110,8 +116,9 @@ def test_score_and_classes_choose_what_is_shown(run, checkpoint, photos):
     second, surer = shown("--score", middle + 1e-7)
     third, some = shown("--score", 0, "--classes", classes[0].upper())
     assert [str(folder) for folder in (first, second, third)] == ["runs/demo", "runs/demo-2", "runs/demo-3"]
-    assert surer == [one for one in everything if one["score"] >= middle + 1e-7] and len(surer) < len(everything)
-    assert some == [one for one in everything if one["class"] == classes[0]]
+    assert unnumbered(surer) == unnumbered(one for one in everything if one["score"] >= middle + 1e-7)
+    assert len(surer) < len(everything)
+    assert unnumbered(some) == unnumbered(one for one in everything if one["class"] == classes[0])
     _, none = shown("--score", 1)
     assert none == []
 
@@ -125,7 +132,8 @@ def test_a_broken_picture_is_named_and_the_others_are_there(run, checkpoint, pho
     assert err.splitlines()[-1].startswith(f"error: 1 of 3 pictures were skipped, the first is {photos}/bad.jpg")
     assert "one.png: " in out and "turned.jpg: " in out
     assert {path.name for path in Path("out").iterdir()} == {"one", "turned", "index.html"}
-    assert "bad.jpg: can&#x27;t be read" in Path("out/index.html").read_text()
+    assert "<h1>2 pictures</h1>" in (page := Path("out/index.html").read_text())
+    assert "bad.jpg: can&#x27;t be read" in page
     content = read(Path("out/turned"))
     assert (content["width"], content["height"]) == (120, 180)  # upright
 
@@ -145,6 +153,64 @@ def test_pictures_of_one_name_and_of_odd_names_have_their_own_folders(run, check
     assert len(links) == 10 * len(folders)
     assert all((Path("runs/demo") / link).is_file() for link in links)
     assert {path.name for path in Path("runs").iterdir()} == {"demo"}
+
+
+def test_pictures_of_one_name_are_told_apart(run, checkpoint, photos):
+    for folder in ("a", "b"):
+        Path(folder).mkdir()
+        Path(folder, "x.png").write_bytes((photos / "one.png").read_bytes())
+    assert run(demo, "a/x.png", "b/x.png", "photos/one.png", "--weights", checkpoint)[0] == 0
+    assert [read(Path("runs/demo", name))["picture"] for name in ("x", "x-2", "one")] == [
+        "a/x.png",
+        "b/x.png",
+        "photos/one.png",
+    ]
+    titles = re.findall("<h2>(.*)</h2>", Path("runs/demo/index.html").read_text())
+    assert titles == ["a/x.png", "b/x.png", "one.png"]
+
+
+@pytest.mark.parametrize("classes", [(), ("--classes", "fig")])
+def test_as_many_as_the_network_returns_may_not_be_all(run, checkpoint, photos, classes):
+    """Nine at most, of all classes together: those of one class are fewer, and there may be more of them, too."""
+    words = "; 9 is as many as the network returns, there may be more"
+    code, out, _ = run(demo, photos / "one.png", "--weights", checkpoint, "--score", 0.2, *classes)
+    assert code == 0 and words in next(line for line in out.splitlines() if "one.png: " in line)
+    assert words in Path("runs/demo/index.html").read_text()
+    assert len(read(Path("runs/demo/one"))["instances"]) <= 9
+    code, out, _ = run(demo, photos / "one.png", "--weights", checkpoint, "--score", 1, *classes)
+    assert code == 0 and "there may be more" not in out + Path("runs/demo-2/index.html").read_text()
+
+
+def test_a_run_that_is_interrupted_shows_what_is_done(run, checkpoint, photos, monkeypatch, links_of):
+    shown = []
+
+    def interrupted(path):
+        if shown:
+            raise KeyboardInterrupt
+        shown.append(path)
+        return read_image(path)
+
+    monkeypatch.setattr(demo, "read_image", interrupted)
+    code, out, err = run(demo, photos, "--weights", checkpoint)
+    assert (code, err) == (130, "") and "runs/demo/index.html shows it" in out
+    assert {Path(link).parts[0] for link in links_of(Path("runs/demo/index.html"))} == {"one"}
+    assert "<h1>1 of 2 pictures</h1>" in Path("runs/demo/index.html").read_text()
+
+
+@pytest.mark.parametrize("output", ["file", "file/x"])
+def test_an_output_that_cant_be_made_is_refused_first(run, photos, monkeypatch, output):
+    Path("file").write_text("")
+    monkeypatch.setattr(demo, "load_detector", lambda *_: pytest.fail("loaded before"))
+    monkeypatch.setattr(demo, "load_encoder", lambda *_: pytest.fail("loaded before"))
+    for more in ([], ["photos/turned.jpg", "--compare"]):
+        code, out, err = run(demo, "photos/one.png", *more, "--output", output)
+        assert (code, out) == (2, "") and err.count("\n") == 1 and "file is a file where" in err
+
+
+def test_of_a_run_without_a_result_no_folder_stays(run, photos):
+    Path("there").mkdir()
+    code, _, err = run(demo, "photos/one.png", "--output", "there/new/deep/out", "--weights", "none.pth")
+    assert code == 2 and "none.pth" in err and list(Path("there").iterdir()) == []
 
 
 def test_pictures_are_found_by_pattern(photos):

@@ -185,10 +185,13 @@ def test_everyone_in_a_scene_is_recognised(run, build, checkpoints, links_of):
     assert (code, err) == (0, "")
     assert (
         f"scene.png: {len(seen)} instances: bag 0, bag 1" in out
-        and "at most 1 % of pairs of two objects pass on whole validation pictures" in out
+        and "50 % of pairs of one object pass, and at most 1 % of pairs of two, on whole validation pictures" in out
     )
     content = read("runs/demo/scene")
     assert content["gallery"] == "bags.gallery" and content["threshold"] == 0.02 and content["metric"] == "cosine"
+    assert (content["segment"], content["reid"]) == (str(checkpoints["segment"]), str(checkpoints["reid"]))
+    assert (content["false_accept_rate"], content["true_accept_rate"]) == (0.01, 0.5)
+    assert [one["number"] for one in content["instances"]] == list(range(1, len(seen) + 1))
     assert [one["identity"] for one in content["instances"]] == [f"bag {number}" for number in range(len(seen))]
     for one, expected in zip(content["instances"], seen, strict=True):
         assert one["box"] == expected["box"] and one["mask"] == expected["mask"]
@@ -206,6 +209,7 @@ def test_everyone_in_a_scene_is_recognised(run, build, checkpoints, links_of):
     for threshold, name in ((0.0021, None), (2.0, str)):
         run(demo, "scene.png", "--gallery", "bags.gallery", *networks, "--output", "more", "--threshold", threshold)
         folder = "more" if name is None else "more-2"
+        assert read(f"{folder}/scene")["false_accept_rate"] is None  # the threshold is the person's own
         first = read(f"{folder}/scene")["instances"][0]
         assert first["matches"] and (first["identity"] is None) == (name is None)
 
@@ -268,8 +272,10 @@ def test_a_gallery_grows_and_is_merged(run, build, whole):
     shutil.copy("bags/red/1.png", "new/green.png")
     code, out, _ = build("--no-masks", "--add", folder="new")
     assert code == 0 and identities() == {"0010": 2, "blue": 1, "red": 2, "green": 1}
+    assert "1 identity was in it before and has more pictures now: 0010\n" in out
     code, out, _ = build("--no-masks", "--add", folder="new")  # once more
     assert code == 0 and "2 of 2 pictures" in out and identities() == {"0010": 2, "blue": 1, "red": 2, "green": 1}
+    assert "more pictures now" not in out
 
     shutil.copy("bags.gallery", "one.gallery")
     run(demo, "--gallery", "one.gallery", "--remove", "green", "red")
@@ -346,9 +352,13 @@ def test_two_pictures_compared(run, place, checkpoints):
     assert {path.name for path in Path("runs/demo").iterdir()} == {"comparison.jpg", "comparison.json"}
     content = json.loads(Path("runs/demo/comparison.json").read_text())
     assert content["same"] is True and content["distance"] == 0 and content["threshold"] == 0.02
+    assert content["answer"] == "yes, the same object" and content["similarity"] == pytest.approx(1)
+    assert (content["false_accept_rate"], content["true_accept_rate"]) == (0.01, 0.5)
+    assert (content["segment"], content["reid"]) == (None, str(checkpoints["reid"]))
     code, out, _ = run(demo, "bags/red/1.png", "bags/red/2.png", *compared, "--threshold", 0)
     assert code == 0 and "\nno, two objects: " in out
-    assert json.loads(Path("runs/demo-2/comparison.json").read_text())["same"] is False
+    content = json.loads(Path("runs/demo-2/comparison.json").read_text())
+    assert content["same"] is False and content["true_accept_rate"] is None
     compared[2] = checkpoints["other"]
     code, out, _ = run(demo, "bags/red/1.png", "bags/red/2.png", *compared)
     assert code == 0 and "carries no threshold" in out
@@ -447,6 +457,19 @@ def test_no_gallery_is_left_open(run, build, whole, checkpoints):
         build("--no-masks", "--add")
         build("--no-masks", "--add", "--reid", checkpoints["other"])
     assert not [one.message for one in caught if ".gallery" in str(one.message)]
+
+
+def test_damaged_thumbnails_and_sources_are_named(run, whole, checkpoints):
+    with open_gallery("bags.gallery") as gallery:
+        sections, content = gallery._sections, Path("bags.gallery").read_bytes()
+    for section in ("sources", "thumbnails"):
+        data, (offset, length, _) = bytearray(content), sections[section]
+        data[offset : offset + length] = bytes(255 - value for value in data[offset : offset + length])
+        Path("bags.gallery").write_bytes(data)
+        scene = ["scene.png", "--gallery", "bags.gallery", "--segment", checkpoints["segment"], "--score", 0]
+        code, _, err = run(demo, *scene)
+        assert code == 2 and f"error: bags.gallery is damaged in its {section}; " in err and err.count("\n") == 1
+        assert not Path("runs").exists()
 
 
 @pytest.mark.slow

@@ -70,6 +70,14 @@ def pictures_of_each(gallery):
     return dict(zip(gallery.names, np.bincount(gallery.numbers, minlength=len(gallery.names)).tolist(), strict=True))
 
 
+def grown(before, after):
+    """Names of the identities that have more pictures than before, sorted; both as `pictures_of_each` gives them.
+
+    Identities that are new don't count.
+    """
+    return sorted(name for name, count in before.items() if after.get(name, 0) > count)
+
+
 def pictures_of_gallery(root):
     """Paths of the pictures in a folder and its sub-folders. Raises InputError where there are none."""
     paths = list_images(root, recursive=True)

@@ -107,9 +107,10 @@ class Identifier(NamedTuple):
         The threshold lets a share f of pairs pass, and a stranger is paired with each of n identities: 1 - (1 - f)^n,
         were these independent.
         """
-        if not _is_checkpoints(self.encoder, self.threshold) or self.threshold < 0:
+        rates = rates_of(self.encoder, self.threshold)
+        if not rates or self.threshold < 0:
             return 0.0
-        return 1 - (1 - self.encoder.threshold["false_accept_rate"]) ** len(self.gallery.names)
+        return 1 - (1 - rates["false_accept_rate"]) ** len(self.gallery.names)
 
 
 def size_of(gallery):
@@ -176,9 +177,11 @@ def describe(matches, limit=6):
 
 
 class Verdict(NamedTuple):
-    """Of two pictures: distance; threshold, or None; is_same, None without a threshold; in words: answer, reason."""
+    """Of two pictures: distance; similarity, their cosine, None where the network has another distance; threshold, or
+    None; is_same, None without a threshold; in words: answer, reason."""
 
     distance: float
+    similarity: float | None
     threshold: float | None
     is_same: bool | None
     answer: str
@@ -203,12 +206,13 @@ def compare(pictures, encoder, detector, asked=None):
     distance = pairwise_distance(features[:1], features[1:], encoder.metric).item()
     threshold = settle_threshold(encoder, asked)
     is_same = None if threshold is None else distance <= threshold
+    similarity = 1 - distance if encoder.metric == "cosine" else None
     likeness = f"{encoder.metric} distance {distance:.3f}"
-    if encoder.metric == "cosine":
-        likeness = f"similarity {1 - distance:.3f}, {likeness}"
+    if similarity is not None:
+        likeness = f"similarity {similarity:.3f}, {likeness}"
     answers = {None: "no threshold, no answer", True: "yes, the same object", False: "no, two objects"}
     reason = f"{likeness}; {explain_threshold(encoder, threshold)}"
-    return Verdict(distance, threshold, is_same, answers[is_same], reason), cuts
+    return Verdict(distance, similarity, threshold, is_same, answers[is_same], reason), cuts
 
 
 def settle_threshold(encoder, asked):
@@ -226,11 +230,18 @@ def explain_threshold(encoder, threshold):
     """What is taken for the same, in words."""
     if threshold is None:
         return "the checkpoint carries no threshold, --threshold DISTANCE sets one"
-    if _is_checkpoints(encoder, threshold):
-        words = verification.describe_threshold(threshold, encoder.threshold["false_accept_rate"])
-        return f"{words} on whole validation pictures"
+    if rates := rates_of(encoder, threshold):
+        return f"{verification.describe_threshold(threshold, **rates)}, on whole validation pictures"
     return f"threshold {threshold:g}"
 
 
-def _is_checkpoints(encoder, threshold):
-    return encoder.threshold is not None and verification.as_typed(encoder.threshold["distance"]) == threshold
+def rates_of(encoder, threshold):
+    """What passes this threshold, if it is the checkpoint's own, or {}: of one that a person chose nothing is known.
+
+    Returns:
+        dict of false_accept_rate and true_accept_rate, as `core.retrieval.verification.Threshold` has them.
+    """
+    known = encoder.threshold
+    if known is None or verification.as_typed(known["distance"]) != threshold:
+        return {}
+    return {name: known[name] for name in ("false_accept_rate", "true_accept_rate")}

@@ -1,56 +1,68 @@
 """What demo.py leaves behind: of a picture its sheets, panels, JSON, and card on the page; of two their comparison."""
 
 import json
+import math
 import os
+from collections import Counter
 
 from core import visualize
 from core.engine import identification
 from core.engine.gallery_pictures import from_jpeg
+from core.engine.identification import rates_of
 from core.files import atomic_write, make_folder, printable
 
 THUMBNAIL = (640, 480)  # pixels at most
 JPEG_LIMIT = 65500  # pixels; a picture with a longer side is written as PNG
 
 
-def write_instances(folder, name, picture, found, class_names):
+def titles_of(paths):
+    """What pictures are called on sheets and pages: by their file's name, or where two have the same, their paths."""
+    names = [os.path.basename(path) for path in paths]
+    counts = Counter(names)
+    return [name if counts[name] == 1 else str(path) for name, path in zip(names, paths, strict=True)]
+
+
+def write_instances(folder, title, picture, found, class_names, about, note=""):
     """Everything about the instances of one picture into its folder; returns its card for the page.
 
     Args:
+        title: of the picture, as `titles_of` gives it.
         found: instances, as `core.engine.trained.find_instances` gives them.
         class_names: of the network, which keep their colours from picture to picture.
+        about: what instances.json says of the picture: a dict of plain values. note: behind the caption.
     """
     make_folder(folder)
     panels = visualize.instance_panels(picture, found, class_names)
     files = {panel: save(folder / panel, drawn) for panel, drawn in panels.items()}
-    caption = visualize.describe_instances(found)
+    caption = visualize.describe_instances(found) + note
     size = f"{picture.width} x {picture.height} pixels"
-    visualize.instance_sheet(folder / "sheet.jpg", panels, name, f"{size}, {caption}")
-    write_json(folder, name, picture, rows_of(found))
-    return make_card(folder, name, caption, panels["all"], files)
+    visualize.instance_sheet(folder / "sheet.jpg", panels, title, f"{size}, {caption}")
+    write_json(folder, rows_of(found), about)
+    return make_card(folder, title, caption, panels["all"], files)
 
 
-def write_identities(folder, name, picture, found, cuts, matches, identifier):
+def write_identities(folder, title, picture, found, cuts, matches, identifier, about, note=""):
     """One picture and who is in it into its folder; returns its card for the page.
 
     Args:
         found, cuts, matches: of `identification.identify_instances`.
         identifier: `identification.Identifier`, its gallery open; the other arguments as in `write_instances`.
     """
-    make_folder(folder)
     gallery = identifier.gallery
     rows = [
         {**row, "identity": identification.answer(known), "matches": [_in_words(match, gallery) for match in known]}
         for row, known in zip(rows_of(found), matches, strict=True)
     ]
-    about = {"gallery": str(gallery.path), "metric": identifier.encoder.metric, "threshold": identifier.threshold}
-    write_json(folder, name, picture, rows, about)
-    caption = identification.describe(matches)
     pictured = [[_in_pictures(match, gallery) for match in known] for known in matches]
-    visualize.identification_sheet(folder / "sheet.jpg", picture, found, cuts, pictured, name, caption)
+    make_folder(folder)  # not before all was read: where the gallery is damaged, nothing stays behind
+    answers = {"gallery": str(gallery.path), **answers_by(identifier.encoder, identifier.threshold)}
+    write_json(folder, rows, {**about, **answers})
+    caption = identification.describe(matches) + note
+    visualize.identification_sheet(folder / "sheet.jpg", picture, found, cuts, pictured, title, caption)
     labels = [printable(row["identity"] or "unknown") for row in rows]
     named = [{**one, "label": label} for one, label in zip(found, labels, strict=True)]
     drawn = visualize.draw_instances(picture, named, scores=False)
-    return make_card(folder, name, caption, drawn, {"identities": save(folder / "identities", drawn)})
+    return make_card(folder, title, caption, drawn, {"identities": save(folder / "identities", drawn)})
 
 
 def _in_words(match, gallery):
@@ -63,26 +75,36 @@ def _in_pictures(match, gallery):
 
 
 def rows_of(found):
-    """What instances.json says of each instance."""
+    """What instances.json says of each instance; number: the one beside it on the sheet."""
     keys = {"class": "label", "category_id": "category_id", "score": "score", "box": "box", "mask": "rle"}
-    return [{word: one[key] for word, key in keys.items()} for one in found]
+    return [
+        {"number": number, **{word: one[key] for word, key in keys.items()}}
+        for number, one in enumerate(found, start=1)
+    ]
 
 
-def write_json(folder, name, picture, rows, about=None):
+def answers_by(encoder, threshold):
+    """By which network and up to which distance two are the same, as the JSON files say it."""
+    rates = dict.fromkeys(("false_accept_rate", "true_accept_rate"))
+    rates |= {name: None if math.isnan(rate) else rate for name, rate in rates_of(encoder, threshold).items()}
+    return {"reid": encoder.path, "metric": encoder.metric, "threshold": threshold, **rates}
+
+
+def write_json(folder, rows, about):
     """instances.json, with an instance on each line."""
     lines = ",\n  ".join(map(json.dumps, rows))
-    head = json.dumps({"picture": name, "width": picture.width, "height": picture.height, **(about or {})})
+    head = json.dumps(about)
     with atomic_write(folder / "instances.json") as file:
         file.write(f'{head[:-1]}, "instances": [\n  {lines}\n]}}\n'.encode())
 
 
-def make_card(folder, name, caption, drawn, files):
+def make_card(folder, title, caption, drawn, files):
     """The card of a picture on the page, and its thumbnail, which `drawn` becomes."""
     drawn.thumbnail(THUMBNAIL)
     save(folder / "thumbnail", drawn)
     links = {"sheet": "sheet.jpg", **files, "JSON": "instances.json"}
     links = {word: f"{folder.name}/{file}" for word, file in links.items()}
-    return visualize.Card(name, caption, f"{folder.name}/thumbnail.jpg", links["sheet"], links)
+    return visualize.Card(title, caption, f"{folder.name}/thumbnail.jpg", links["sheet"], links)
 
 
 def save(stem, picture):
@@ -97,25 +119,25 @@ def save(stem, picture):
     return path.name
 
 
-def write_comparison(folder, paths, pictures, cuts, verdict, encoder):
+def write_comparison(folder, paths, pictures, cuts, verdict, encoder, detector):
     """comparison.jpg and comparison.json of two pictures.
 
     Args:
         cuts: what was compared of them, small copies; None for whole pictures.
-        verdict: `identification.Verdict`.
+        verdict: `identification.Verdict`. encoder, detector: what it was compared with; detector may be None.
     """
-    names = [os.path.basename(path) for path in paths]
     visualize.comparison_sheet(
         folder / "comparison.jpg",
         pictures,
-        names,
+        titles_of(paths),
         cuts,
         verdict.distance,
         verdict.threshold,
         verdict.answer,
         verdict.reason,
     )
-    content = {"pictures": list(map(str, paths)), "metric": encoder.metric, "distance": verdict.distance}
-    content |= {"threshold": verdict.threshold, "same": verdict.is_same, "cut_out": None not in cuts}
+    content = {"pictures": list(map(str, paths)), "same": verdict.is_same, "answer": verdict.answer}
+    content |= {"distance": verdict.distance, "similarity": verdict.similarity, "cut_out": None not in cuts}
+    content |= {"segment": detector and detector.path, **answers_by(encoder, verdict.threshold)}
     with atomic_write(folder / "comparison.json") as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())

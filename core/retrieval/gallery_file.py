@@ -3,11 +3,12 @@
     preamble   64 bytes: magic, version, where the header is, how long, and its CRC-32
     sections   vectors (N, D) float16 or float32; norms (N,) float32, the length of each stored vector; numbers (N,)
                int32, the identity as a number into `names`; names, a JSON list; sources and thumbnails, the bytes of
-               all entries end to end, and source_ends and thumbnail_ends (N,) int64, where each of them ends
+               all entries end to end; source_ends and thumbnail_ends (N,) int64, where each of them ends, and
+               source_sums and thumbnail_sums (N,) uint32, the CRC-32 of each, so that one is checked without the rest
     header     JSON: metric, dim, count, dtype, fingerprint, info, and offset, length and CRC-32 of every section
 
 All numbers are little-endian. Nothing in it is code, and a file that lacks its end is noticed from its size. Format 1,
-which is read too, had no CRC-32 of the sections.
+which is read too, had no CRC-32 of sections and entries.
 """
 
 import errno
@@ -36,8 +37,9 @@ DTYPES = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 COPY_BYTES = 1 << 22  # at a time, from one file to another
 
 # Bytes of one entry in the sections that have a fixed size for each; the vectors' depends on D and the dtype.
-FIXED = {"norms": 4, "numbers": 4, "source_ends": 8, "thumbnail_ends": 8}
+FIXED = {"norms": 4, "numbers": 4, "source_ends": 8, "thumbnail_ends": 8, "source_sums": 4, "thumbnail_sums": 4}
 SECTIONS = ("vectors", *FIXED, "names", "sources", "thumbnails")
+OPTIONAL = ("source_sums", "thumbnail_sums")  # a file from before they were kept is read without them
 
 
 class Rows(NamedTuple):
@@ -67,7 +69,7 @@ def source_bytes(source):
 def write_gallery(file, folder, chunks, header):
     """Write a gallery to the open, empty `file`; `chunks` are taken one at a time and none is kept.
 
-    In memory: 40 bytes for each entry and the names. Sources and thumbnails wait in files without a name in `folder`
+    In memory: 48 bytes for each entry and the names. Sources and thumbnails wait in files without a name in `folder`
     until the vectors are all there; the system removes those by itself when the process is killed.
 
     Args:
@@ -83,6 +85,7 @@ def write_gallery(file, folder, chunks, header):
     """
     names, numbers, norms = {}, array("i"), array("f")
     source_ends, thumbnail_ends, digests = array("q"), array("q"), []
+    source_sums, thumbnail_sums = array("I"), array("I")
     with nameless_file(folder) as sources, nameless_file(folder) as thumbnails:
         file.write(bytes(ALIGNMENT))
         checksum = 0
@@ -92,8 +95,8 @@ def write_gallery(file, folder, chunks, header):
             checksum = zlib.crc32(vectors, checksum)
             norms.extend(rows.norms.tolist())
             numbers.extend(names.setdefault(identity, len(names)) for identity in rows.identities)
-            _append(sources, source_ends, [source_bytes(source) for source in rows.sources])
-            _append(thumbnails, thumbnail_ends, rows.thumbnails)
+            _append(sources, source_ends, source_sums, [source_bytes(source) for source in rows.sources])
+            _append(thumbnails, thumbnail_ends, thumbnail_sums, rows.thumbnails)
             digests.append(digests_of(source for source in rows.sources if source))
         _refuse_twins(digests, sources, source_ends)
         sections = {"vectors": (ALIGNMENT, file.tell() - ALIGNMENT, checksum)}
@@ -102,6 +105,8 @@ def write_gallery(file, folder, chunks, header):
             ("numbers", numbers, "<i4"),
             ("source_ends", source_ends, "<i8"),
             ("thumbnail_ends", thumbnail_ends, "<i8"),
+            ("source_sums", source_sums, "<u4"),
+            ("thumbnail_sums", thumbnail_sums, "<u4"),
         ):
             sections[name] = _put(file, np.asarray(values, kind).tobytes())
         sections["names"] = _put(file, json.dumps(list(names)).encode())
@@ -118,8 +123,9 @@ def nameless_file(folder):
     return tempfile.TemporaryFile(dir=folder, prefix=".gallery.", suffix=".tmp")
 
 
-def _append(spool, ends, items):
+def _append(spool, ends, sums, items):
     spool.write(b"".join(items))
+    sums.extend(map(zlib.crc32, items))
     end = ends[-1] if ends else 0
     for item in items:
         end += len(item)
@@ -187,8 +193,9 @@ def read_header(file, path):
     return header
 
 
-def damaged(path):
-    return InputError(f"{path} is damaged: its parts don't fit together; take a copy that is whole, or build it again")
+def damaged(path, section=None):
+    where = f" in its {section}" if section else ": its parts don't fit together"
+    return InputError(f"{path} is damaged{where}; take a copy that is whole, or build it again")
 
 
 def _check_header(header, end):
@@ -196,6 +203,8 @@ def _check_header(header, end):
     count, size = header["count"], DTYPES[header["dtype"]].itemsize * header["dim"]
     wanted = {"vectors": count * size} | {name: count * each for name, each in FIXED.items()}
     for name in SECTIONS:
+        if name in OPTIONAL and name not in header["sections"]:
+            continue
         offset, length, *_ = header["sections"][name]
         if offset < ALIGNMENT or length < 0 or offset + length > end or length != wanted.get(name, length):
             raise ValueError(name)

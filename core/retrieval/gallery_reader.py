@@ -1,7 +1,7 @@
 """A gallery open for reading: its entries, and the exact search in them.
 
 The vectors stay in the file and are read piece by piece, so that a gallery may be larger than the memory. What has a
-fixed size for each entry (24 bytes) and the names are in memory.
+fixed size for each entry (32 bytes) and the names are in memory.
 """
 
 import json
@@ -42,8 +42,8 @@ def open_gallery(path):
 class Gallery:
     """A gallery open for reading (`open_gallery`); a context manager. Its rows are numbered 0 .. len - 1.
 
-    Damage is noticed where a section is read as a whole: all but vectors, sources and thumbnails when it is opened, the
-    vectors by the first search, all of them by `rows`. What reads a single entry gives what is in the file.
+    Damage is noticed before anything comes of it: that of a source or a thumbnail when it is read, that of the vectors
+    by the first search and by `rows`, all other when the gallery is opened. Only `vectors` gives what is in the file.
 
     Attributes:
         dim: D, the size of an embedding.
@@ -65,6 +65,8 @@ class Gallery:
         self.names = self._names()
         self.numbers, self.norms = self._array("numbers", "<i4"), self._array("norms", "<f4")
         self._ends = {name: self._array(f"{name[:-1]}_ends", "<i8") for name in ("sources", "thumbnails")}
+        sums = {name: f"{name[:-1]}_sums" for name in self._ends}
+        self._sums = {name: self._array(part, "<u4") for name, part in sums.items() if part in self._sections}
         for name, ends in self._ends.items():
             if (np.diff(ends, prepend=0) < 0).any() or (ends[-1] if len(ends) else 0) != self._sections[name][1]:
                 raise damaged(path)
@@ -208,14 +210,13 @@ class Gallery:
 
         Everything is read, so that at the end InputError is raised where something was damaged.
         """
-        checksums = dict.fromkeys(("vectors", "sources", "thumbnails"), 0)
+        checksum = 0
         for start in range(0, len(self), COPIED_ROWS):
             stop = min(len(self), start + COPIED_ROWS)
             kept = np.arange(stop - start) if keep is None else keep[start:stop].nonzero()[0]
             vectors = self.vectors(start, stop)
             sources, thumbnails = self._items("sources", start, stop), self._items("thumbnails", start, stop)
-            for name, content in zip(checksums, (vectors, b"".join(sources), b"".join(thumbnails)), strict=True):
-                checksums[name] = zlib.crc32(content, checksums[name])
+            checksum = zlib.crc32(vectors, checksum)
             if len(kept) == 0:
                 continue
             yield Rows(
@@ -225,8 +226,7 @@ class Gallery:
                 [_text(sources[i]) for i in kept],
                 [thumbnails[i] for i in kept],
             )
-        for name, checksum in checksums.items():
-            self._verify(name, checksum)
+        self._verify("vectors", checksum)
 
     def source_digests(self):
         """(N,) `digests_of` the sources; those of rows without a source are digests of ""."""
@@ -240,7 +240,10 @@ class Gallery:
             ends.insert(0, 0)
         content = bytearray(ends[-1] - ends[0])
         self._read(name, ends[0], memoryview(content))
-        return [bytes(content[a - ends[0] : b - ends[0]]) for a, b in zip(ends, ends[1:], strict=False)]
+        items = [bytes(content[a - ends[0] : b - ends[0]]) for a, b in zip(ends, ends[1:], strict=False)]
+        if name in self._sums and list(map(zlib.crc32, items)) != self._sums[name][start:stop].tolist():
+            raise damaged(self.path, name)
+        return items
 
     def _names(self):
         content = bytearray(self._sections["names"][1])
@@ -263,7 +266,7 @@ class Gallery:
     def _verify(self, name, checksum):
         """Raise InputError unless `checksum` is the CRC-32 of the section, where the file says that."""
         if self._sections[name][2:] not in ([], [checksum]):
-            raise damaged(self.path)
+            raise damaged(self.path, name)
 
     def _read(self, name, start, target):
         """Fill `target` with the bytes of a section from `start` on. Plain reads: mapped pages count as memory."""

@@ -1,5 +1,6 @@
 """Are two pictures of the same object? The distance up to which the answer is yes, chosen on pairs that are known."""
 
+import math
 from decimal import ROUND_FLOOR, Context
 from typing import NamedTuple
 
@@ -40,12 +41,15 @@ def as_typed(distance):
     return float(Context(prec=4, rounding=ROUND_FLOOR).create_decimal(repr(float(distance))))
 
 
-def describe_threshold(distance, false_accept_rate):
-    """The distance of a `Threshold` in words, also one that lets nothing pass."""
+def describe_threshold(distance, false_accept_rate, true_accept_rate=math.nan):
+    """A `Threshold` in words, also one that lets nothing pass. Its true accepts are nan where they are unknown."""
     rate = f"{100 * false_accept_rate:g} %"
     if distance < 0:
         return f"nothing is accepted: more than {rate} of pairs of two objects have distance 0"
-    return f"threshold {as_typed(distance):.4g}: at most {rate} of pairs of two objects pass"
+    limit = f"threshold {as_typed(distance):.4g}"
+    if math.isnan(true_accept_rate):
+        return f"{limit}: at most {rate} of pairs of two objects pass"
+    return f"{limit}: {100 * true_accept_rate:.3g} % of pairs of one object pass, and at most {rate} of pairs of two"
 
 
 @torch.no_grad()

@@ -29,6 +29,10 @@ def test_identities_are_folders_then_mvb_names_then_names():
     assert gallery_pictures.name_identities(twins, "root") == ["bag.jpg", "bag.png", "0012", "0012"]
 
 
+def test_identities_that_grew():
+    assert gallery_pictures.grown({"red": 2, "blue": 1, "gone": 1}, {"red": 2, "blue": 2, "new": 3}) == ["blue"]
+
+
 def test_a_folder_without_pictures_is_one_line(tmp_path):
     (tmp_path / "notes.txt").write_text("")
     for folder, words in ((tmp_path, "no pictures in this folder or its sub-folders"), (tmp_path / "x", "no such")):

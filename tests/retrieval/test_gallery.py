@@ -463,6 +463,27 @@ def test_a_damaged_byte_is_one_line(path):
             list(gallery.rows())
 
 
+@pytest.mark.parametrize("section", ["sources", "thumbnails"])
+def test_a_damaged_byte_is_noticed_by_who_reads_one_entry(path, section):
+    """And by nobody else: the other entries are whole."""
+    whole, places, damaged_rows = path.read_bytes(), sections_of(path)[section], set()
+    for place in places:
+        data = bytearray(whole)
+        data[place] ^= 1
+        path.write_bytes(data)
+        with open_gallery(path) as gallery:
+            (row,) = [row for row in range(12) if place - places.start < gallery._ends[section][row]][:1]
+            for number in range(12):
+                read = gallery.source if section == "sources" else gallery.thumbnail
+                if number != row:
+                    read(number)
+                    continue
+                with pytest.raises(InputError, match=f"bags.gallery is damaged in its {section}; take a copy"):
+                    read(number)
+                damaged_rows.add(row)
+    assert damaged_rows == set(range(section == "thumbnails", 12))  # the first thumbnail is empty
+
+
 @pytest.mark.parametrize("what", ["zero", "swapped", "last bit", "not finite"])
 def test_damaged_vectors_give_no_answer(path, chunks_of, what):
     chunks_of(5, 16)
@@ -505,11 +526,11 @@ def test_a_whole_gallery_is_searched_again_and_again(path, chunks_of):
 
 
 def test_a_file_of_format_1_is_read(path):
-    """It is the same, but the header knows no CRC-32 of the sections."""
+    """It is the same, but it knows no CRC-32 of sections and entries."""
     before, data = content(path), path.read_bytes()
     magic, _, _, offset, length = PREAMBLE.unpack(data[: PREAMBLE.size])
     header = json.loads(data[offset : offset + length])
-    header["sections"] = {name: place[:2] for name, place in header["sections"].items()}
+    header["sections"] = {name: place[:2] for name, place in header["sections"].items() if "sums" not in name}
     text = json.dumps(header).encode()
     preamble = PREAMBLE.pack(magic, 1, zlib.crc32(text), offset, len(text))
     path.write_bytes(preamble + data[PREAMBLE.size : offset] + text)

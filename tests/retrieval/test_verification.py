@@ -39,7 +39,13 @@ def test_impostors_that_look_the_same_leave_nothing_to_accept():
     assert found.distance == -1 and found.true_accept_rate == 0
     said = "nothing is accepted: more than 0 % of pairs of two objects have distance 0"
     assert str(found) == f"{said}; pairs measured: 1 of two objects, 1 of one, of which 0.0 % pass"
-    assert describe_threshold(-1, 0.01) == said.replace("0 % of", "1 % of")
+    assert describe_threshold(-1, 0.01) == describe_threshold(-1, 0.01, 0.0) == said.replace("0 % of", "1 % of")
+
+
+def test_both_rates_are_said_where_both_are_known():
+    words = "threshold 0.338: 33.3 % of pairs of one object pass, and at most 1 % of pairs of two"
+    assert describe_threshold(0.338, 0.01, 1 / 3) == words
+    assert describe_threshold(0.338, 0.01, math.nan) == "threshold 0.338: at most 1 % of pairs of two objects pass"
 
 
 @pytest.mark.parametrize(
