@@ -7,8 +7,7 @@
                source_sums and thumbnail_sums (N,) uint32, the CRC-32 of each, so that one is checked without the rest
     header     JSON: metric, dim, count, dtype, fingerprint, info, and offset, length and CRC-32 of every section
 
-All numbers are little-endian. Nothing in it is code, and a file that lacks its end is noticed from its size. Format 1,
-which is read too, had no CRC-32 of sections and entries.
+All numbers are little-endian. Nothing in it is code, and a file that lacks its end is noticed from its size.
 """
 
 import errno
@@ -30,7 +29,7 @@ import numpy as np
 from core.errors import InputError
 
 MAGIC = b"CAROUSEL GALLERY"
-VERSION = 2
+VERSION = 1
 PREAMBLE = struct.Struct("<16sIIQQ")  # magic, version, CRC-32, offset and length of the header
 ALIGNMENT = 64  # of every section; also the room kept for the preamble
 DTYPES = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
@@ -39,7 +38,6 @@ COPY_BYTES = 1 << 22  # at a time, from one file to another
 # Bytes of one entry in the sections that have a fixed size for each; the vectors' depends on D and the dtype.
 FIXED = {"norms": 4, "numbers": 4, "source_ends": 8, "thumbnail_ends": 8, "source_sums": 4, "thumbnail_sums": 4}
 SECTIONS = ("vectors", *FIXED, "names", "sources", "thumbnails")
-OPTIONAL = ("source_sums", "thumbnail_sums")  # a file from before they were kept is read without them
 
 
 class Rows(NamedTuple):
@@ -176,7 +174,7 @@ def read_header(file, path):
         raise InputError(f"{path} is truncated ({size} bytes); take a copy that is whole, or build it again")
     _, version, checksum, offset, length = PREAMBLE.unpack(start)
     if version > VERSION:
-        raise InputError(f"{path} has format {version} and this Carousel reads up to {VERSION}: update Carousel")
+        raise InputError(f"{path} has format {version} and this Carousel reads {VERSION}: update Carousel")
     if size < offset + length:
         raise InputError(
             f"{path} is truncated: {size} bytes of {offset + length}; take a copy that is whole, or build it again"
@@ -203,9 +201,7 @@ def _check_header(header, end):
     count, size = header["count"], DTYPES[header["dtype"]].itemsize * header["dim"]
     wanted = {"vectors": count * size} | {name: count * each for name, each in FIXED.items()}
     for name in SECTIONS:
-        if name in OPTIONAL and name not in header["sections"]:
-            continue
-        offset, length, *_ = header["sections"][name]
+        offset, length, _ = header["sections"][name]
         if offset < ALIGNMENT or length < 0 or offset + length > end or length != wanted.get(name, length):
             raise ValueError(name)
     if header["metric"] not in ("cosine", "euclidean") or count < 0 or header["dim"] < 1:

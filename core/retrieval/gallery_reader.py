@@ -65,8 +65,7 @@ class Gallery:
         self.names = self._names()
         self.numbers, self.norms = self._array("numbers", "<i4"), self._array("norms", "<f4")
         self._ends = {name: self._array(f"{name[:-1]}_ends", "<i8") for name in ("sources", "thumbnails")}
-        sums = {name: f"{name[:-1]}_sums" for name in self._ends}
-        self._sums = {name: self._array(part, "<u4") for name, part in sums.items() if part in self._sections}
+        self._sums = {name: self._array(f"{name[:-1]}_sums", "<u4") for name in self._ends}
         for name, ends in self._ends.items():
             if (np.diff(ends, prepend=0) < 0).any() or (ends[-1] if len(ends) else 0) != self._sections[name][1]:
                 raise damaged(path)
@@ -241,7 +240,7 @@ class Gallery:
         content = bytearray(ends[-1] - ends[0])
         self._read(name, ends[0], memoryview(content))
         items = [bytes(content[a - ends[0] : b - ends[0]]) for a, b in zip(ends, ends[1:], strict=False)]
-        if name in self._sums and list(map(zlib.crc32, items)) != self._sums[name][start:stop].tolist():
+        if list(map(zlib.crc32, items)) != self._sums[name][start:stop].tolist():
             raise damaged(self.path, name)
         return items
 
@@ -264,8 +263,8 @@ class Gallery:
         return values
 
     def _verify(self, name, checksum):
-        """Raise InputError unless `checksum` is the CRC-32 of the section, where the file says that."""
-        if self._sections[name][2:] not in ([], [checksum]):
+        """Raise InputError unless `checksum` is the CRC-32 of the section."""
+        if self._sections[name][2] != checksum:
             raise damaged(self.path, name)
 
     def _read(self, name, start, target):

@@ -1,9 +1,7 @@
-import json
 import multiprocessing
 import os
 import random
 import signal
-import zlib
 
 import numpy as np
 import pytest
@@ -22,7 +20,6 @@ from core.retrieval.gallery import (
     open_gallery,
     remove_from_gallery,
 )
-from core.retrieval.gallery_file import PREAMBLE
 
 OURS, OTHER = "a" * 64, "b" * 64
 
@@ -421,7 +418,7 @@ def test_an_identity_without_entries_is_damage(path, monkeypatch):
         offset = gallery._sections["numbers"][0]
         assert sorted(set(gallery.numbers.tolist())) == [0, 1, 2, 3, 4]
         numbers = np.where(gallery.numbers == 3, 0, gallery.numbers).astype("<i4").tobytes()
-    monkeypatch.setattr("core.retrieval.gallery_reader.Gallery._verify", lambda *_: None)  # as of format 1
+    monkeypatch.setattr("core.retrieval.gallery_reader.Gallery._verify", lambda *_: None)  # as if a writer had done it
     data = bytearray(path.read_bytes())
     data[offset : offset + len(numbers)] = numbers
     path.write_bytes(data)
@@ -523,22 +520,6 @@ def test_a_whole_gallery_is_searched_again_and_again(path, chunks_of):
     with open_gallery(path) as gallery:
         answers = [gallery.search(features(3), 4)[1].tolist() for _ in range(3)]
     assert answers[0] == answers[1] == answers[2]
-
-
-def test_a_file_of_format_1_is_read(path):
-    """It is the same, but it knows no CRC-32 of sections and entries."""
-    before, data = content(path), path.read_bytes()
-    magic, _, _, offset, length = PREAMBLE.unpack(data[: PREAMBLE.size])
-    header = json.loads(data[offset : offset + length])
-    header["sections"] = {name: place[:2] for name, place in header["sections"].items() if "sums" not in name}
-    text = json.dumps(header).encode()
-    preamble = PREAMBLE.pack(magic, 1, zlib.crc32(text), offset, len(text))
-    path.write_bytes(preamble + data[PREAMBLE.size : offset] + text)
-    with open_gallery(path) as gallery:
-        assert gallery.search(features(12), 1)[1][:, 0].tolist() == list(range(12))
-    assert content(path) == before
-    assert add_to_gallery(path, entries(2, "new"), fingerprint=OURS) == (2, 0)
-    assert path.read_bytes()[16] == 2  # whoever changes it writes it as of today
 
 
 def test_one_writer_at_a_time(path):
