@@ -46,7 +46,8 @@ def write_identities(folder, name, picture, found, cuts, matches, identifier):
     write_json(folder, name, picture, rows, about)
     caption = identification.describe(matches)
     pictured = [[_in_pictures(match, gallery) for match in known] for known in matches]
-    visualize.identification_sheet(folder / "sheet.jpg", picture, found, cuts, pictured, name, caption)
+    known = found, cuts, pictured, identifier.threshold
+    visualize.identification_sheet(folder / "sheet.jpg", picture, *known, name, caption)
     labels = [printable(row["identity"] or "unknown") for row in rows]
     named = [{**one, "label": label} for one, label in zip(found, labels, strict=True)]
     drawn = visualize.draw_instances(picture, named, scores=False)
