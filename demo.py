@@ -60,7 +60,7 @@ from core.engine.trained import (
     TRAIN_MASKS,
     TRAIN_REID,
     NothingTrained,
-    find_most,
+    find_instances,
     load_detector,
     load_encoder,
 )
@@ -221,7 +221,7 @@ def show(args, device):
 
 def show_picture(folder, title, picture, detector, identifier, about):
     """Find the objects in one picture and, with an `identification.Identifier`, say who they are; returns its card."""
-    found, most = find_most(detector, picture, about["min_score"])
+    found, most = find_instances(detector, picture, about["min_score"])
     note = f"; {most} is as many as the network returns, there may be more" if most else ""
     if identifier:
         named = identification.identify_instances(identifier, picture, found)

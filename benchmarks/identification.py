@@ -98,7 +98,7 @@ def read_scenes(data, identity_of, detector, encoder, score):
             (one.box, encode_mask(one.segmentation, scene.width, scene.height), identity_of[one.id])
             for one in scene.annotations
         ]
-        found = [(one["box"], one["rle"]) for one in one_per_object(find_instances(detector, picture, score))]
+        found = [(one["box"], one["rle"]) for one in one_per_object(find_instances(detector, picture, score)[0])]
         matched = match([mask for _, mask in found], [mask for _, mask, _ in annotated])
         by_way = {"masks": embed_boxes(encoder, picture, found, True), "boxes": embed_boxes(encoder, picture, found)}
         by_way["pictures"] = by_way["boxes"]

@@ -65,6 +65,21 @@ def compare(tmp_path):
     return sheet
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """Function: () -> the matplotlib axes of the last sheet."""
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (figures.append(figure), save(figure, *a, **k)))
+    return lambda: figures[-1].axes[0]
+
+
+@pytest.fixture
+def written(drawn):
+    """Function: () -> {words: (first and last column)} of the texts on the last sheet, as they are drawn."""
+    return lambda: {text.get_text(): text.get_window_extent().intervalx for text in drawn().texts}
+
+
 SCENE = Image.new("RGB", (800, 600), (200, 200, 200))
 
 
@@ -78,18 +93,42 @@ def test_objects_are_outlined_and_numbered_and_stay_visible(draw):
     assert count(sheet, (200,) * 3) > 250_000  # the scene shows through
 
 
-def test_the_accepted_match_is_marked_and_the_others_are_faint(draw):
+def test_the_accepted_match_is_marked_and_those_too_far_are_faint(draw):
     found = [instance(SCENE.size, (100, 100, 300, 300))]
-    colors = (10, 200, 120), (240, 20, 160)
+    colors = (10, 200, 120), (60, 20, 250), (240, 20, 160)  # of the nearest, of one within 0.3 too, of one beyond
     for accepted in (True, False):
-        matches = [match(color=colors[0], accepted=accepted), match("0075", 0.3, colors[1])]
-        sheet = draw(SCENE, found, [plain(PURPLE)], [matches])
+        distances = (0.1, 0.3, 0.301) if accepted else (0.31, 0.32, 0.4)
+        matches = [match("00", *pair) for pair in zip(distances, colors, strict=True)]
+        matches[0]["accepted"] = accepted
+        sheet = draw(SCENE, found, [plain(PURPLE)], [matches], threshold=0.3)
         assert count(sheet, PURPLE) == 96 * 96
-        assert count(sheet, colors[0]) == accepted * 96 * 96 and count(sheet, colors[1]) == 0
+        assert [count(sheet, color) for color in colors] == [accepted * 96 * 96, accepted * 96 * 96, 0]
         assert (count(sheet, RIGHT) > 800) == accepted
-        faint = [round(value + (255 - value) * 0.45) for value in colors[1]]
+        faint = [round(value + (255 - value) * 0.55) for value in colors[2]]
         near = np.abs(np.asarray(sheet).astype(int) - faint).max(2) <= 1
         assert near.sum() == 96 * 96
+
+
+def test_a_bar_stands_where_the_threshold_lies(draw, drawn):
+    found = [instance(SCENE.size, (100, 100, 300, 300))] * 3
+    rows = [[match(str(distance), distance) for distance in row] for row in ((0.1, 0.2), (0.3, 0.31), (0.4, 0.5))]
+    draw(SCENE, found, [plain(PURPLE)] * 3, rows, threshold=0.3)
+    names = {text.get_text(): text.get_position()[0] for text in drawn().texts}
+    bars = [line.get_xdata()[0] for line in drawn().lines]
+    assert names["0.2"] < bars[0] and names["0.3"] < bars[1] < names["0.31"] and bars[2] < names["0.4"]
+    assert any("threshold 0.3:" in name for name in names)
+    draw(SCENE, found, [plain(PURPLE)] * 3, rows)
+    assert not drawn().lines and any("no threshold" in text.get_text() for text in drawn().texts)
+    draw(SCENE, [], [], [], threshold=0.3)
+    assert not any("threshold" in text.get_text() for text in drawn().texts)
+
+
+@pytest.mark.parametrize("threshold", [None, -1.0, 0.000123456])
+def test_what_the_bar_means_is_said_whole(draw, written, threshold):
+    small = Image.new("RGB", (100, 100))
+    sheet = draw(small, [instance(small.size, (10, 10, 30, 30))], [plain(PURPLE)], [[match()]], threshold=threshold)
+    ((words, place),) = ((words, place) for words, place in written().items() if "threshold" in words)
+    assert "…" not in words and place[1] < sheet.width - visualize.MARGIN
 
 
 @pytest.mark.parametrize("size", [(640, 480), (300, 900)])
@@ -104,18 +143,42 @@ def test_every_object_has_its_row(draw, monkeypatch, size, number):
     assert max(sheet.size) < 2.5 * min(sheet.size)
 
 
+def boxes_of(plan):
+    """(1 + rows, 4): left, top, right, bottom of the scene and of each row."""
+    rows = [(left, top, left + plan.row[0], top + plan.row[1]) for left, top in plan.places]
+    return np.array([(0, 0, *plan.scene), *rows])
+
+
+def check(plan, number):
+    """Nothing overlaps, all is inside."""
+    boxes = boxes_of(plan)
+    gap = np.maximum(boxes[:, None, :2] - boxes[None, :, 2:], boxes[None, :, :2] - boxes[:, None, 2:]).max(2)
+    assert len(boxes) == number + 1 and (gap[~np.eye(len(boxes), dtype=bool)] >= visualize.GAP).all()
+    assert boxes.min() == 0 and boxes[:, 2].max() <= plan.width and boxes[:, 3].max() <= plan.height
+
+
 @pytest.mark.parametrize("size", [(16, 16), (640, 480), (300, 900), (6000, 200), (2, 5000)])
 def test_the_parts_do_not_overlap_however_many(size):
-    for number in (1, 2, 7, 8, 41, 200, identification.MOST_ROWS):
+    for number in (0, 1, 2, 7, 8, 41, 200, identification.MOST_ROWS):
         for matches in (0, 1, 5, 500):
             plan = identification._plan(size, number, matches)
-            columns = -(-number // plan.lines)
-            right = plan.first[0] + columns * (plan.row[0] + 2 * visualize.GAP) - 2 * visualize.GAP
-            bottom = plan.first[1] + plan.lines * (plan.row[1] + visualize.GAP) - visualize.GAP
-            assert right <= plan.width and bottom <= plan.height
-            assert plan.scene[0] <= plan.width and plan.scene[1] <= plan.height
-            assert plan.first[0] > plan.scene[0] or plan.first[1] > plan.scene[1]
+            check(plan, number)
             assert max(plan.width, plan.height) < 14000  # JPEG ends at 65500
+
+
+@pytest.mark.parametrize(
+    "size", [(16, 16), (1000, 1000), (1280, 960), (720, 1280), (1920, 1080), (3000, 500), (6000, 4000)]
+)
+def test_little_of_a_sheet_is_blank(size):
+    for number in range(1, 61):
+        plan = identification._plan(size, number, 5)
+        check(plan, number)
+        boxes = boxes_of(plan) + (0, 0, 2 * visualize.GAP, visualize.GAP)  # each with the gap to the next
+        filled = (boxes[:, 2:] - boxes[:, :2]).prod(1).sum()
+        blank = 1 - filled / ((plan.width + 2 * visualize.GAP) * (plan.height + visualize.GAP))
+        assert blank < (0.25 if number > 3 else 0.35), number  # up to three can't fill the side of an upright scene
+        assert plan.scene[0] * plan.scene[1] > 0.2 * plan.width * plan.height or size in ((16, 16), (3000, 500))
+        assert 0.5 < plan.width / plan.height < 3
 
 
 def test_a_number_stands_on_its_object_and_hides_no_other():
@@ -226,20 +289,6 @@ def test_without_a_threshold_there_is_no_side(compare):
     assert [count(sheet, color) for color in (RIGHT, WRONG, SAME, OTHER)] == [0] * 4
     assert count(sheet, PURPLE) > 10_000
     compare(0.0, None)
-
-
-@pytest.fixture
-def written(monkeypatch):
-    """Function: () -> {words: (first and last column)} of the texts on the last sheet, as they are drawn."""
-    figures = []
-    save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (figures.append(figure), save(figure, *a, **k)))
-
-    def texts():
-        (axes,) = figures[-1].axes
-        return {text.get_text(): text.get_window_extent().intervalx for text in axes.texts}
-
-    return texts
 
 
 def test_matches_without_a_place_are_said(draw, written, monkeypatch):

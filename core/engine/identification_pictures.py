@@ -58,7 +58,8 @@ def write_identities(folder, title, picture, found, cuts, matches, identifier, a
     answers = {"gallery": str(gallery.path), **answers_by(identifier.encoder, identifier.threshold)}
     write_json(folder, rows, {**about, **answers})
     caption = identification.describe(matches) + note
-    visualize.identification_sheet(folder / "sheet.jpg", picture, found, cuts, pictured, title, caption)
+    known = found, cuts, pictured, identifier.threshold
+    visualize.identification_sheet(folder / "sheet.jpg", picture, *known, title, caption)
     labels = [printable(row["identity"] or "unknown") for row in rows]
     named = [{**one, "label": label} for one, label in zip(found, labels, strict=True)]
     drawn = visualize.draw_instances(picture, named, scores=False)

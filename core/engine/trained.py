@@ -156,20 +156,13 @@ def choose_labels(categories, wanted):
     return [label for label, name in enumerate(names, start=1) if name in chosen]
 
 
+@torch.inference_mode()
 def find_instances(detector, picture, score):
     """The instances in a PIL picture that score at least `score` and have one of its labels, the best first.
 
     Returns:
-        List of dicts, as `core.engine.detection.instances_of` makes them.
-    """
-    return find_most(detector, picture, score)[0]
-
-
-@torch.inference_mode()
-def find_most(detector, picture, score):
-    """(instances, most): those of `find_instances`, and how many the network returns at most, of all labels.
-
-    most: None where it found fewer; else there may be more than it returned.
+        (instances, most): a list of dicts, as `core.engine.detection.instances_of` makes them; and how many the network
+        returns at most, of all labels, where it did: there may be more. None where it found fewer.
     """
     image = (pil_to_tensor(picture).float() / 255).to(detector.device)  # (3, H, W)
     with autocast(detector.device, detector.amp):

@@ -19,6 +19,9 @@ from core.visualize.sheet import DPI, FAINT, GAP, INK, MARGIN, PALETTE, RIGHT, W
 
 MOST_ROWS, MOST_MATCHES = 300, 10  # on one sheet
 MANY = 40  # instances; with more of them the pictures in their rows are smaller
+SCREEN = 1.6  # width by height
+NARROWEST = 640  # pixels, a sheet without its margins: its captions fit
+BETWEEN = 16  # pixels between the matches of a row
 DISC = 12  # radius in pixels of the disc that a number stands in
 LINE = 1.4  # half the width of an outline in pixels
 
@@ -29,13 +32,15 @@ def identification_sheet(
     instances: Sequence[dict],
     cutouts: Sequence[Image.Image],
     matches: Sequence[Sequence[dict]],
+    threshold: float | None = None,
     title: str = "",
     caption: str = "",
 ) -> None:
     """A scene with its objects outlined and numbered, and for each number its cut-out and its best matches.
 
-    The match that is accepted has a frame and a tick, the others are faint. Only the first `MOST_ROWS` objects have a
-    row, and a row only the nearest `MOST_MATCHES`, which the sheet says; all objects have their outline and number.
+    The match that is accepted has a frame and a tick. In each row a bar stands where the threshold lies: matches beyond
+    it are faint. Only the first `MOST_ROWS` objects have a row, and a row only the nearest `MOST_MATCHES`, which the
+    sheet says; all objects have their outline and number.
 
     Args:
         path: PNG or JPEG by its suffix.
@@ -43,11 +48,13 @@ def identification_sheet(
         cutouts: a picture of each instance.
         matches: of each instance, nearest first, dicts of identity (str), distance, thumbnail (PIL picture or None) and
             accepted (bool). The identity of the first that is accepted is the answer, and without one it is "unknown".
+        threshold: distance up to which two are the same; None where there is none, then no match is beyond it.
     """
     rows = list(zip(instances, cutouts, matches, strict=True))[:MOST_ROWS]
     most = max((len(found) for *_, found in rows), default=0)
     plan = _plan(scene.size, len(rows), most)
-    top = MARGIN + (44 if title or caption else 0)
+    captions = [line for line in (caption, _explain(threshold) if most else "") if line]
+    top = MARGIN + (22 if title else 0) + 16 * len(captions) + (6 if title or captions else 0)
     notes = [] if instances else ["nothing found"]
     if len(instances) > len(rows):
         notes.append(f"{len(instances) - len(rows)} more have a number in the scene and no row here")
@@ -55,14 +62,13 @@ def identification_sheet(
         notes.append(f"the nearest {MOST_MATCHES} of {most} matches are shown")
     note = "; ".join(notes)
     sheet = Sheet(plan.width + 2 * MARGIN, top + plan.height + (30 if note else 0) + MARGIN)
-    if title or caption:
-        sheet.text(MARGIN, MARGIN - 8, title, 13, align="left", weight="bold", room=plan.width)
-        sheet.text(MARGIN, MARGIN + 14, caption, 9.5, FAINT, align="left", room=plan.width)
+    sheet.text(MARGIN, MARGIN - 8, title, 13, align="left", weight="bold", room=plan.width)
+    for number, line in enumerate(captions):
+        below = top - 14 - 16 * (len(captions) - number)
+        sheet.text(MARGIN, below, line, 9.5, FAINT, align="left", room=plan.width)
     _draw_scene(sheet, scene, instances, MARGIN, top, plan.scene)
-    for number, row in enumerate(rows):
-        column, line = divmod(number, plan.lines)
-        left = MARGIN + plan.first[0] + column * (plan.row[0] + 2 * GAP)
-        _draw_row(sheet, number, *row, left, top + plan.first[1] + line * (plan.row[1] + GAP), plan.row[0], plan.tile)
+    for number, (row, (left, below)) in enumerate(zip(rows, plan.places, strict=True)):
+        _draw_row(sheet, number, *row, threshold, MARGIN + left, top + below, plan)
     if note:
         sheet.text(MARGIN, top + plan.height + 14, note, 11, FAINT, align="left")
     sheet.save(path)
@@ -122,38 +128,51 @@ class _Plan(NamedTuple):
 
     width: int
     height: int
-    scene: tuple[int, int]  # its width and height
-    first: tuple[int, int]  # left and top of the first row
-    row: tuple[int, int]  # its width and height
-    lines: int  # rows below each other; there are as many columns as it takes
+    scene: tuple[int, int]  # its width and height; it lies at the top left
+    places: list[tuple[int, int]]  # left and top of each row
+    row: tuple[int, int]  # width and height of a row
     tile: int  # side of the pictures in a row
 
 
 def _plan(size: tuple[int, int], count: int, matches: int) -> _Plan:
-    """Rows beside the scene or below it, in so many columns that the sheet is smallest and no ribbon."""
-    if not count:
-        scene = _scaled(size, 900, 700)
-        return _Plan(max(scene[0], 360), scene[1], scene, (0, 0), (0, 0), 1, 0)
+    """The scene with rows beside it and, as text flows around a picture, below it: the smallest sheet, but no ribbon.
+
+    The scene is tried as wide as some columns of rows and as high as some of them, so that their edges meet.
+    """
     tile = 96 if count <= MANY else 64
-    row = max(tile + 24 + min(matches, MOST_MATCHES) * (tile + 8) - 8, 300), tile + 66
-    plans = []
-    for columns in range(1, min(count, 12) + 1):
-        lines = math.ceil(count / columns)
-        wide, high = columns * (row[0] + 2 * GAP) - 2 * GAP, lines * (row[1] + GAP) - GAP
-        scene = _scaled(size, 960 if count <= MANY else 1800, min(max(high, 600), 1400))
-        left = scene[0] + 2 * GAP
-        plans.append(_Plan(left + wide, max(scene[1], high), scene, (left, 0), row, lines, tile))
-        scene = _scaled(size, max(wide, 640), min(max(0.6 * wide, 480), 1400))
-        top = scene[1] + 2 * GAP
-        plans.append(_Plan(max(wide, scene[0]), top + high, scene, (0, top), row, lines, tile))
-    ribbon = [max(plan.width / plan.height, plan.height / plan.width) for plan in plans]
-    return min(zip(ribbon, plans, strict=True), key=lambda pair: (max(pair[0], 1.6), pair[1].width * pair[1].height))[1]
+    row = max(tile + 24 + min(matches, MOST_MATCHES) * (tile + BETWEEN) - BETWEEN, 300), tile + 72
+    longest = min(max(4 * max(size), 640), 3600)  # pixels; enlarged further, a scene is a blur
+    shortest = min(900, 0.75 * longest)
+    scales = [wide / size[0] for wide in range(row[0], 3600, row[0] + 2 * GAP)]
+    scales += [high / size[1] for high in range(row[1], 3600, row[1] + GAP)]
+    scales = np.clip(scales, shortest / max(size), longest / max(size))
+    scenes = [tuple(max(8, round(scale * side)) for side in size) for scale in np.unique(scales)]
+    return min((_flow(scene, row, tile, count, beside) for scene in scenes for beside in range(9)), key=_cost)
 
 
-def _scaled(size: tuple[int, int], width: float, height: float) -> tuple[int, int]:
-    """The largest size of this shape within width x height; a ribbon becomes no thinner than 8 pixels."""
-    scale = min(width / size[0], height / size[1])
-    return max(8, round(size[0] * scale)), max(8, round(size[1] * scale))
+def _flow(scene: tuple[int, int], row: tuple[int, int], tile: int, count: int, beside: int) -> _Plan:
+    """Rows in `beside` columns right of the scene, as many as its height holds, and the others below it."""
+    step = row[0] + 2 * GAP, row[1] + GAP
+    lines = min(max(round((scene[1] + GAP) / step[1]), 1), math.ceil(count / beside)) if beside else 0
+    apart = min(max((scene[1] - row[1]) // max(lines - 1, 1), step[1]), 1.4 * step[1])  # the last ends with the scene
+    left = scene[0] + 2 * GAP
+    if 0 < beside * lines < count:  # the columns go on below the scene
+        left = math.ceil(left / step[0]) * step[0]
+    width = max(left + beside * step[0] - 2 * GAP, row[0], NARROWEST)
+    places = [(left + column * step[0], round(line * apart)) for line in range(lines) for column in range(beside)]
+    bottom = max([scene[1]] + [top + row[1] for _, top in places])
+    for number in range(count - len(places)):
+        line, column = divmod(number, (width + 2 * GAP) // step[0])
+        places.append((column * step[0], bottom + 2 * GAP + line * step[1]))
+    height = max([bottom] + [top + row[1] for _, top in places])
+    return _Plan(width, height, scene, places[:count], row, tile)
+
+
+def _cost(plan: _Plan) -> float:
+    """The area of a screen that shows all of it, and more for what is blank and where the scene has under a third."""
+    area, scene = plan.width * plan.height, plan.scene[0] * plan.scene[1]
+    blank = area - scene - len(plan.places) * (plan.row[0] + 2 * GAP) * (plan.row[1] + GAP)
+    return max(plan.width / SCREEN, plan.height) ** 2 * SCREEN + 3 * blank + 2 * max(area - 3 * scene, 0)
 
 
 def _draw_scene(sheet: Sheet, scene: Image.Image, instances, left: int, top: int, size: tuple[int, int]) -> None:
@@ -221,38 +240,53 @@ def _free_place(places: np.ndarray, taken: np.ndarray) -> np.ndarray:
     return places[int((distance >= 2 * DISC + 2).argmax() if distance.max() >= 2 * DISC + 2 else distance.argmax())]
 
 
-def _draw_row(sheet: Sheet, number: int, instance, cutout, matches, left: int, top: int, width: int, tile: int) -> None:
+def _explain(threshold: float | None) -> str:
+    if threshold is None:
+        return "there is no threshold, so everyone is unknown"
+    within = f"the bar is the threshold {threshold:.4g}: left of it near enough, the nearest with ✓"
+    return f"{within}; right of it, faint, too far"
+
+
+def _draw_row(
+    sheet: Sheet, number: int, instance, cutout, matches, threshold: float | None, left: int, top: int, plan: _Plan
+) -> None:
     """Number, answer and class; under them the cut-out, then its matches with name and distance."""
+    width, tile = plan.row[0], plan.tile
     answer = next((match["identity"] for match in matches if match["accepted"]), None)
     score = "" if instance["score"] is None else f" {instance['score']:.2f}"
-    label = shorten(instance["label"], 0.3 * width, 8.5) + score
-    words = "unknown" if answer is None else shorten(answer, 0.5 * width, 11)
+    label = shorten(instance["label"], 0.25 * width, 9) + score
+    words = "unknown" if answer is None else shorten(answer, 0.45 * width, 12)
     _disc(sheet, left + DISC, top + DISC, number)
-    sheet.text(left + 2 * DISC + 8, top + 2, words, 11, FAINT if answer is None else INK, "left", "bold")
-    sheet.text(left + width, top + 4, label, 8.5, FAINT, "right")
+    sheet.text(left + 2 * DISC + 8, top + 2, words, 12, FAINT if answer is None else INK, "left", "bold")
+    sheet.text(left + width, top + 4, label, 9, FAINT, "right")
     top += 2 * DISC + 8
     sheet.picture(fit(cutout, tile, tile), left, top)
     sheet.frame(left, top, tile, tile, _color(number), line=3)
+    start, step = left + tile + 24, tile + BETWEEN
     if not matches:
-        sheet.text(left + tile + 24, top + tile / 2 - 6, "nothing to compare with", 8.5, FAINT, "left")
-    for place, match in enumerate(matches[:MOST_MATCHES]):
-        _draw_match(sheet, match, left + tile + 24 + place * (tile + 8), top, tile)
+        sheet.text(start, top + tile / 2 - 6, "nothing to compare with", 9, FAINT, "left")
+    near = [threshold is None or match["distance"] <= threshold for match in matches[:MOST_MATCHES]]
+    for place, (match, is_near) in enumerate(zip(matches, near, strict=False)):
+        _draw_match(sheet, match, is_near, start + place * step, top, tile)
+    if near and threshold is not None:
+        bar = start + sum(near) * step - BETWEEN / 2
+        sheet.axes.add_line(Line2D([bar] * 2, [top - 4, top + tile + 38], color=INK, linewidth=1.5))
 
 
-def _draw_match(sheet: Sheet, match: dict, left: int, top: int, tile: int) -> None:
+def _draw_match(sheet: Sheet, match: dict, is_near: bool, left: int, top: int, tile: int) -> None:
     accepted, thumbnail = match["accepted"], match["thumbnail"]
     picture = fit(thumbnail or Image.new("RGB", (1, 1), "#dcdcdc"), tile, tile)
-    if not accepted:
-        picture = Image.blend(picture, Image.new("RGB", picture.size, "white"), 0.45)
+    if not is_near:
+        picture = Image.blend(picture, Image.new("RGB", picture.size, "white"), 0.55)
     sheet.picture(picture, left, top)
     if thumbnail is None:
         sheet.text(left + tile / 2, top + tile / 2 - 6, "no picture", 7.5, FAINT)
-    color, weight = (RIGHT, "bold") if accepted else (FAINT, "normal")
+    color, weight = (RIGHT, "bold") if accepted else (INK if is_near else FAINT, "normal")
     if accepted:
         sheet.frame(left, top, tile, tile, RIGHT, line=4)
-    sheet.text(left + tile / 2, top + tile + 5, match["identity"], 8, color, weight=weight, room=tile)
+    sheet.text(left + tile / 2, top + tile + 8, match["identity"], 9, color, weight=weight, room=tile)
     distance = f"{'✓ ' * accepted}{match['distance']:.3f}"
-    sheet.text(left + tile / 2, top + tile + 19, distance, 8, color, weight=weight)
+    sheet.text(left + tile / 2, top + tile + 23, distance, 9, color, weight=weight)
 
 
 def _draw_scale(sheet: Sheet, distance: float, threshold: float | None, color, left: int, top: int, width: int) -> None:
