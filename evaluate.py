@@ -211,7 +211,8 @@ def evaluate_reid(args, state, device, say):
     say(f"{args.checkpoint or 'raw pixels'} on {args.dataset} in {args.data}, protocol {args.protocol}")
     say(reid.describe(data))
 
-    loaders = reid.query_gallery_loaders(args, data, device, state and state["normalisation"])
+    normalisation = state and state["normalisation"]
+    loaders = reid.query_gallery_loaders(args, data, device, normalisation)
     query, gallery = reid.extract_query_gallery(network, loaders, device, amp=args.amp, flip=args.flip)
     how = "flip" if args.flip else "plain"
     # Of the features as they are: `demo.py`, whose --threshold it is, has no neighbours to average them with.
@@ -231,7 +232,8 @@ def evaluate_reid(args, state, device, say):
         write_reid_results(folder, results, threshold, query, gallery, data, args)
         if args.activation_map:
             path = folder / "activation_map.png"
-            reid_pictures.draw_activations(path, network, loaders[0].dataset, device, args.activation_map)
+            images = loaders[0].dataset
+            reid_pictures.draw_activations(path, network, images, device, args.activation_map, normalisation)
         print(f"written to {folder}")
 
 

@@ -48,11 +48,11 @@ def measure(make_inputs, function, arguments, repeats=1):
     sender.close()  # with this end open, too, the pipe would not end when the child dies
     try:
         measurement = receiver.recv()  # before join: a child waits until all that it sends is read
-    except EOFError:
-        process.join()
-        message = f"{function.__name__} ended with exit code {process.exitcode}; its report, if any, is above"
-        raise RuntimeError(message) from None
+    except (EOFError, OSError):  # it ended before, or in the middle
+        measurement = None
     process.join()
+    if measurement is None or process.exitcode:
+        raise RuntimeError(f"{function.__name__} ended with exit code {process.exitcode}; its report, if any, is above")
     return measurement
 
 

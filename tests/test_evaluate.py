@@ -401,6 +401,18 @@ def test_results_that_cannot_be_written(run, baggage, tmp_path):
     assert not [path for path in tmp_path.rglob(".*.tmp")]
 
 
+def test_pictures_are_normalised_as_the_checkpoint_says(evaluated, trained, tmp_path):
+    state = load_checkpoint(trained / "last.pth", "reid")
+    state["normalisation"] = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
+    torch.save(state, tmp_path / "plain.pth")
+    evaluated(tmp_path / "plain.pth", "--save-features", tmp_path / "features.npz", "--height", 32, "--width", 32)
+    network = reid.network_from_checkpoint(trained / "last.pth", torch.device("cpu"))[0].eval()
+    with np.load(tmp_path / "features.npz") as saved, torch.inference_mode():
+        picture = torch.from_numpy(np.array(Image.open(saved["query_paths"][0]).convert("RGB").resize((32, 32), 2)))
+        expected = network(picture.permute(2, 0, 1)[None] / 255).embedding[0]
+        torch.testing.assert_close(torch.from_numpy(saved["query_features"][0]), expected, rtol=0.1, atol=0.1)
+
+
 def test_activation_map_and_embedding_plot(evaluated, trained, run):
     _, metrics, folder = evaluated(trained / "last.pth", "--activation-map", 3, "--embedding-plot")
     assert {path.name for path in folder.glob("*.png")} == {"activation_map.png", "embeddings.png"}

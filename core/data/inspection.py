@@ -10,6 +10,7 @@ that can't be read leaves all its pictures without metadata) is not listed again
 
 import math
 import os
+import posixpath
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -76,6 +77,14 @@ class Survey(NamedTuple):
     @property
     def files(self):
         return self.pictures + self.unlisted
+
+    def key(self, picture):
+        return from_root(picture.path, self.root)
+
+
+def from_root(path, root):
+    """A path from the data's root on, with / on every system, as the data and the faults write it."""
+    return Path(os.path.relpath(path, root)).as_posix()
 
 
 def inspect(root):
@@ -172,7 +181,7 @@ def _meant_file(root, split, entry):
     match = BAG_NAME.match(name)
     for side in (entry.get("datatype"), match and match[2], *SIDES):
         if isinstance(side, str) and side in SIDES:
-            key = os.path.normpath(f"{image_folder(split, side)}/{name}")
+            key = posixpath.normpath(f"{image_folder(split, side)}/{name}")
             if os.path.isfile(root / key):
                 return key
     return None
@@ -192,7 +201,7 @@ def _read_split(root, split, ids, faults):
             faults.append(
                 make_fault("missing_part", f"{split}/Info", "no *.json there, so there is neither gallery nor probe")
             )
-    listed, meant, unnamed = {}, set(), 0 if lists else math.inf
+    listed, meant, unnamed, refused = {}, set(), 0 if lists else math.inf, 0
     for name in lists:
         entries = _read_list(root, name, faults)
         if entries is None:
@@ -207,13 +216,15 @@ def _read_split(root, split, ids, faults):
                 continue
             meant.add(_meant_file(root, split, entry))
             picture = _read_entry(root, split, entry, f"{where} ({image_name})", faults)
-            if picture is not None:
+            if picture is None:
+                refused += 1  # it says its side, perhaps
+            else:
                 checked.append((entry, picture))
         _compare_entries(checked, faults)
         compare_ids(checked, faults)
         ids[name] = usual_ids(checked)
         _add_entries(root, name, [picture for _, picture in checked], listed, faults)
-    if not unnamed:
+    if not unnamed and not refused:
         _check_sides(split, listed.values(), faults)
     return listed, meant - {None}, unnamed
 
@@ -296,7 +307,7 @@ def _add_entries(root, name, pictures, listed, faults):
     """Put one list's pictures into `listed`. A second list may repeat the first one, as core.data.mvb has it."""
     here = set()
     for picture in pictures:
-        key = os.path.relpath(picture.path, root) if picture.path else picture.where
+        key = from_root(picture.path, root) if picture.path else picture.where
         known = listed.setdefault(key, picture)
         if known.identity != picture.identity:
             names = f"{picture.name}, and {known.name} in {known.where}"
@@ -319,5 +330,5 @@ def _files_below(root, folder):
     """Paths of all files in a folder and in those below it, from the root on; hidden ones are left out."""
     found = set()
     for parent, names in walk_folders(root / folder):
-        found.update(os.path.relpath(os.path.join(parent, name), root) for name in names)
+        found.update(from_root(os.path.join(parent, name), root) for name in names)
     return found

@@ -52,7 +52,7 @@ def compare_ids(checked, faults):
             continue
         if type(given) is not kind:
             words = ("a number", "text") if kind is str else ("a text", "numbers")
-            message = f"id {given!r:.40} is {words[0]}, and most ids of this list are {words[1]}"
+            message = f"id {given!r:.40} is {words[0]}, and others of this list are {words[1]}"
         elif kind is str and given != given.strip():
             message = f"id {given!r:.40} has blanks around it, which training takes off"
         elif kind is str and given != spelled[picture.identity]:

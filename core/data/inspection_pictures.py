@@ -4,7 +4,6 @@ measures = measure_pictures(survey.files)
 survey.faults += picture_faults(survey, measures) + copy_faults(survey, measures)
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -98,7 +97,7 @@ def picture_faults(survey, measures, min_side=MIN_SIDE):
     """
     faults = []
     for picture, measure in zip(survey.files, measures, strict=True):
-        known, where = len(faults), os.path.relpath(picture.path, survey.root) if picture.exists else None
+        known, where = len(faults), survey.key(picture) if picture.exists else None
         if isinstance(measure, InputError):
             faults.append(make_fault("unreadable", where, str(measure).removeprefix(f"{picture.path}: ")))
             measure = None
@@ -189,7 +188,7 @@ def copy_faults(survey, measures, **limits):
         pictures = [kept[index][0] for index in group]
         parts = list(dict.fromkeys(picture.part for picture in pictures if picture.part))
         names = {picture.identity: picture.name for picture in pictures if picture.identity is not None}
-        paths = [os.path.relpath(picture.path, survey.root) for picture in pictures]
+        paths = [survey.key(picture) for picture in pictures]
         others = ", ".join(paths[1:6]) + (f" and {len(paths) - 6} more" if len(paths) > 6 else "")
         message = f"the same picture as {others}"
         if len(names) > 1:
@@ -197,5 +196,8 @@ def copy_faults(survey, measures, **limits):
         kind = "copies"
         if len(parts) > 1:
             kind, message = "copies_across_splits", f"{message}; in {' and '.join(parts)}"
+            strays = [path for path, picture in zip(paths, pictures, strict=True) if picture.identity is None]
+            if strays:
+                message += f"; no entry lists {strays[0]}, which does no harm before one does"
         faults.append(make_fault(kind, paths[0], message, tuple(paths)))
     return faults

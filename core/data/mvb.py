@@ -185,7 +185,7 @@ def check_identity(entry):
     datatype = entry.get("datatype", match and match[2])
     is_known = isinstance(identity, int | str) and not isinstance(identity, bool) and identity != ""
     if not is_known or _is_long(identity):
-        raise InputError(f"needs an id, a number or a text, found {entry.get('id')!r:.80}")
+        raise InputError(f"needs an id, a text or a number of at most 18 digits, found {entry.get('id')!r:.80}")
     if datatype not in ("g", "p"):
         raise InputError(f"needs a datatype, 'g' or 'p', found {datatype!r:.80}")
     number = int(identity) if str(identity).isdecimal() else identity

@@ -149,7 +149,7 @@ def identity_rows(pictures, samples):
 
 def fault_rows(survey):
     """For the sheet: of each kind of fault the first pictures, with the split they are in; copies beside each other."""
-    rows, known = [], {os.path.relpath(p.path, survey.root): p for p in survey.files if p.exists}
+    rows, known = [], {survey.key(p): p for p in survey.files if p.exists}
     for kind in FAULTS:
         faults = [fault for fault in survey.faults if fault.kind == kind and fault.paths]
         paths = [path for fault in faults for path in fault.paths]

@@ -64,8 +64,11 @@ def draw_masks(path, network, images, device):
 
 
 @torch.inference_mode()
-def draw_activations(path, network, images, device, num_pictures=NUM_ROWS):
-    """Which positions of query pictures make their embedding; beside it the predicted mask, if there is one."""
+def draw_activations(path, network, images, device, num_pictures=NUM_ROWS, normalisation=None):
+    """Which positions of query pictures make their embedding; beside it the predicted mask, if there is one.
+
+    normalisation: that of `images`, a checkpoint's `mean` and `std`; None for those of training.
+    """
     network.eval()
     pictures, layers, names = [], {}, []
     for index in spread(len(images), num_pictures):  # one at a time: any number fits into memory
@@ -78,7 +81,8 @@ def draw_activations(path, network, images, device, num_pictures=NUM_ROWS):
             mask = network(picture.to(device), return_mask=True).mask  # (1, 1, h, w)
             layers.setdefault("predicted mask", []).append(mask.float().cpu())
     layers = {name: torch.cat(maps) for name, maps in layers.items()}
-    visualize.heat_sheet(path, denormalise(torch.cat(pictures)), layers, {"picture": names})
+    pictures = denormalise(torch.cat(pictures), **(normalisation or {}))
+    visualize.heat_sheet(path, pictures, layers, {"picture": names})
 
 
 def activation_map(network, pictures):

@@ -285,7 +285,8 @@ def test_an_unlisted_copy_under_the_name_of_a_listed_picture(root, source, folde
     without_metadata, copies = found(root)
     assert without_metadata[:3] == ("picture_without_metadata", stray, "no entry lists it")
     assert (copies.kind, copies.where, copies.paths) == (kind, source, (source, stray))
-    assert copies.message == f"the same picture as {stray}" + (f"; in {parts}" if parts else "")
+    leak = f"; in {parts}; no entry lists {stray}, which does no harm before one does"
+    assert copies.message == f"the same picture as {stray}" + (leak if parts else "")
     survey = inspect(root)
     numbers = dataset_numbers(survey, measure_pictures(survey.pictures))
     assert numbers["pictures"]["all"] == 36 and numbers["identities"]["all"] == 9
@@ -364,7 +365,7 @@ def test_links_to_folders(root):
         ({"material": ...}, "has no material"),
         ({"material": None}, "has no material"),
         ({"dimsize": ...}, "has no dimsize"),
-        ({"id": 5.5}, "needs an id, a number or a text, found 5.5"),
+        ({"id": 5.5}, "needs an id, a text or a number of at most 18 digits, found 5.5"),
         ({"id": True}, "needs an id"),
         ({"id": ""}, "needs an id"),
         ({"id": " \n "}, "needs an id"),
@@ -453,7 +454,7 @@ def test_a_name_that_is_no_text_anywhere(root):
 def test_ids_as_numbers_and_as_text_mixed(root):
     where = update(root, TRAIN, "0004_p_1.jpg", id=4)
     (fault,) = found(root)
-    assert fault[:3] == ("mixed_ids", where, "id 4 is a number, and most ids of this list are text")
+    assert fault[:3] == ("mixed_ids", where, "id 4 is a number, and others of this list are text")
     edit(root, TRAIN, lambda entries: [entry | {"id": int(entry["id"])} for entry in entries])
     said = f"ids are numbers here, and text in {GALLERY} and {PROBE}; training reads 1 and '0001' as one bag"
     between = ("mixed_ids", TRAIN, said)
@@ -576,6 +577,11 @@ def test_views_are_counted_once_whatever_pictures_they_have(root):
     assert sum(picture.view is None for picture in survey.pictures) == 2
     assert numbers["views_per_source"]["g"]["histogram"] == {"1": 1, "2": 6, "3": 1, "4": 1}
     assert numbers["pictures_per_identity"]["train"]["histogram"] == {"4": 3, "5": 2, "6": 1}
+
+
+def test_a_side_whose_entries_are_all_refused_does_not_lack(root):
+    edit(root, PROBE, lambda entries: [{**entry, "id": None} for entry in entries])
+    assert set(kinds(found(root, read=False))) == {"metadata"}
 
 
 def test_all_at_once(root):

@@ -113,13 +113,13 @@ def test_identity_and_side_from_the_name_where_the_entry_has_none(tmp_path):
         ([entry("0500_p_1.jpg") | {"image_name": 7}], "entry 0: needs an image_name, found 7"),
         (
             [{"image_name": "17.jpg", "datatype": "p"}],
-            r"entry 0 \(17.jpg\): needs an id, a number or a text, found None",
+            r"entry 0 \(17.jpg\): needs an id, a text or a number of at most 18 digits, found None",
         ),
         ([{"image_name": "17.jpg", "id": 17}], r"entry 0 \(17.jpg\): needs a datatype, 'g' or 'p', found None"),
         ([entry("0500_p_1.jpg", datatype="q")], "needs a datatype, 'g' or 'p', found 'q'"),
-        ([entry("0500_p_1.jpg", id=5.5)], "needs an id, a number or a text, found 5.5"),
-        ([entry("0500_p_1.jpg", id="  ")], "needs an id, a number or a text, found '  '"),
-        ([entry("0500_p_1.jpg", id=True)], "needs an id, a number or a text, found True"),
+        ([entry("0500_p_1.jpg", id=5.5)], "needs an id, a text or a number of at most 18 digits, found 5.5"),
+        ([entry("0500_p_1.jpg", id="  ")], "needs an id, a text or a number of at most 18 digits, found '  '"),
+        ([entry("0500_p_1.jpg", id=True)], "needs an id, a text or a number of at most 18 digits, found True"),
         (
             [entry("0500_p_1.jpg", bbox=[1, 2, 3])],
             r"bbox has to be \[x, y, width, height\] in pixels, found \[1, 2, 3\]",
