@@ -80,6 +80,7 @@ USES = {
     "pictures": ("segment", "score", "classes", "output"),
 }
 
+LEAST_SCORE = 0.5
 MANY_STRANGERS = 0.1  # of those that nobody knows: above, a person is told that so many pass the threshold
 
 
@@ -105,9 +106,8 @@ def get_parser():
     group.add_argument(
         "--score",
         type=options.fraction,
-        default=0.5,
-        help="least score of what is shown; below the network's own --min-score (0.05 unless trained otherwise) "
-        "changes nothing",
+        help=f"least score of what is shown (default: {LEAST_SCORE}, with a gallery {identification.LEAST_SCORE}); below "
+        "the network's own --min-score (0.05 unless trained otherwise) it changes nothing",
     )
     group.add_argument(
         "--classes",
@@ -181,6 +181,8 @@ def say(text):
 def show(args, device):
     """Find the objects in every picture and, with a gallery, say who they are."""
     paths = list_pictures(args.pictures)
+    least = identification.LEAST_SCORE if args.gallery else LEAST_SCORE
+    score = least if args.score is None else args.score
     with (
         folder_for_results(args.output) as output,
         gallery.open_gallery(args.gallery) if args.gallery else nullcontext() as known,
@@ -204,7 +206,7 @@ def show(args, device):
                     bar.write(f"skipped: {printable(error)}", file=sys.stderr)
                     continue
                 about = {"picture": str(path), "width": picture.width, "height": picture.height}
-                about |= {"segment": detector.path, "min_score": args.score}
+                about |= {"segment": detector.path, "min_score": score}
                 cards.append(show_picture(output / folder, title, picture, detector, identifier, about))
                 bar.write(f"{printable(path)}: {printable(cards[-1].caption)}", file=sys.stdout)
         finally:  # also of a run that is interrupted, what is done is shown
@@ -213,7 +215,7 @@ def show(args, device):
                 title = f"{len(cards)} picture{'s' * (len(cards) != 1)}"
                 if len(cards) + len(skipped) < len(paths):
                     title = f"{len(cards)} of {len(paths)} pictures"
-                parts = filter(None, (detector.message, f"score at least {args.score}", identifier))
+                parts = filter(None, (detector.message, f"score at least {score}", identifier))
                 index_page(output / "index.html", title, "; ".join(map(str, parts)), cards, skipped)
                 say(f"written to {output}; {output / 'index.html'} shows it")
     stop_for(skipped, len(paths))

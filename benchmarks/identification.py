@@ -33,7 +33,7 @@ from core.data.cutouts import cut_out
 from core.data.images import read_image
 from core.data.reid_datasets import load_reid_dataset
 from core.engine import distributed, options
-from core.engine.identification import embed, one_per_object, settle_threshold, subject
+from core.engine.identification import LEAST_SCORE, embed, one_per_object, settle_threshold, subject
 from core.engine.trained import find_instances, load_detector, load_encoder
 from core.errors import InputError
 from core.files import atomic_write
@@ -58,7 +58,9 @@ def get_parser():
     parser.add_argument("--data", default="data/synthetic", help="a set of core.data.synthetic")
     parser.add_argument("--segment", metavar="PATH", help="a Mask R-CNN (default: the newest under runs/)")
     parser.add_argument("--reid", metavar="PATH", help="a ReID network (default: the newest under runs/)")
-    parser.add_argument("--score", type=options.fraction, default=0.5, help="least score of what counts as found")
+    parser.add_argument(
+        "--score", type=options.fraction, default=LEAST_SCORE, help="least score of what counts as found"
+    )
     parser.add_argument("--threshold", type=options.non_negative_float, help="distance (default: the checkpoint's)")
     parser.add_argument("--scenes", type=options.positive_int, help="only so many (default: all)")
     parser.add_argument("--json", metavar="FILE", help="write the numbers there, too")
