@@ -106,8 +106,8 @@ def get_parser():
     group.add_argument(
         "--score",
         type=options.fraction,
-        help=f"least score of what is shown (default: {LEAST_SCORE}, with a gallery {identification.LEAST_SCORE}); below "
-        "the network's own --min-score (0.05 unless trained otherwise) it changes nothing",
+        help=f"least score of what is shown (default: {LEAST_SCORE}, with a gallery {identification.LEAST_SCORE}); "
+        "below the network's own --min-score (0.05 unless trained otherwise) it changes nothing",
     )
     group.add_argument(
         "--classes",
