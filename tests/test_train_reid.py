@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -123,37 +125,44 @@ EVERYTHING += ["--backbone", "resnet18_with_mask", "--mask-size", "16", "16", "-
 EVERYTHING += ["--mask-decoder", "light", "--mask-pooling", "soft", "--hide-background", "0.5"]
 
 
-@pytest.mark.slow
-def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_weights(baggage, tmp_path):
-    options = [*SMALL, *EVERYTHING, "--dataset", "mvb", "--data", baggage, "--epochs", 6, "--output", tmp_path]
-    options += ["--deterministic", "--workers", 1]
-    began = time.monotonic()
-    train(*options, "--name", "straight")
-    whole_run = time.monotonic() - began
-    moments = random.Random(0)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    checkpoint = tmp_path / "killed" / "last.pth"
-    for number in range(10):
+def kill_and_resume(options, folder, seconds):
+    """A run that is killed at five random moments within so many seconds of its start, resumed each time, and ends."""
+    moments, environment = random.Random(folder.name), {**os.environ, "OMP_NUM_THREADS": "1"}
+    for number in range(5):
         process = subprocess.Popen(
-            command(*options, "--name", "killed", "--resume"), cwd=ROOT, env=environment,
+            command(*options, "--name", folder.name, "--resume"), cwd=ROOT, env=environment,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        time.sleep(moments.uniform(0, 0.7) * whole_run)
-        while number == 9 and not checkpoint.exists() and process.poll() is None:
+        time.sleep(moments.uniform(0, seconds))
+        while number == 4 and not (folder / "last.pth").exists() and process.poll() is None:
             time.sleep(0.05)  # on a machine that became slow: at least one run has to be resumed
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         for name in ("last.pth", "best.pth"):
-            if (tmp_path / "killed" / name).exists():
-                load_checkpoint(tmp_path / "killed" / name, "reid")
-    assert checkpoint.exists()
-    train(*options, "--name", "killed", "--resume")
-    assert_same_weights(tmp_path / "straight", tmp_path / "killed")
-    straight, killed = read_log(tmp_path / "straight"), read_log(tmp_path / "killed")
-    for row in straight + killed:
+            if (folder / name).exists():
+                load_checkpoint(folder / name, "reid")
+    assert (folder / "last.pth").exists()
+    train(*options, "--name", folder.name, "--resume")
+
+
+@pytest.mark.slow
+def test_killed_at_ten_moments_and_resumed_it_ends_with_the_same_weights(baggage, tmp_path):
+    options = [*SMALL, *EVERYTHING, "--dataset", "mvb", "--data", baggage, "--epochs", 6, "--output", tmp_path]
+    options += ["--deterministic", "--workers", 1]
+    began = time.monotonic()
+    train(*options, "--name", "straight")
+    seconds = 0.7 * (time.monotonic() - began)
+    killed = [tmp_path / "first", tmp_path / "second"]
+    with ThreadPoolExecutor(len(killed)) as pool:  # a core each
+        list(pool.map(lambda folder: kill_and_resume(options, folder, seconds), killed))
+    logs = {folder: read_log(folder) for folder in (tmp_path / "straight", *killed)}
+    for row in chain(*logs.values()):
         row.pop("images_per_second")
-    assert straight == killed
-    assert not list(tmp_path.glob("killed-*")) and not list((tmp_path / "killed").glob(".*"))
+    for folder in killed:
+        assert_same_weights(tmp_path / "straight", folder)
+        assert logs[folder] == logs[tmp_path / "straight"]
+        assert not list(folder.glob(".*"))
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_resumed_after_its_last_epoch_it_only_draws_its_pictures(run, baggage, tmp_path):
