@@ -57,16 +57,6 @@ def get_parser():
     return parser
 
 
-def check_output(output):
-    """Refuse at once what `open_output` would refuse when all pictures have been read. Nothing stays behind."""
-    new = [parent for parent in Path(output).parents if not os.path.exists(parent)]  # the nearest first
-    try:
-        open_output(output).rmdir()
-    finally:
-        for parent in filter(os.path.isdir, new):
-            parent.rmdir()
-
-
 def survey_data(args):
     """Read all there is: (survey with its faults, measures of `survey.pictures`)."""
     if args.data is None:
@@ -133,16 +123,15 @@ def main(args):
         raise InputError("--copy says how to --convert: give that too")
     if args.convert:
         mvb_convert.check_target(args.convert)  # before all pictures are read
-    check_output(args.output)
-    survey, measures = survey_data(args)
-    is_synthetic = (survey.root / MARKER).is_file()
-    numbers = dataset_numbers(survey, measures)
-    output = open_output(args.output)
-    figures = write_figures(output, survey, measures, numbers, args.samples)
-    limits = {"min_side": args.min_side, "most_bits": args.copy_bits}
-    write_report(output, numbers, figures, limits, is_synthetic)
-    print("\n".join(describe(survey, numbers)))
-    print(f"report: {printable(output / 'report.md')}")
+    with open_output(args.output) as output:  # so is this
+        survey, measures = survey_data(args)
+        is_synthetic = (survey.root / MARKER).is_file()
+        numbers = dataset_numbers(survey, measures)
+        figures = write_figures(output, survey, measures, numbers, args.samples)
+        limits = {"min_side": args.min_side, "most_bits": args.copy_bits}
+        write_report(output, numbers, figures, limits, is_synthetic)
+        print("\n".join(describe(survey, numbers)))
+        print(f"report: {printable(output / 'report.md')}")
     if args.convert:  # last: the report stands, whatever becomes of this
         convert(args, survey, measures, is_synthetic)
 

@@ -46,8 +46,7 @@ number is added.
 import glob
 import os
 import sys
-from contextlib import contextmanager, nullcontext, suppress
-from pathlib import Path
+from contextlib import nullcontext
 
 from tqdm import tqdm
 
@@ -184,7 +183,7 @@ def show(args, device):
     least = identification.LEAST_SCORE if args.gallery else LEAST_SCORE
     score = least if args.score is None else args.score
     with (
-        folder_for_results(args.output) as output,
+        open_output(args.output) as output,
         gallery.open_gallery(args.gallery) if args.gallery else nullcontext() as known,
     ):
         identifier = load_identifier(args, device, known) if args.gallery else None
@@ -211,13 +210,8 @@ def show(args, device):
                 bar.write(f"{printable(path)}: {printable(cards[-1].caption)}", file=sys.stdout)
         finally:  # also of a run that is interrupted, what is done is shown
             bar.close()
-            if cards:
-                title = f"{len(cards)} picture{'s' * (len(cards) != 1)}"
-                if len(cards) + len(skipped) < len(paths):
-                    title = f"{len(cards)} of {len(paths)} pictures"
-                parts = filter(None, (detector.message, f"score at least {score}", identifier))
-                index_page(output / "index.html", title, "; ".join(map(str, parts)), cards, skipped)
-                say(f"written to {output}; {output / 'index.html'} shows it")
+            parts = filter(None, (detector.message, f"score at least {score}", identifier))
+            write_page(output, "; ".join(map(str, parts)), cards, skipped, len(paths))
     stop_for(skipped, len(paths))
 
 
@@ -232,17 +226,14 @@ def show_picture(folder, title, picture, detector, identifier, about):
     return write_instances(folder, title, picture, found, classes, about, note)
 
 
-@contextmanager
-def folder_for_results(path):
-    """A new folder, made at the start, so that a refusal costs no work; gone again where nothing was put into it."""
-    made = [folder for folder in Path(path).parents if not os.path.exists(folder)]  # the deepest first
-    output = open_output(path)
-    try:
-        yield output
-    finally:
-        with suppress(OSError):  # the first one that holds something, and so do those above it
-            for folder in (output, *made):
-                folder.rmdir()
+def write_page(folder, about, cards, skipped, total):
+    """index.html of the pictures that are done, of `total`; none where there are none."""
+    if cards:
+        title = f"{len(cards)} picture{'s' * (len(cards) != 1)}"
+        if len(cards) + len(skipped) < total:
+            title = f"{len(cards)} of {total} pictures"
+        index_page(folder / "index.html", title, about, cards, skipped)
+        say(f"written to {folder}; {folder / 'index.html'} shows it")
 
 
 def list_pictures(patterns):
@@ -404,7 +395,7 @@ def say_names(names, one, many):
 def compare(args, device):
     """Do two pictures show the same object? Says the distance and, where there is a threshold, yes or no."""
     pictures = [read_image(path) for path in args.pictures]
-    with folder_for_results(args.output) as output:
+    with open_output(args.output) as output:
         encoder = load_encoder(args.reid, device, args.amp)
         say(encoder.message)
         detector = None if args.no_masks else subject_detector(args, device)

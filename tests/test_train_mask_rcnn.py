@@ -109,7 +109,7 @@ runpy.run_path("train_mask_rcnn.py", run_name="__main__")
 def test_killed_and_resumed_is_as_if_nothing_had_happened(shapes, tmp_path):
     """With everything that has a state or draws random numbers: EMA, accumulation, augmentation, workers, two sizes."""
     options = [*SMALL, "--data", shapes, "--output", tmp_path, "--augmentation", 3, "--crop-size", 64, 80, "--ema", 0.9]
-    options += ["--accumulate", 2, "--iterations-per-epoch", 3, "--epochs", 2, "--workers", 1]
+    options += ["--accumulate", 2, "--iterations-per-epoch", 3, "--epochs", 3, "--workers", 1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     killed = [sys.executable, "-c", KILLED_AFTER_ITS_FIRST_CHECKPOINT, *map(str, options), "--name", "killed"]
     with ThreadPoolExecutor(1) as pool:  # a core each

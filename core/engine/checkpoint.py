@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -114,15 +115,24 @@ def open_run(output, name, resume=None):
     return distributed.on_main(lambda: _choose_run(Path(output), name, resume))
 
 
+@contextmanager
 def open_output(output):
-    """A folder for results beside no run: `output`, or where that exists, the next one of `output-2`, ...
+    """Context with a new folder for results beside no run: `output`, or where that exists, `output-2`, ...
 
+    It is made at the start, so that a refusal costs no work, and goes again where nothing was put into it.
     Raises InputError where it can't be made, or has no name to which a number could be added.
     """
     path = Path(output)
     if path.name in ("", ".."):
         raise InputError(f"--output {output} is there already, and nothing is overwritten: name a new folder")
-    return open_run(path.parent, path.name)[0]
+    made = [folder for folder in path.parents if not os.path.exists(folder)]  # the deepest first
+    try:
+        made.insert(0, open_run(path.parent, path.name)[0])
+        yield made[0]
+    finally:
+        with suppress(OSError):  # the first one that holds something, and so do those above it
+            for folder in filter(os.path.isdir, made):
+                folder.rmdir()
 
 
 def _choose_run(output, name, resume):

@@ -272,11 +272,16 @@ def test_resume_from_a_path_that_is_not_there(tmp_path):
 
 def test_results_go_into_a_new_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert [str(open_output("results")) for _ in range(2)] == ["results", "results-2"]
+    for name in ("results", "results-2"):
+        with open_output("results") as folder:
+            (folder / "report.md").touch()
+        assert str(folder) == name and folder.is_dir()
     for output in (".", "..", "results/.."):
-        with pytest.raises(InputError, match="name a new folder"):
-            open_output(output)
-    assert sorted(os.listdir()) == ["results", "results-2"]
+        with pytest.raises(InputError, match="name a new folder"), open_output(output):
+            pass
+    with pytest.raises(InputError, match="no pictures"), open_output("new/results"):
+        raise InputError("no pictures")
+    assert sorted(os.listdir()) == ["results", "results-2"]  # of a refusal nothing stays behind
 
 
 def test_a_run_folder_that_cannot_be_made(tmp_path):
