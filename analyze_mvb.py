@@ -18,19 +18,19 @@ import os
 import sys
 from pathlib import Path
 
-from core.data import mvb_convert
-from core.data.inspection import inspect
-from core.data.inspection_faults import in_words
-from core.data.inspection_identities import identity_faults
-from core.data.inspection_numbers import beside_published, counted, dataset_numbers, published_differences
-from core.data.inspection_pictures import MIN_SIDE, Measure, copy_faults, measure_pictures, picture_faults
+from baggage import conversion
+from baggage.dataset_numbers import beside_published, counted, dataset_numbers, published_differences
+from baggage.faults import in_words
+from baggage.figures import write_figures
+from baggage.identity_checks import identity_faults
+from baggage.inspection import inspect
+from baggage.perceptual_hash import BITS, MOST_BITS
+from baggage.picture_checks import MIN_SIDE, Measure, copy_faults, measure_pictures, picture_faults
+from baggage.report import write_report
+from baggage.synthetic import MARKER, settle_synthetic_baggage
 from core.data.mvb import CONVERTED, PARTS
-from core.data.perceptual_hash import BITS, MOST_BITS
-from core.data.synthetic import MARKER, settle_synthetic_baggage
 from core.engine import distributed, options
 from core.engine.checkpoint import open_output
-from core.engine.dataset_figures import write_figures
-from core.engine.dataset_report import write_report
 from core.errors import InputError
 from core.files import printable
 
@@ -92,7 +92,7 @@ def describe(survey, numbers):
 def convert(args, survey, measures, is_synthetic):
     """Write the converted layout and say what became of it."""
     usable = [p for p, measure in zip(survey.pictures, measures, strict=True) if isinstance(measure, Measure)]
-    done = mvb_convert.convert(usable, args.convert, args.copy)
+    done = conversion.convert(usable, args.convert, args.copy)
     how = " and ".join(f"{count:,} {words}" for words, count in sorted(done.items()))
     print(
         f"converted: {len(usable):,} pictures into {printable(args.convert)} ({how}); materials, boxes and masks have "
@@ -109,8 +109,8 @@ def convert(args, survey, measures, is_synthetic):
     empty = [folder for part, folder in CONVERTED.items() if part not in filled]
     if empty:
         print(f"empty: {', '.join(empty)}; training and evaluation will refuse {printable(args.convert)}")
-    if (Path(os.path.expanduser(args.convert)) / mvb_convert.NAMES).exists():
-        print(f"identities that are no numbers were numbered; {mvb_convert.NAMES} has their names")
+    if (Path(os.path.expanduser(args.convert)) / conversion.NAMES).exists():
+        print(f"identities that are no numbers were numbered; {conversion.NAMES} has their names")
     differences = published_differences(beside_published(usable))  # what was left out is missing there
     if differences and not is_synthetic:
         print("this is not the published MVB, or not all of it: " + "; ".join(differences))
@@ -122,7 +122,7 @@ def main(args):
     if args.copy and not args.convert:
         raise InputError("--copy says how to --convert: give that too")
     if args.convert:
-        mvb_convert.check_target(args.convert)  # before all pictures are read
+        conversion.check_target(args.convert)  # before all pictures are read
     with open_output(args.output) as output:  # so is this
         survey, measures = survey_data(args)
         is_synthetic = (survey.root / MARKER).is_file()

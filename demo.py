@@ -51,11 +51,13 @@ from contextlib import nullcontext
 from tqdm import tqdm
 
 from core.data.images import IMAGE_SUFFIXES, list_images, read_image
-from core.engine import distributed, gallery_pictures, identification, options
+from core.engine import distributed, options
 from core.engine.checkpoint import open_output
-from core.engine.identification_pictures import titles_of, write_comparison, write_identities, write_instances
-from core.engine.logger import progress_is_shown
-from core.engine.trained import (
+from core.engine.log import progress_is_shown
+from core.errors import InputError
+from core.files import distinct_names, printable
+from recognition import gallery, gallery_pictures, matching
+from recognition.networks import (
     TRAIN_MASKS,
     TRAIN_REID,
     NothingTrained,
@@ -63,11 +65,9 @@ from core.engine.trained import (
     load_detector,
     load_encoder,
 )
-from core.errors import InputError
-from core.files import distinct_names, printable
-from core.retrieval import gallery
-from core.visualize import index_page
-from core.visualize.identification import MOST_MATCHES
+from recognition.page import index_page
+from recognition.results import titles_of, write_comparison, write_identities, write_instances
+from recognition.sheets import MOST_MATCHES
 
 # The ways of use, each known by its option, and what else it takes. What has no effect is refused, not ignored.
 USES = {
@@ -105,7 +105,7 @@ def get_parser():
     group.add_argument(
         "--score",
         type=options.fraction,
-        help=f"least score of what is shown (default: {LEAST_SCORE}, with a gallery {identification.LEAST_SCORE}); "
+        help=f"least score of what is shown (default: {LEAST_SCORE}, with a gallery {matching.LEAST_SCORE}); "
         "below the network's own --min-score (0.05 unless trained otherwise) it changes nothing",
     )
     group.add_argument(
@@ -180,7 +180,7 @@ def say(text):
 def show(args, device):
     """Find the objects in every picture and, with a gallery, say who they are."""
     paths = list_pictures(args.pictures)
-    least = identification.LEAST_SCORE if args.gallery else LEAST_SCORE
+    least = matching.LEAST_SCORE if args.gallery else LEAST_SCORE
     score = least if args.score is None else args.score
     with (
         open_output(args.output) as output,
@@ -216,11 +216,11 @@ def show(args, device):
 
 
 def show_picture(folder, title, picture, detector, identifier, about):
-    """Find the objects in one picture and, with an `identification.Identifier`, say who they are; returns its card."""
+    """Find the objects in one picture and, with a `matching.Identifier`, say who they are; returns its card."""
     found, most = find_instances(detector, picture, about["min_score"])
     note = f"; {most} is as many as the network returns, there may be more" if most else ""
     if identifier:
-        named = identification.identify_instances(identifier, picture, found)
+        named = matching.identify_instances(identifier, picture, found)
         return write_identities(folder, title, picture, *named, identifier, about, note)
     classes = [category[1] for category in detector.categories if category]
     return write_instances(folder, title, picture, found, classes, about, note)
@@ -262,13 +262,13 @@ def list_pictures(patterns):
 
 
 def load_identifier(args, device, known):
-    """`identification.Identifier`: the open gallery `known`, the network that it was built with, what is the same."""
+    """`matching.Identifier`: the open gallery `known`, the network that it was built with, what is the same."""
     if len(known) == 0:
         raise InputError(f"{args.gallery} is empty: nobody is known; fill it with --build-gallery FOLDER --add")
     encoder = load_encoder(args.reid or network_of(known, "reid"), device, args.amp)
     known.require(encoder.fingerprint, encoder.path)
-    threshold = identification.settle_threshold(encoder, args.threshold)
-    identifier = identification.Identifier(known, encoder, threshold, args.matches)
+    threshold = matching.settle_threshold(encoder, args.threshold)
+    identifier = matching.Identifier(known, encoder, threshold, args.matches)
     say(identifier)
     if threshold is None:
         say("this checkpoint carries no threshold: everyone is unknown; give --threshold")
@@ -340,7 +340,7 @@ def build_gallery(args, device):
 
 def say_written(path):
     with gallery.open_gallery(path) as written:
-        say(f"written to {path}: {identification.size_of(written)}")
+        say(f"written to {path}: {matching.size_of(written)}")
 
 
 def subject_detector(args, device, known=None):
@@ -363,7 +363,7 @@ def list_gallery(args):
     """Who is in a gallery, and how it was made."""
     with gallery.open_gallery(args.gallery) as known:
         counts = gallery_pictures.pictures_of_each(known)
-        say(f"gallery: {identification.size_of(known)}")
+        say(f"gallery: {matching.size_of(known)}")
         for what, value in known.info.items():
             if value is not None:
                 say(f"{what}: {value}")
@@ -399,7 +399,7 @@ def compare(args, device):
         encoder = load_encoder(args.reid, device, args.amp)
         say(encoder.message)
         detector = None if args.no_masks else subject_detector(args, device)
-        verdict, cuts = identification.compare(pictures, encoder, detector, args.threshold)
+        verdict, cuts = matching.compare(pictures, encoder, detector, args.threshold)
         if detector and None in cuts:
             say("the object was not found in both pictures: both are taken whole")
         write_comparison(output, args.pictures, pictures, cuts, verdict, encoder, detector)

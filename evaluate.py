@@ -37,7 +37,7 @@ from core.models.reid import ReIDOutput
 from core.retrieval.expansion import expand_queries
 from core.retrieval.ranking import evaluate_ranking
 from core.retrieval.rerank import re_rank
-from core.visualize import precision_recall_curves
+from core.visualize.instances import precision_recall_curves
 
 # What has no effect is refused, not ignored: options of a network of the other kind, and of a step that isn't taken.
 EXPANSION_OPTIONS = ("expansion_k", "expansion_alpha")

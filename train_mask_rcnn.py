@@ -22,12 +22,12 @@ from core.data.detection_transforms import training_sizes
 from core.engine import detection, detection_pictures, distributed, options, training
 from core.engine.checkpoint import load_checkpoint, open_run, save_run
 from core.engine.coco_evaluation import per_class_table, summary_table
-from core.engine.logger import Announcer, RunLog, check_loggers
+from core.engine.log import Announcer, RunLog, check_loggers
 from core.engine.updater import Updater, seed_everything
 from core.errors import InputError
 from core.files import make_folder
+from core.models.detection_weights import load_detection_weights
 from core.models.mask_rcnn import BACKBONES, NORMS, MaskRCNN
-from core.models.mask_rcnn_weights import load_detection_weights
 
 RECIPES = {
     # He et al. 2017 and Lin et al. 2017 as torchvision's reference trains them: 12 epochs of COCO.

@@ -19,8 +19,8 @@ import torch
 
 from core.engine import distributed, options, reid, reid_pictures, training
 from core.engine.checkpoint import load_checkpoint, open_run, save_run
-from core.engine.logger import Announcer, RunLog, check_loggers
-from core.engine.pseudo_masks import predicted_masks
+from core.engine.log import Announcer, RunLog, check_loggers
+from core.engine.object_masks import predicted_masks
 from core.engine.updater import Updater, freeze, seed_everything
 from core.errors import InputError
 from core.layers.mask_decoder import MASK_DECODERS

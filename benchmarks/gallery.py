@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from benchmarks.fresh_process import measure, print_table
-from core.retrieval.gallery import Entries, add_to_gallery, build_gallery, open_gallery
+from recognition.gallery import Entries, add_to_gallery, build_gallery, open_gallery
 
 CHUNK = 4096
 FINGERPRINT = "0" * 64
@@ -156,7 +156,7 @@ def kill_while_adding(path, count, dim, times, seed=0):
         RuntimeError: the gallery is neither what it was nor that with all that was added.
     """
     context = multiprocessing.get_context("forkserver")  # a child starts at once, in a process that ran nothing yet
-    context.set_forkserver_preload(["core.retrieval.gallery"])
+    context.set_forkserver_preload(["recognition.gallery"])
     path, moments, results = Path(path), random.Random(seed), []
     whole = run_addition(context, path, count, dim, "added", None)
     for number in range(times):

@@ -29,15 +29,15 @@ from tqdm import tqdm
 
 from core.data.coco import coco_paths, encode_mask, read_coco
 from core.data.coco_images import read_as_annotated
-from core.data.cutouts import cut_out
 from core.data.images import read_image
 from core.data.reid_datasets import load_reid_dataset
 from core.engine import distributed, options
-from core.engine.identification import LEAST_SCORE, embed, one_per_object, settle_threshold, subject
-from core.engine.trained import find_instances, load_detector, load_encoder
 from core.errors import InputError
 from core.files import atomic_write
 from core.retrieval.distance import nearest
+from recognition.cutouts import cut_out
+from recognition.matching import LEAST_SCORE, embed, one_per_object, settle_threshold, subject
+from recognition.networks import find_instances, load_detector, load_encoder
 
 MIN_IOU = 0.5
 WAYS = ("masks", "boxes", "pictures", "true masks", "true boxes")
@@ -55,7 +55,7 @@ class Scenes(NamedTuple):
 
 def get_parser():
     parser = options.Parser(__doc__, "python -m benchmarks.identification")
-    parser.add_argument("--data", default="data/synthetic", help="a set of core.data.synthetic")
+    parser.add_argument("--data", default="data/synthetic", help="a set of baggage.synthetic")
     parser.add_argument("--segment", metavar="PATH", help="a Mask R-CNN (default: the newest under runs/)")
     parser.add_argument("--reid", metavar="PATH", help="a ReID network (default: the newest under runs/)")
     parser.add_argument(

@@ -67,7 +67,7 @@ def shared_data():
 @pytest.fixture(scope="session")
 def baggage(tmp_path_factory):
     """Folder with a tiny synthetic baggage set in the MVB layout: 6 + 3 identities of 4 pictures."""
-    from core.data.synthetic import make_synthetic_baggage
+    from baggage.synthetic import make_synthetic_baggage
 
     root = tmp_path_factory.mktemp("data") / "baggage"
     sizes = {"train_identities": 6, "test_identities": 3, "gallery_views": 2, "probe_views": 2}

@@ -7,13 +7,13 @@ import pytest
 from PIL import Image
 
 import analyze_mvb
-from core.data import synthetic
-from core.data.inspection import Picture, inspect
-from core.data.inspection_faults import make_fault
-from core.data.inspection_numbers import PUBLISHED
+from baggage import synthetic
+from baggage.dataset_numbers import PUBLISHED
+from baggage.faults import make_fault
+from baggage.figures import evenly, fault_rows, identity_rows, material_rows
+from baggage.inspection import Picture, inspect
+from baggage.report import code, heading, materials_section, table
 from core.data.reid_datasets import load_reid_dataset
-from core.engine.dataset_figures import evenly, fault_rows, identity_rows, material_rows
-from core.engine.dataset_report import code, heading, materials_section, table
 
 TRAIN = "MVB_train/Info/train.json"
 

@@ -15,11 +15,11 @@ from pycocotools import mask as rle_codec
 
 import demo
 from core.data.images import read_image
-from core.engine import trained
 from core.engine.checkpoint import REQUIRED
 from core.models import weights
 from core.models.mask_rcnn import MaskRCNN
-from core.visualize import PANELS
+from core.visualize.instances import PANELS
+from recognition import networks
 
 FILES = {"sheet.jpg", "instances.json", "thumbnail.jpg", *(f"{panel}.jpg" for panel in PANELS)}
 OPTIONS = {"backbone_name": "resnet18", "num_classes": 4, "min_size": 64, "max_size": 96, "box_detections_per_img": 9}
@@ -89,7 +89,7 @@ def test_one_picture_gives_a_sheet_six_panels_and_json(run, checkpoint, photos, 
 
 def test_json_holds_what_the_network_says(run, checkpoint, photos):
     run(demo, photos / "one.png", "--weights", checkpoint, "--score", 0, "--device", "cpu")
-    network = trained.load_detector(str(checkpoint), torch.device("cpu")).network
+    network = networks.load_detector(str(checkpoint), torch.device("cpu")).network
     image = torch.from_numpy(np.array(Image.open(photos / "one.png"))).permute(2, 0, 1) / 255
     with torch.inference_mode():
         (expected,) = network([image])
@@ -299,14 +299,14 @@ def test_the_checkpoint_is_read_once(run, checkpoint, photos, monkeypatch, given
 
 def test_classes_of_one_name_are_shown_together():
     categories = [(1, "bag"), (2, "Bag"), None, (3, "cup")]
-    assert trained.choose_labels(categories, None) == [1, 2, 4]
-    assert trained.choose_labels(categories, ["bag"]) == trained.choose_labels(categories, ["BAG", "bag"]) == [1, 2]
-    assert trained.choose_labels(categories, ["cup", "bag"]) == [1, 2, 4]
+    assert networks.choose_labels(categories, None) == [1, 2, 4]
+    assert networks.choose_labels(categories, ["bag"]) == networks.choose_labels(categories, ["BAG", "bag"]) == [1, 2]
+    assert networks.choose_labels(categories, ["cup", "bag"]) == [1, 2, 4]
 
 
 def test_the_commands_to_train_are_those_of_the_readme():
     text = (Path(demo.__file__).parent / "README.md").read_text(encoding="utf-8")
-    assert all(command.strip("`") in text.splitlines() for command in (trained.TRAIN_MASKS, trained.TRAIN_REID))
+    assert all(command.strip("`") in text.splitlines() for command in (networks.TRAIN_MASKS, networks.TRAIN_REID))
 
 
 def test_without_any_weights_one_line_says_how_to_get_some(run, photos, monkeypatch):
@@ -321,7 +321,7 @@ def test_without_any_weights_one_line_says_how_to_get_some(run, photos, monkeypa
         "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
         "no connection",
         "`python train_mask_rcnn.py`",
-        trained.TRAIN_REID,
+        networks.TRAIN_REID,
         "--segment",
     ):
         assert part in err

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 import demo
-from core.data.cutouts import cut_out
-from core.engine import gallery_pictures, identification
-from core.engine.trained import TRAIN_MASKS, TRAIN_REID
 from core.models import weights
 from core.models.mask_rcnn import MaskRCNN
 from core.models.reid import build_reid_model
-from core.retrieval.gallery import open_gallery
+from recognition import gallery_pictures, matching
+from recognition.cutouts import cut_out
+from recognition.gallery import open_gallery
+from recognition.networks import TRAIN_MASKS, TRAIN_REID
 
 THRESHOLD = {"distance": 0.02, "false_accept_rate": 0.01, "true_accept_rate": 0.5}
 THRESHOLD |= {"impostor_pairs": 90, "genuine_pairs": 10}
@@ -174,7 +174,7 @@ def test_everyone_in_a_scene_is_recognised(run, build, checkpoints, links_of):
     """The gallery is made of what the network sees in the scene, each instance an identity: all must be found again."""
     networks = ["--segment", checkpoints["segment"], "--reid", checkpoints["reid"], "--score", 0.1, "--device", "cpu"]
     assert run(demo, "scene.png", *networks[:2], *networks[4:], "--output", "plain")[0] == 0
-    seen = identification.one_per_object([{**one, "rle": one["mask"]} for one in read("plain/scene")["instances"]])
+    seen = matching.one_per_object([{**one, "rle": one["mask"]} for one in read("plain/scene")["instances"]])
     assert len(seen) > 1
     Path("cuts").mkdir()
     for number, one in enumerate(seen):

@@ -20,7 +20,7 @@ from core.engine.checkpoint import load_checkpoint
 from core.models.reid import build_reid_model
 from core.retrieval.expansion import expand_queries
 from core.retrieval.ranking import evaluate_features
-from core.retrieval.verification import as_typed
+from core.retrieval.threshold import as_typed
 
 CPU = ["--device", "cpu", "--workers", 0]
 RAW = ["--raw-pixels", *CPU, "--height", 32, "--width", 32]

@@ -40,7 +40,7 @@ def build_transform(
     Args:
         flip, blur, erasing: probabilities.
         hide_background: probability that everything outside of the mask becomes the mean colour; above 0 it needs
-            masks. It makes a network that knows cut-out objects (`core.data.cutouts`) as well as whole pictures.
+            masks. It makes a network that knows cut-out objects (`recognition.cutouts`) as well as whole pictures.
         pad: black border on each side, in pixels of the resized picture, out of which the crop is taken.
         mean, std: of the three channels, for values in [0, 1].
 

@@ -23,7 +23,7 @@ from pycocotools.cocoeval import COCOeval
 from core.engine import distributed
 from core.files import atomic_write
 from core.layers.masks import paste_mask_chunks
-from core.visualize import COCO_NUMBERS
+from core.visualize.curves import COCO_NUMBERS
 
 IOU_TYPES = {"box": "bbox", "mask": "segm"}  # our names and those of pycocotools
 

@@ -10,16 +10,16 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from baggage.synthetic import settle_synthetic_baggage
 from core.data.coco import CocoData, coco_ground_truth, coco_paths, for_training, read_coco, split_coco
 from core.data.coco_images import CocoImages, collate_detection, split_broken
 from core.data.detection_transforms import build_detection_transform
 from core.data.loading import batches
 from core.data.samplers import AspectRatioBatches, KeyedBatches
-from core.data.synthetic import settle_synthetic_baggage
 from core.engine import distributed, training
 from core.engine.checkpoint import load_checkpoint
 from core.engine.coco_evaluation import encode_detections, encode_masks, evaluate_detections
-from core.engine.logger import progress_is_shown
+from core.engine.log import progress_is_shown
 from core.engine.updater import autocast
 from core.errors import InputError
 from core.models.mask_rcnn import MaskRCNN

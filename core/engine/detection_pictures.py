@@ -10,7 +10,7 @@ from core.data.detection_transforms import build_detection_transform
 from core.engine.detection import instances_of
 from core.engine.updater import autocast
 from core.files import distinct_names, make_folder
-from core.visualize import augmentation_preview, instance_panels, instance_sheet
+from core.visualize.instances import augmentation_preview, instance_panels, instance_sheet
 
 AUGMENTATION_TITLES = (
     "0: as it is",

@@ -11,16 +11,16 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from baggage.synthetic import settle_synthetic_baggage
 from core.data.loading import batches
 from core.data.reid_datasets import check_evaluation, check_training, default_protocol, load_reid_dataset
 from core.data.reid_images import ReIDImages, collate, split_broken
 from core.data.samplers import KeyedBatches, PKSampler
 from core.data.samples import ReIDDataset, relabel
-from core.data.synthetic import settle_synthetic_baggage
 from core.data.transforms import IMAGENET_MEAN, IMAGENET_STD, build_transform
 from core.engine import distributed, training
 from core.engine.checkpoint import load_checkpoint
-from core.engine.logger import progress_is_shown
+from core.engine.log import progress_is_shown
 from core.engine.updater import autocast
 from core.errors import InputError
 from core.losses.mask import box_masks, gaussian_masks
@@ -28,7 +28,7 @@ from core.losses.spec import needs_mask
 from core.models.reid import build_reid_model
 from core.models.weights import best_weights
 from core.retrieval.ranking import rank_features, summarise
-from core.retrieval.verification import choose_threshold
+from core.retrieval.threshold import choose_threshold
 
 BACKGROUNDS = {"synthetic": "plain", "synthetic_hard": "hard"}  # of the sets that are rendered
 

@@ -3,12 +3,13 @@
 import torch
 import torch.nn.functional as F
 
-from core import visualize
 from core.data.transforms import denormalise
 from core.engine.reid import labels
 from core.retrieval.distance import nearest
 from core.retrieval.projection import principal_components
 from core.retrieval.ranking import junk_mask
+from core.visualize.embedding import embedding_plot
+from core.visualize.retrieval import RankRow, augmentation_sheet, heat_sheet, mask_sheet, rank_list_sheet
 
 NUM_ROWS = 8  # queries on a rank list, pictures on a mask sheet
 NUM_AUGMENTED = 24
@@ -25,7 +26,7 @@ def draw_augmentations(path, images):
     pictures = denormalise(torch.stack([item["image"] for item in items]))  # (N, 3, H, W)
     boxes = torch.stack([item["box"] for item in items]) if images.has_boxes else None  # (N, 4)
     masks = torch.stack([item["mask"] for item in items]) if images.with_masks else None  # (N, 1, H, W)
-    visualize.augmentation_sheet(path, pictures, boxes, masks)
+    augmentation_sheet(path, pictures, boxes, masks)
 
 
 def draw_rank_list(path, query, gallery, data, protocol, metric, num_rows=NUM_ROWS, k=10):
@@ -42,7 +43,7 @@ def draw_rank_list(path, query, gallery, data, protocol, metric, num_rows=NUM_RO
         sample = data.query[number]
         found = [(data.gallery[i], d) for i, d in zip(row_indices, row_distances, strict=True) if i >= 0]
         rows.append(
-            visualize.RankRow(
+            RankRow(
                 query_path=sample.path,
                 query_name=sample.name or str(sample.id),
                 match_paths=[match.path for match, _ in found],
@@ -51,7 +52,7 @@ def draw_rank_list(path, query, gallery, data, protocol, metric, num_rows=NUM_RO
                 correct=[match.id == sample.id for match, _ in found],
             )
         )
-    visualize.rank_list_sheet(path, rows)
+    rank_list_sheet(path, rows)
 
 
 @torch.inference_mode()
@@ -60,7 +61,7 @@ def draw_masks(path, network, images, device):
     network.eval()
     pictures = torch.stack([images[index]["image"] for index in spread(len(images), NUM_ROWS)])  # (N, 3, H, W)
     masks = network(pictures.to(device), return_mask=True).mask.float().cpu()  # (N, 1, h, w)
-    visualize.mask_sheet(path, denormalise(pictures), masks)
+    mask_sheet(path, denormalise(pictures), masks)
 
 
 @torch.inference_mode()
@@ -82,7 +83,7 @@ def draw_activations(path, network, images, device, num_pictures=NUM_ROWS, norma
             layers.setdefault("predicted mask", []).append(mask.float().cpu())
     layers = {name: torch.cat(maps) for name, maps in layers.items()}
     pictures = denormalise(torch.cat(pictures), **(normalisation or {}))
-    visualize.heat_sheet(path, pictures, layers, {"picture": names})
+    heat_sheet(path, pictures, layers, {"picture": names})
 
 
 def activation_map(network, pictures):
@@ -116,4 +117,4 @@ def draw_embeddings(path, query, gallery, data, metric):
     is_query = None if one_set else [number < len(data.query) for number in range(len(samples))]
     names = [sample.name or str(sample.id) for sample in samples]
     title = f"Embeddings of {len(samples):,} pictures of {len(set(names)):,} identities"
-    visualize.embedding_plot(path, coordinates, names, explained, is_query, title)
+    embedding_plot(path, coordinates, names, explained, is_query, title)

@@ -8,7 +8,7 @@ from tqdm import tqdm
 from core.data.loading import batches
 from core.data.randomness import derive_seed
 from core.engine import distributed
-from core.engine.logger import progress_is_shown
+from core.engine.log import progress_is_shown
 from core.errors import InputError
 
 

@@ -1,7 +1,7 @@
 """Mask R-CNN (He et al. 2017) on a ResNet with a feature pyramid, from pictures to losses or detections.
 
 State-dict keys, defaults and results are those of torchvision's `maskrcnn_resnet50_fpn`; a file with its names of 2019
-is read as well. `core.models.mask_rcnn_weights` gets weights to start from.
+is read as well. `core.models.detection_weights` gets weights to start from.
 """
 
 import math
@@ -16,7 +16,7 @@ from core.layers.anchors import AnchorGenerator
 from core.layers.fpn import FeaturePyramidNetwork
 from core.layers.masks import paste_masks
 from core.layers.norm import freeze_batch_norm
-from core.models.mask_rcnn_weights import rename_old_keys
+from core.models.detection_weights import rename_old_keys
 from core.models.resnet import RESNETS
 from core.models.roi_heads import RoIHeads
 from core.models.rpn import RegionProposalNetwork, RPNHead

@@ -121,9 +121,10 @@ def test_a_file_system_that_cannot_sync_folders_is_used_and_a_failing_disk_is_no
 FULL = """
 import numpy as np
 import torch
-from core import visualize
+from core.visualize.retrieval import augmentation_sheet
+from core.visualize.curves import curves
 from core.engine.checkpoint import save_checkpoint
-from core.engine.logger import RunLog
+from core.engine.log import RunLog
 from core.errors import InputError
 from core.files import atomic_write
 from argparse import Namespace
@@ -139,9 +140,9 @@ def long_log():
 for action in (
     lambda: save_checkpoint("disk/last.pth", {"weight": torch.rand(100_000)}),
     features,
-    lambda: visualize.augmentation_sheet("disk/sheet.png", torch.rand(24, 3, 64, 64)),
+    lambda: augmentation_sheet("disk/sheet.png", torch.rand(24, 3, 64, 64)),
     long_log,
-    lambda: visualize.curves("disk/curves.png", [{"epoch": 1, "loss": 2.0}]),
+    lambda: curves("disk/curves.png", [{"epoch": 1, "loss": 2.0}]),
     lambda: log.epoch({"epoch": 1, "loss": 2.0}),
 ):
     try:

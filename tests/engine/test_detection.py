@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from core.data import synthetic
+from baggage import synthetic
 from core.engine import detection, distributed
 from core.engine.coco_evaluation import encode_detections
 from core.engine.updater import Updater

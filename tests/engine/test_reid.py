@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from core.data import synthetic
+from baggage import synthetic
 from core.data.images import list_images
 from core.data.reid_datasets import load_reid_dataset
 from core.data.samples import ReIDDataset, Sample

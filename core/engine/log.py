@@ -1,0 +1,159 @@
+"""What a run says and leaves behind as text and numbers: train.log, log.csv, args.json, curves.png."""
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torchvision
+
+from core.curves import COCO_COLUMNS, METRICS
+from core.engine import distributed
+from core.errors import InputError
+from core.files import atomic_write
+from core.visualize.curves import curves
+
+
+class Announcer:
+    """Called with a line it prints it, on rank 0; `said` keeps all lines for the log of a run folder.
+
+    The folder is made once everything that can be wrong was right, and much is said before.
+    """
+
+    def __init__(self):
+        self.said = []
+
+    def __call__(self, text):
+        self.said.append(text)
+        if distributed.is_main():
+            print(text, flush=True)
+
+
+class RunLog:
+    """The log of one run; on ranks other than 0 every method does nothing.
+
+    Args:
+        folder: run folder, made by `open_run`.
+        args: the options, written to args.json with the versions of torch and CUDA. With `args.tensorboard` and
+            `args.wandb` the numbers go there, too; those packages are imported only then.
+        said: lines that were printed before there was a folder; they begin train.log.
+        resume_epoch: lines of log.csv after this epoch are dropped, since the run repeats them. None: a new run.
+    """
+
+    def __init__(self, folder, args, said=(), *, resume_epoch=None):
+        self.folder = Path(folder)
+        self.active = distributed.is_main()
+        self.rows = []
+        self.tensorboard = self.wandb = None
+        if not self.active:
+            return
+        if resume_epoch is not None and (self.folder / "log.csv").is_file():
+            with open(self.folder / "log.csv", newline="", encoding="utf-8") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= resume_epoch]
+        versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "cuda": torch.version.cuda}
+        self._write("args.json", json.dumps({**vars(args), "versions": versions}, indent=2, default=str) + "\n")
+        for text in said:
+            self._keep(text)
+        tensorboard, self.wandb = _import_loggers(args)
+        if tensorboard:
+            self.tensorboard = tensorboard.SummaryWriter(str(self.folder))
+        if self.wandb:
+            self.wandb.init(project="carousel", name=self.folder.name, dir=str(self.folder), config=vars(args))
+
+    def say(self, text):
+        """Print a line and keep it in train.log. Raises InputError where the disk is full."""
+        if self.active:
+            print(text, flush=True)
+            self._keep(text)
+
+    def _keep(self, text):
+        path = self.folder / "train.log"
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(text + "\n")
+        except OSError as error:
+            raise InputError(f"can't write {path}: {error.strerror}; make room, or give another --output") from error
+
+    def epoch(self, row):
+        """Print one tidy line for an epoch, add it to log.csv and redraw curves.png.
+
+        Args:
+            row: dict with `epoch`, `lr`, `loss`, each loss part as it is minimised, `images_per_second`, and after an
+                evaluation the metrics (fractions in [0, 1]).
+        """
+        if not self.active:
+            return
+        self.say(_line(row))
+        self.rows.append(row)
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        columns.sort(key=lambda name: name in METRICS or name in COCO_COLUMNS)  # they come last
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        self._write("log.csv", text.getvalue())
+        curves(self.folder / "curves.png", self.folder / "log.csv")
+        numbers = {key: value for key, value in row.items() if key != "epoch"}
+        if self.tensorboard:
+            for key, value in numbers.items():
+                self.tensorboard.add_scalar(key, value, row["epoch"])
+            self.tensorboard.flush()
+        if self.wandb:
+            self.wandb.log(numbers, step=row["epoch"])
+
+    def close(self):
+        if self.tensorboard:
+            self.tensorboard.close()
+        if self.wandb:
+            self.wandb.finish()
+
+    def _write(self, name, text):
+        with atomic_write(self.folder / name) as file:
+            file.write(text.encode("utf-8"))
+
+
+def check_loggers(args):
+    """Raise InputError, on every rank, where --tensorboard or --wandb asks for a package that rank 0 doesn't have.
+
+    For the time before there is a run folder; `RunLog` imports the same packages.
+    """
+    distributed.on_main(lambda: any(_import_loggers(args)))
+
+
+def _import_loggers(args):
+    """Modules of TensorBoard and Weights & Biases, None where not asked for; only then are they imported."""
+    return (
+        _import("torch.utils.tensorboard", "tensorboard") if args.tensorboard else None,
+        _import("wandb", "wandb") if args.wandb else None,
+    )
+
+
+def _line(row):
+    """One epoch as a line for people: loss, its parts, learning rate, speed, and the metrics in per cent."""
+    words = [f"epoch {row['epoch']:>3}"]
+    for key, value in row.items():
+        if key == "epoch":
+            continue
+        if key == "lr":
+            words.append(f"lr {value:.2e}")
+        elif key == "images_per_second":
+            words.append(f"{value:.1f} images/s")
+        elif key in METRICS:
+            words.append(f"{METRICS[key]} {100 * value:.1f}")
+        elif key not in COCO_COLUMNS:  # twelve numbers for boxes and twelve for masks are for log.csv
+            words.append(f"{key} {value:.4f}")
+    return "  ".join(words)
+
+
+def _import(module, package):
+    try:
+        return __import__(module, fromlist=["_"])
+    except ImportError as error:
+        raise InputError(f"--{package} needs the package {package}: pip install {package}") from error
+
+
+def progress_is_shown():
+    """A bar is drawn on rank 0 of a terminal; elsewhere the lines per epoch are enough."""
+    return distributed.is_main() and sys.stderr.isatty()
