@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 import torchvision
 
-from core.curves import COCO_COLUMNS, METRICS
 from core.engine import distributed
 from core.errors import InputError
 from core.files import atomic_write
-from core.visualize.curves import curves
+from core.visualize.curves import COCO_COLUMNS, METRICS, curves
 
 
 class Announcer:
