@@ -35,7 +35,7 @@ from core.errors import InputError
 from core.files import atomic_write, make_folder
 from core.models.reid import ReIDOutput
 from core.retrieval.expansion import expand_queries
-from core.retrieval.ranking import evaluate_ranking
+from core.retrieval.ranking import METRIC_NAMES, rank_queries, summarise
 from core.retrieval.rerank import re_rank
 from core.visualize.instances import precision_recall_curves
 
@@ -163,7 +163,7 @@ def save_features(path, query, gallery, data):
     """One .npz: features (N, D) float32, ids, cameras (N,) and paths of query and gallery; no pickled objects in it."""
     arrays = {}
     for name, features, samples in (("query", query, data.query), ("gallery", gallery, data.gallery)):
-        ids, cameras = reid.labels(samples)
+        ids, cameras = reid.labels_of(samples)
         arrays[f"{name}_features"] = features.cpu().numpy()
         arrays[f"{name}_ids"], arrays[f"{name}_cameras"] = ids.numpy(), cameras.numpy()
         arrays[f"{name}_paths"] = np.array([str(sample.path) for sample in samples])
@@ -177,17 +177,16 @@ def re_ranked(query, gallery, data, args):
     if args.distance == "cosine":
         query, gallery = F.normalize(query), F.normalize(gallery)
     distance = re_rank(query, gallery, args.k1, args.k2, args.lambda_value)  # (Q, G)
-    query_ids, query_cameras = reid.labels(data.query)
-    gallery_ids, gallery_cameras = reid.labels(data.gallery)
-    return evaluate_ranking(distance, query_ids, gallery_ids, query_cameras, gallery_cameras, args.protocol)
+    ranks = rank_queries(distance, reid.labels_of(data.query), reid.labels_of(data.gallery), data.protocol)
+    return summarise(ranks, data.protocol)
 
 
 def table(results):
     """Rows of metrics in per cent, for people."""
     width = max(map(len, results))
-    head = " " * width + "".join(f"{name:>9}" for name in ("mAP", "mINP", "Rank-1", "Rank-5", "Rank-10"))
+    head = " " * width + "".join(f"{name:>9}" for name in METRIC_NAMES.values())
     rows = [
-        f"{name:<{width}}" + "".join(f"{100 * value:>9.2f}" for value in reid.metrics(result).values())
+        f"{name:<{width}}" + "".join(f"{100 * value:>9.2f}" for value in result.metrics().values())
         for name, result in results.items()
     ]
     return "\n".join([head, *rows])
@@ -202,6 +201,7 @@ def evaluate_reid(args, state, device, say):
         refuse(args, EXPANSION_OPTIONS, "without effect; give --query-expansion, too, or leave it out")
     network = load_network(args, state, device)
     data = reid.load_data(args, say)
+    args.dataset, args.data, args.protocol = data.name, data.root, data.protocol  # metrics.json keeps them
     if args.rerank and args.protocol == "vehicleid":
         raise InputError(
             "--rerank needs a query and a gallery, under protocol vehicleid they are one set: leave it out"
@@ -222,7 +222,7 @@ def evaluate_reid(args, state, device, say):
     if args.query_expansion:
         query, gallery = expand_queries(query, gallery, args.expansion_k, args.expansion_alpha)
         how += " + expansion"
-    results = {how: reid.rank_embeddings(query, gallery, data, args.protocol, args.distance)}
+    results = {how: reid.rank_embeddings(query, gallery, data, args.distance)}
     if distributed.is_main():
         if args.rerank:
             results[f"{how} + re-ranking"] = re_ranked(query, gallery, data, args)
@@ -240,14 +240,14 @@ def evaluate_reid(args, state, device, say):
 def write_reid_results(folder, results, threshold, query, gallery, data, args):
     """The table, every number as JSON, and the pictures that need no network."""
     numbers = {
-        name: {**reid.metrics(result), "cmc": result.cmc.tolist(), "num_valid_queries": result.num_valid_queries}
+        name: {**result.metrics(), "cmc": result.cmc.tolist(), "num_valid_queries": result.num_valid_queries}
         for name, result in results.items()
     }
     threshold = threshold and no_nan(threshold._asdict())
     write_texts(folder, table(results), {"results": numbers, "threshold": threshold}, args)
     if args.rank_list:
         path = folder / "rank_list.png"
-        reid_pictures.draw_rank_list(path, query, gallery, data, args.protocol, args.distance, args.rank_list)
+        reid_pictures.draw_rank_list(path, query, gallery, data, args.distance, args.rank_list)
     if args.embedding_plot:
         reid_pictures.draw_embeddings(folder / "embeddings.png", query, gallery, data, args.distance)
 

@@ -12,6 +12,7 @@ Several machines, the same line on each (NODE_RANK 0, 1, ...):
 Without --data the run renders scenes of baggage on a belt and trains on them. Everything lands in runs/<name>/.
 """
 
+import inspect
 import sys
 import time
 from pathlib import Path
@@ -19,11 +20,13 @@ from pathlib import Path
 import torch
 
 from core.data.detection_transforms import training_sizes
-from core.engine import detection, detection_pictures, distributed, options, training
-from core.engine.checkpoint import load_checkpoint, open_run, save_run
-from core.engine.coco_evaluation import per_class_table, summary_table
+from core.engine import coco_evaluation, detection, detection_pictures, distributed, options
+from core.engine.checkpoint import changed_options, check_same_network, load_checkpoint, open_run, save_run
+from core.engine.epoch import Epoch, seed_everything
 from core.engine.log import Announcer, RunLog, check_loggers
-from core.engine.updater import Updater, seed_everything
+from core.engine.optim import build_optimizer, build_scheduler
+from core.engine.options import arguments_of
+from core.engine.step import Step, autocast, memory_format
 from core.errors import InputError
 from core.files import make_folder
 from core.models.detection_weights import load_detection_weights
@@ -32,21 +35,50 @@ from core.models.mask_rcnn import BACKBONES, NORMS, MaskRCNN
 RECIPES = {
     # He et al. 2017 and Lin et al. 2017 as torchvision's reference trains them: 12 epochs of COCO.
     "paper": {
-        "backbone": "resnet50", "min_size": 800, "max_size": 1333, "batch_size": 4, "augmentation": 1,
+        "backbone_name": "resnet50", "min_size": 800, "max_size": 1333, "batch_size": 4, "augmentation": 1,
         "optimizer": "sgd", "lr": 0.005, "momentum": 0.9, "weight_decay": 1e-4, "epochs": 12,
         "schedule": "multistep", "milestones": [8, 11], "gamma": 0.1,
-        "warmup_iterations": 1000, "warmup_factor": 0.001,
+        "warmup_steps": 1000, "warmup_factor": 0.001,
     },
     # Small pictures and few steps: from nothing to usable masks in minutes on two CPU cores. Half of the RoIs may be
     # objects, and the rate stays high to the end while the weights that are kept are an average: both found on nuts.
     "quick": {
-        "backbone": "resnet18", "min_size": 192, "max_size": 300, "batch_size": 2, "augmentation": 1,
-        "weights": "none", "rois_per_image": 32, "roi_positives": 0.5, "pre_nms_train": 500, "post_nms_train": 200,
-        "pre_nms_test": 500, "post_nms_test": 200, "optimizer": "adamw", "lr": 4e-4, "weight_decay": 1e-4,
-        "clip_gradient": 5.0, "ema": 0.98, "epochs": 6, "iterations_per_epoch": 50,
-        "schedule": "cosine", "min_lr": 1.5e-4, "warmup_iterations": 30, "warmup_factor": 0.001,
+        "backbone_name": "resnet18", "min_size": 192, "max_size": 300, "batch_size": 2, "augmentation": 1,
+        "weights": "none", "box_batch_size_per_image": 32, "box_positive_fraction": 0.5,
+        "rpn_pre_nms_top_n_train": 500, "rpn_post_nms_top_n_train": 200,
+        "rpn_pre_nms_top_n_test": 500, "rpn_post_nms_top_n_test": 200,
+        "optimizer": "adamw", "lr": 4e-4, "weight_decay": 1e-4, "clip_gradient": 5.0, "ema": 0.98,
+        "epochs": 6, "iterations_per_epoch": 50,
+        "schedule": "cosine", "min_lr": 1.5e-4, "warmup_steps": 30, "warmup_factor": 0.001,
     },
 }  # fmt: skip
+
+
+# Option, the argument of `MaskRCNN` that it sets and whose default it has, type, help.
+MASK_RCNN_OPTIONS = {
+    "region proposals": (
+        ("--rpn-fg-iou", "rpn_fg_iou_thresh", options.fraction, "an anchor is an object from this IoU on"),
+        ("--rpn-bg-iou", "rpn_bg_iou_thresh", options.fraction, "and background below this one"),
+        ("--rpn-samples", "rpn_batch_size_per_image", options.positive_int, "anchors per picture in the loss"),
+        ("--rpn-positives", "rpn_positive_fraction", options.fraction, "part of them that are objects"),
+        ("--rpn-nms", "rpn_nms_thresh", options.fraction, "IoU above which a proposal is dropped"),
+        ("--pre-nms-train", "rpn_pre_nms_top_n_train", options.positive_int, "proposals per level"),
+        ("--post-nms-train", "rpn_post_nms_top_n_train", options.positive_int, "proposals per picture"),
+        ("--pre-nms-test", "rpn_pre_nms_top_n_test", options.positive_int, "the same for evaluation"),
+        ("--post-nms-test", "rpn_post_nms_top_n_test", options.positive_int, "the same for evaluation"),
+    ),
+    "regions of interest": (
+        ("--rois-per-image", "box_batch_size_per_image", options.positive_int, "proposals in the loss"),
+        ("--roi-positives", "box_positive_fraction", options.fraction, "part of them that are objects"),
+        ("--box-roi-size", "box_roi_output_size", options.positive_int, "RoIAlign for boxes, bins a side"),
+        ("--mask-roi-size", "mask_roi_output_size", options.positive_int, "for masks, half a mask's side"),
+        ("--roi-samples", "roi_sampling_ratio", options.positive_int, "RoIAlign's samples a bin and side"),
+        ("--roi-fg-iou", "box_fg_iou_thresh", options.fraction, "a proposal is an object from here on"),
+        ("--min-score", "box_score_thresh", options.fraction, "detections below it are dropped"),
+        ("--nms", "box_nms_thresh", options.fraction, "IoU above which a detection is dropped"),
+        ("--detections", "box_detections_per_img", options.positive_int, "most detections per picture"),
+    ),
+}
 
 
 def get_parser():
@@ -105,7 +137,7 @@ def anchor_sizes(text):
 
 def add_network_options(parser):
     group = parser.add_argument_group("network")
-    group.add_argument("--backbone", choices=BACKBONES, help="of the FPN")
+    group.add_argument("--backbone", dest="backbone_name", choices=BACKBONES, help="of the FPN")
     group.add_argument(
         "--weights", default="imagenet", help="imagenet, coco (published files), none, or the path of a file"
     )
@@ -134,29 +166,11 @@ def add_network_options(parser):
         "--aspect-ratios", type=options.positive_float, nargs="+", default=[0.5, 1.0, 2.0], help="height / width"
     )
 
-    group = parser.add_argument_group("region proposals")
-    group.add_argument(
-        "--rpn-fg-iou", type=options.fraction, default=0.7, help="an anchor is an object from this IoU on"
-    )
-    group.add_argument("--rpn-bg-iou", type=options.fraction, default=0.3, help="and background below this one")
-    group.add_argument("--rpn-samples", type=options.positive_int, default=256, help="anchors per picture in the loss")
-    group.add_argument("--rpn-positives", type=options.fraction, default=0.5, help="part of them that are objects")
-    group.add_argument("--rpn-nms", type=options.fraction, default=0.7, help="IoU above which a proposal is dropped")
-    group.add_argument("--pre-nms-train", type=options.positive_int, default=2000, help="proposals per level")
-    group.add_argument("--post-nms-train", type=options.positive_int, default=2000, help="proposals per picture")
-    group.add_argument("--pre-nms-test", type=options.positive_int, default=1000, help="the same for evaluation")
-    group.add_argument("--post-nms-test", type=options.positive_int, default=1000, help="the same for evaluation")
-
-    group = parser.add_argument_group("regions of interest")
-    group.add_argument("--rois-per-image", type=options.positive_int, default=512, help="proposals in the loss")
-    group.add_argument("--roi-positives", type=options.fraction, default=0.25, help="part of them that are objects")
-    group.add_argument("--box-roi-size", type=options.positive_int, default=7, help="RoIAlign for boxes, bins a side")
-    group.add_argument("--mask-roi-size", type=options.positive_int, default=14, help="for masks, half a mask's side")
-    group.add_argument("--roi-samples", type=options.positive_int, default=2, help="RoIAlign's samples a bin and side")
-    group.add_argument("--roi-fg-iou", type=options.fraction, default=0.5, help="a proposal is an object from here on")
-    group.add_argument("--min-score", type=options.fraction, default=0.05, help="detections below it are dropped")
-    group.add_argument("--nms", type=options.fraction, default=0.5, help="IoU above which a detection is dropped")
-    group.add_argument("--detections", type=options.positive_int, default=100, help="most detections per picture")
+    known = inspect.signature(MaskRCNN).parameters
+    for title, rows in MASK_RCNN_OPTIONS.items():
+        group = parser.add_argument_group(title)
+        for name, argument, kind, text in rows:
+            group.add_argument(name, dest=argument, type=kind, default=known[argument].default, help=text)
 
 
 def default_recipe(args):
@@ -165,34 +179,15 @@ def default_recipe(args):
 
 def network_options(args, num_classes, pretrained):
     """The arguments of `MaskRCNN`, plain values, which the checkpoint keeps."""
+    trainable_layers = (3 if pretrained else 5) if args.trainable_layers is None else args.trainable_layers
     return {
-        "backbone_name": args.backbone,
+        **arguments_of(MaskRCNN, args),
+        "backbone_name": args.backbone_name,
         "num_classes": num_classes,
         "norm": args.norm or ("frozen" if pretrained else "batch"),
-        "trainable_layers": (3 if pretrained else 5) if args.trainable_layers is None else args.trainable_layers,
+        "trainable_layers": trainable_layers,
         "min_size": list(training_sizes(args.augmentation, args.min_size)),
-        "max_size": args.max_size,
-        "anchor_sizes": list(args.anchor_sizes),
-        "aspect_ratios": list(args.aspect_ratios),
-        "rpn_fg_iou_thresh": args.rpn_fg_iou,
-        "rpn_bg_iou_thresh": args.rpn_bg_iou,
-        "rpn_batch_size_per_image": args.rpn_samples,
-        "rpn_positive_fraction": args.rpn_positives,
-        "rpn_nms_thresh": args.rpn_nms,
-        "rpn_pre_nms_top_n_train": args.pre_nms_train,
-        "rpn_post_nms_top_n_train": args.post_nms_train,
-        "rpn_pre_nms_top_n_test": args.pre_nms_test,
-        "rpn_post_nms_top_n_test": args.post_nms_test,
-        "box_batch_size_per_image": args.rois_per_image,
-        "box_positive_fraction": args.roi_positives,
-        "box_fg_iou_thresh": args.roi_fg_iou,
-        "box_bg_iou_thresh": args.roi_fg_iou,
-        "box_roi_output_size": args.box_roi_size,
-        "mask_roi_output_size": args.mask_roi_size,
-        "roi_sampling_ratio": args.roi_samples,
-        "box_score_thresh": args.min_score,
-        "box_nms_thresh": args.nms,
-        "box_detections_per_img": args.detections,
+        "box_bg_iou_thresh": args.box_fg_iou_thresh,
     }
 
 
@@ -212,7 +207,7 @@ def build_network(args, categories, say):
 
     network = build(pretrained=args.weights != "none")
     with distributed.main_first():  # one process downloads, the others find the file
-        report = load_detection_weights(network, args.weights, args.backbone, categories)
+        report = load_detection_weights(network, args.weights, args.backbone_name, categories)
     say(f"warning: {report.message}" if report.warning else report.message)
     return build(pretrained=False) if distributed.broadcast_object(report.warning) else network
 
@@ -229,8 +224,22 @@ def rebuild_network(args, categories, state, path):
     if args.trainable_layers is None:
         wanted["trainable_layers"] = saved["trainable_layers"]
     fixed = {key: wanted[key] for key in (*SHAPES, "norm")}
-    training.check_same_network(state, path, fixed)
+    check_same_network(state, path, fixed)
     return MaskRCNN(**{**saved, **wanted})
+
+
+def load_data(args, say):
+    """`DetectionData`; what was settled goes into `args`, which the run folder and the checkpoints keep."""
+    if args.recipe == "quick":
+        say(
+            "recipe quick: small pictures and few steps, for a whole run in minutes; --data names your own pictures, "
+            "--recipe paper trains in earnest"
+        )
+    data = detection.load_data(args, say)
+    vars(args).update(data.paths)
+    folder = Path(args.data).resolve().name if args.data else "coco"
+    args.name = args.name or f"mask-rcnn-{folder}-{args.backbone_name}"
+    return data
 
 
 def announce(say, args, data, network, updates):
@@ -243,93 +252,107 @@ def announce(say, args, data, network, updates):
     )
     built = network.options
     say(
-        f"network: Mask R-CNN, {args.backbone} FPN, {built['norm']} BatchNorm, {built['trainable_layers']} of 5 stages "
-        f"learn; shorter side {args.min_size}, longer at most {args.max_size} pixels; augmentation {args.augmentation}"
+        f"network: Mask R-CNN, {args.backbone_name} FPN, {built['norm']} BatchNorm, {built['trainable_layers']} of 5 "
+        f"stages learn; shorter side {args.min_size}, longer at most {args.max_size} pixels; "
+        f"augmentation {args.augmentation}"
     )
     if args.crop_size and args.augmentation < 3:
         say("--crop-size belongs to --augmentation 3 and has no effect here")
-    if 3 * args.warmup_iterations > updates > 0:
+    if 3 * args.warmup_steps > updates > 0:
         say(
-            f"warning: the warm-up of {args.warmup_iterations} updates takes more than a third of all {updates}: give "
+            f"warning: the warm-up of {args.warmup_steps} updates takes more than a third of all {updates}: give "
             "fewer --warmup-iterations or more --epochs"
         )
 
 
-# Options whose change a resumed run need not mention.
-WITHOUT_EFFECT = {"skip_broken", "train_images", "train_annotations", "val_images", "val_annotations"}
+def build_step(network, args, device, batches_per_epoch):
+    """`Step` whose learning rate changes with each update."""
+    optimizer = build_optimizer(network.parameters(), args.optimizer, args.lr, **arguments_of(build_optimizer, args))
+    schedule = {**arguments_of(build_scheduler, args), "epochs": max(args.epochs, 1)}
+    schedule["steps_per_epoch"] = -(-batches_per_epoch // args.accumulate)  # updates; rounded up
+    scheduler = build_scheduler(optimizer, args.schedule, **schedule)
+    return Step([network], [optimizer], scheduler, args, device, batches_per_epoch=batches_per_epoch, per_update=True)
+
+
+def train_one_epoch(model, loader, step, args, device):
+    """One pass over the training pictures.
+
+    Returns:
+        (row of the log, how many instances the augmentation of this rank moved out of their pictures)
+    """
+    model.train()
+    progress, dropped, rate = Epoch(loader, step.epoch + 1, args.seed), 0, step.scheduler.get_last_lr()[0]
+    for batch in progress:
+        images = [image.to(device, non_blocking=True) for image in batch["image"]]  # B of (3, H, W)
+        targets = [  # B dicts of boxes (G, 4), labels (G,), masks (G, H, W)
+            {name: value.to(device, non_blocking=True) for name, value in target.items()} for target in batch["target"]
+        ]
+        dropped += sum(batch["dropped"])
+        with step.forward(model), autocast(device, args.amp):
+            losses = model(images, targets)  # loss_objectness, _rpn_box_reg, _classifier, _box_reg, _mask
+        progress.add(step(losses, batch["path"]))
+    step.end_epoch()
+    return {"epoch": step.epoch, "lr": rate, **progress.row()}, dropped
 
 
 def main(args):
     start = time.perf_counter()
-    device = distributed.setup(args.device, args.timeout)
+    device = distributed.setup(args.device, args.timeout)  # joins the process group, where torchrun started one
     seed_everything(args.seed, args.deterministic)
     if args.norm == "sync" and device.type != "cuda":
         raise InputError(f"--norm sync works on CUDA alone, this run is on {device.type}")
-
     say = Announcer()
-    if args.recipe == "quick":
-        say(
-            "recipe quick: small pictures and few steps, for a whole run in minutes; --data names your own pictures, "
-            "--recipe paper trains in earnest"
-        )
-    data = detection.load_data(args, say)
+    data = load_data(args, say)
     if args.augmentation_preview:
         preview_augmentation(args, data)
         return
     train_loader = detection.build_train_loader(args, data.train, device)
     eval_loader = data.val and detection.build_eval_loader(data.val, device, workers=args.workers)
-    args.name = args.name or f"mask-rcnn-{Path(args.data).resolve().name if args.data else 'coco'}-{args.backbone}"
+
     check_loggers(args)
     folder, resumed = open_run(args.output, args.name, args.resume) if args.resume else (None, None)
     state = load_checkpoint(resumed, "mask_rcnn") if resumed else None
     if state:
-        network = rebuild_network(args, data.train.categories, state, resumed).to(device)
+        network = rebuild_network(args, data.train.categories, state, resumed)
     else:
-        network = build_network(args, data.train.categories, say).to(device)
-    updater = Updater(network, torch.nn.Identity(), args, device, batches_per_epoch=len(train_loader))
+        network = build_network(args, data.train.categories, say)
+    network = network.to(device, memory_format=memory_format(args))
+    step = build_step(network, args, device, len(train_loader))
     announce(say, args, data, network, updates=args.epochs * -(-len(train_loader) // args.accumulate))
-
-    first_epoch, best = 1, -1.0
+    best = -1.0
     if state:
-        detection.restore(state, resumed, network, updater, data)
-        first_epoch, best = state["epoch"] + 1, state["best"]
-        changed = training.changed_options(state["args"], args, without_effect=WITHOUT_EFFECT)
-        say(f"continuing from {resumed} after epoch {state['epoch']}{changed}")
+        detection.resume(state, resumed, network, step, data)
+        best = state["best"]
+        changed = changed_options(state["args"], args, without_effect=data.paths)
+        say(f"continuing from {resumed} after epoch {step.epoch}{changed}")
     elif args.resume:
         say(f"--resume: no checkpoint of {args.name} under {args.output}, starting afresh")
     else:
         folder, _ = open_run(args.output, args.name)
     say(f"run folder: {folder}")
-    log = RunLog(folder, args, say.said, resume_epoch=first_epoch - 1 if state else None)
+    log = RunLog(folder, args, coco_evaluation.METRIC_NAMES, say.said, resume_epoch=step.epoch if state else None)
 
     if args.compile:
         network.backbone.compile()  # the rest has shapes of its own in every picture
-    model = distributed.wrap(network, device)
+    model = distributed.wrap(network, device)  # DistributedDataParallel, in a process group
     result, dropped = None, 0
-    for epoch in range(first_epoch, args.epochs + 1):
-        row = {"epoch": epoch, "lr": updater.learning_rate}
-        row |= detection.train_one_epoch(
-            model, train_loader, updater, epoch=epoch, seed=args.seed, device=device, amp=args.amp
-        )
-        dropped += row.pop("dropped")
-        updater.end_epoch()
+    for epoch in range(step.epoch + 1, args.epochs + 1):
+        row, dropped_here = train_one_epoch(model, train_loader, step, args, device)
+        dropped += dropped_here
         if epoch % args.eval_every == 0 or epoch == args.epochs:
-            result = detection.evaluate(updater.averaged, eval_loader, data.val, device, amp=args.amp)
+            result = detection.evaluate(step.evaluated[0], eval_loader, data.val, device, amp=args.amp)
             row |= result.metrics if result else {}
         log.epoch(row)
         if result and "mask_AP" in row:
-            log.say(summary_table(result))
+            log.say(coco_evaluation.summary_table(result))
         improved = row.get("mask_AP", -1.0) > best
         best = row["mask_AP"] if improved else best
         if distributed.is_main():
-            state = detection.checkpoint_state(epoch, best, network, updater, args, data)
-            save_run(folder, state, improved)
+            save_run(folder, detection.checkpoint_state(network, step, best, args, data), improved)
 
     if result is None:  # a finished run that was resumed, or --epochs 0
-        result = detection.evaluate(updater.averaged, eval_loader, data.val, device, amp=args.amp)
-    if dropped:
-        log.say(f"augmentation: {dropped} times, over all epochs, an instance had left its picture and was dropped")
-    show_results(log, folder, result, updater.averaged, eval_loader, data, args, device)
+        result = detection.evaluate(step.evaluated[0], eval_loader, data.val, device, amp=args.amp)
+    show_results(log, folder, result, dropped, step.evaluated[0], eval_loader, data, args, device)
     log.say(f"done in {(time.perf_counter() - start) / 60:.1f} minutes, see {folder}")
     if (folder / "best.pth").exists():
         log.say(f"best mask AP {100 * best:.1f}; next: python evaluate.py {folder / 'best.pth'}")
@@ -350,11 +373,14 @@ def preview_augmentation(args, data):
     print(f"pictures under each level of --augmentation: {path}")
 
 
-def show_results(log, folder, result, network, eval_loader, data, args, device):
+def show_results(log, folder, result, dropped, network, eval_loader, data, args, device):
     """The table of classes, and what the trained network finds in a few pictures."""
+    everywhere = round(distributed.all_reduce_sum(torch.tensor(float(dropped))).item())
+    if everywhere:
+        log.say(f"augmentation: {everywhere} times, over all epochs, an instance had left its picture and was dropped")
     if result is None or not distributed.is_main():
         return
-    log.say(f"after the last epoch, by class:\n{per_class_table(result)}")
+    log.say(f"after the last epoch, by class:\n{coco_evaluation.per_class_table(result)}")
     detection_pictures.draw_predictions(
         folder / "predictions", network, eval_loader.dataset, data.val.categories, device, amp=args.amp
     )

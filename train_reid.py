@@ -17,18 +17,22 @@ import time
 
 import torch
 
-from core.engine import distributed, options, reid, reid_pictures, training
-from core.engine.checkpoint import load_checkpoint, open_run, save_run
+from core.engine import distributed, options, reid, reid_pictures
+from core.engine.checkpoint import changed_options, load_checkpoint, open_run, save_run
+from core.engine.epoch import Epoch, seed_everything
 from core.engine.log import Announcer, RunLog, check_loggers
 from core.engine.object_masks import predicted_masks
-from core.engine.updater import Updater, freeze, seed_everything
+from core.engine.optim import build_optimizer, build_scheduler
+from core.engine.options import arguments_of
+from core.engine.step import Step, autocast, memory_format
 from core.errors import InputError
 from core.layers.mask_decoder import MASK_DECODERS
 from core.layers.pooling import POOLINGS
+from core.losses import build_loss, needs_logits, needs_mask
 from core.losses.mask import REGRESSIONS
-from core.losses.spec import build_loss, needs_logits, needs_mask
 from core.models.reid import MASK_POOLINGS, NECKS, build_reid_model
 from core.models.weights import load_weights
+from core.retrieval.ranking import METRIC_NAMES
 
 RECIPES = {
     # Luo et al. 2019, "Bag of Tricks and A Strong Baseline for Deep Person Re-identification"; add the center loss
@@ -36,7 +40,7 @@ RECIPES = {
     "bot": {
         "height": 256, "width": 128, "ids_per_batch": 16, "images_per_id": 4, "pooling": "avg",
         "optimizer": "adam", "lr": 3.5e-4, "weight_decay": 5e-4, "epochs": 120, "schedule": "multistep",
-        "milestones": [40, 70], "gamma": 0.1, "warmup_epochs": 10, "warmup_factor": 0.01,
+        "milestones": [40, 70], "gamma": 0.1, "warmup_steps": 10, "warmup_factor": 0.01,
         "label_smoothing": 0.1, "margin": 0.3, "flip": 0.5, "pad": 10, "erasing": 0.5, "mask_target": "gaussian",
     },
     # The suitcase fork of OpenUnReID on MVB.
@@ -52,7 +56,7 @@ RECIPES = {
         "height": 64, "width": 64, "ids_per_batch": 8, "images_per_id": 4, "pooling": "avg",
         "optimizer": "adam", "lr": 1e-3, "weight_decay": 5e-4, "epochs": 8, "iterations_per_epoch": 20,
         "schedule": "cosine", "min_lr": 1e-5,
-        "warmup_epochs": 1, "warmup_factor": 0.1, "label_smoothing": 0.1, "margin": 0.3,
+        "warmup_steps": 1, "warmup_factor": 0.1, "label_smoothing": 0.1, "margin": 0.3,
         "flip": 0.5, "pad": 4, "erasing": 0.3,
     },
 }  # fmt: skip
@@ -158,8 +162,54 @@ def default_recipe(args):
     return "quick" if args.data is None and args.dataset in (None, *reid.BACKGROUNDS) else "bot"
 
 
+def load_data(args, say):
+    """`ReIDData`, said in a few lines so that a person can stop a run that is not the one they meant.
+
+    What was settled goes into `args`, which the run folder and the checkpoints keep.
+    """
+    args.loss = args.loss or "+".join(LOSSES[args.recipe][: 1 + args.backbone.endswith("_with_mask")])
+    if args.recipe == "quick":
+        say(
+            "recipe quick: small pictures and few epochs, for a whole run in minutes; --dataset and --data name your "
+            "own pictures, --recipe bot or suitcase trains in earnest"
+        )
+    data = reid.load_data(args, say, training=True)
+    args.dataset, args.data, args.protocol = data.name, data.root, data.protocol
+    args.mask_target = settled_mask_target(args, data)
+    args.name = args.name or f"reid-{args.dataset}-{args.backbone}"
+    say(f"data: {data.name} in {data.root}: {reid.describe(data)}; protocol {data.protocol}")
+    processes, batch = distributed.world_size(), args.ids_per_batch * args.images_per_id
+    say(
+        f"batch: {args.ids_per_batch} identities x {args.images_per_id} pictures x {processes} processes "
+        f"x {args.accumulate} batches an update = {batch * processes * args.accumulate} pictures"
+    )
+    if args.recipe == "suitcase" and not args.backbone.endswith("_with_mask"):
+        say(f"recipe suitcase learns masks too, with --backbone {args.backbone}_with_mask")
+    target = f", mask target {args.mask_target}" if args.mask_target else ""
+    say(f"network: {args.backbone}; loss: {args.loss}{target}")
+    return data
+
+
+def settled_mask_target(args, data):
+    """What masks are regressed on; None where no loss regresses masks. Raises InputError where needed masks lack."""
+    if (args.mask_target == "predicted") != bool(args.mask_checkpoint):
+        raise InputError("--mask-target predicted and --mask-checkpoint PATH belong together: give both or neither")
+    if args.mask_checkpoint and not needs_mask(args.loss) and not args.hide_background:
+        raise InputError(
+            "--mask-target predicted: nothing would use the masks: use a --backbone ..._with_mask, or --hide-background"
+        )
+    has_masks = bool(args.mask_checkpoint) or all(sample.mask is not None for sample in data.train)
+    if args.hide_background and not has_masks:
+        raise InputError(
+            "--hide-background needs a mask of every training picture: use data with segmentation, or --mask-target "
+            "predicted with --mask-checkpoint"
+        )
+    wanted = args.mask_target or ("instance" if has_masks else "gaussian")
+    return wanted if needs_mask(args.loss) else None
+
+
 def build_network(args, data, say):
-    """The network with its weights, and the loss; a decoder only where a loss asks for masks."""
+    """(network with its weights, loss, arguments of the network); a decoder only where a loss asks for masks."""
     wants_mask, has_decoder = needs_mask(args.loss), args.backbone.endswith("_with_mask")
     if wants_mask and not has_decoder:
         raise InputError(f"--loss {args.loss} needs a mask: use --backbone {args.backbone}_with_mask")
@@ -176,29 +226,19 @@ def build_network(args, data, say):
         raise InputError("--loss center has one center for each identity, --mask-pooling branch two features: use soft")
     if wants_mask and args.mask_threshold and args.mask_target != "gaussian":
         say(f"--mask-threshold is for Gaussian targets: every pixel counts with --mask-target {args.mask_target}")
-    network_options = {
-        "backbone": args.backbone,
-        # A classifier or decoder that no loss asks for would be a parameter without gradient, which DDP refuses.
-        "num_classes": len({sample.id for sample in data.train}) if needs_logits(args.loss) else 0,
-        "last_stride": args.last_stride,
-        "pooling": args.pooling,
-        "neck": args.neck,
-        "dropout": args.dropout,
-        "embedding_dim": args.embedding_dim,
-        "mask_size": list(args.mask_size),
-        "with_mask": wants_mask,
-        "mask_decoder": args.mask_decoder,
-        "mask_pooling": args.mask_pooling,
-    }
+    # A classifier or decoder that no loss asks for would be a parameter without gradient, which DDP refuses.
+    num_classes = len({sample.id for sample in data.train})
+    network_options = {"backbone": args.backbone, "num_classes": num_classes if needs_logits(args.loss) else 0}
+    network_options |= {**arguments_of(build_reid_model, args), "with_mask": wants_mask}
     network = build_reid_model(**network_options)
     with distributed.main_first():  # one process downloads, the others find the file
         report = load_weights(network, args.weights, args.backbone)
     say(f"warning: {report.message}" if report.warning else report.message)
     if args.sync_batch_norm:
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    loss = build_loss(
+    criterion = build_loss(
         args.loss,
-        len({sample.id for sample in data.train}),
+        num_classes,
         network.feature_dim,
         label_smoothing=args.label_smoothing,
         margin=args.margin,
@@ -206,144 +246,114 @@ def build_network(args, data, say):
         mask_threshold=args.mask_threshold if args.mask_target == "gaussian" else 0.0,
         gather=distributed.gather_with_gradient if args.gather else None,
     )
-    return network, loss, network_options
+    return network, criterion, network_options
 
 
-def settle_mask_target(args, data):
-    """Settle what masks are regressed on: `args.mask_target`, None where no loss regresses masks.
+def build_step(network, criterion, args, device, batches_per_epoch):
+    """`Step` with the optimiser of the network, and one of the loss where it has parameters."""
+    optimizer = build_optimizer(network.parameters(), args.optimizer, args.lr, **arguments_of(build_optimizer, args))
+    schedule = {**arguments_of(build_scheduler, args), "epochs": max(args.epochs, 1)}
+    optimizers = [optimizer]
+    if list(
+        criterion.parameters()
+    ):  # centers: their pace does not depend on the weight of their loss (Luo et al. 2019)
+        optimizers.append(torch.optim.SGD(criterion.parameters(), lr=args.center_lr / criterion.parameter_scale))
+    scheduler = build_scheduler(optimizer, args.schedule, **schedule)
+    return Step([network], optimizers, scheduler, args, device, batches_per_epoch=batches_per_epoch)
 
-    Raises InputError where masks are needed that nobody gives.
+
+def train_one_epoch(model, criterion, loader, step, args, device, frozen=()):
+    """One pass over the training pictures; returns the row of the log.
+
+    frozen: modules of the model that stay in evaluation mode.
     """
-    if (args.mask_target == "predicted") != bool(args.mask_checkpoint):
-        raise InputError("--mask-target predicted and --mask-checkpoint PATH belong together: give both or neither")
-    if args.mask_checkpoint and not needs_mask(args.loss) and not args.hide_background:
-        raise InputError(
-            "--mask-target predicted: nothing would use the masks: use a --backbone ..._with_mask, or --hide-background"
-        )
-    has_masks = bool(args.mask_checkpoint) or all(sample.mask is not None for sample in data.train)
-    if args.hide_background and not has_masks:
-        raise InputError(
-            "--hide-background needs a mask of every training picture: use data with segmentation, or --mask-target "
-            "predicted with --mask-checkpoint"
-        )
-    wanted = args.mask_target or ("instance" if has_masks else "gaussian")
-    args.mask_target = wanted if needs_mask(args.loss) else None
-
-
-def mask_target_maker(args, images, device, say):
-    """Function: batch -> target masks (None if no loss wants them); says once where the boxes behind them come from."""
-    if args.mask_target is None:
-        return None
-    if args.mask_target in ("gaussian", "box") and not images.has_boxes:
-        say("the data has no boxes: the mask target is made from the centre of each picture")
-    return lambda batch: reid.target_masks(batch, args.mask_target, args.mask_size, args.sigma_ratio, device)
-
-
-def announce(say, args, data):
-    """What is about to happen, so that a person can stop a run that is not the one they meant."""
-    say(f"data: {args.dataset} in {args.data}: {reid.describe(data)}; protocol {args.protocol}")
-    processes, batch = distributed.world_size(), args.ids_per_batch * args.images_per_id
-    say(
-        f"batch: {args.ids_per_batch} identities x {args.images_per_id} pictures x {processes} processes "
-        f"x {args.accumulate} batches an update = {batch * processes * args.accumulate} pictures"
-    )
-    if args.recipe == "suitcase" and not args.backbone.endswith("_with_mask"):
-        say(f"recipe suitcase learns masks too, with --backbone {args.backbone}_with_mask")
-    target = f", mask target {args.mask_target}" if args.mask_target else ""
-    say(f"network: {args.backbone}; loss: {args.loss}{target}")
-
-
-def draw_results(folder, network, evaluation, images, data, args, device):
-    """Whom the trained network finds, and with a mask decoder where it sees the object."""
-    if evaluation is None or not distributed.is_main():
-        return
-    path = folder / "rank_list.png"
-    reid_pictures.draw_rank_list(path, evaluation.query, evaluation.gallery, data, args.protocol, args.distance)
-    if network.mask_decoder is not None:
-        reid_pictures.draw_masks(folder / "masks.png", network, images, device)
+    model.train()
+    for module in frozen:
+        module.eval()
+    progress = Epoch(loader, step.epoch + 1, args.seed)
+    for batch in progress:
+        images = batch["image"].to(device, non_blocking=True, memory_format=memory_format(args))  # (B, 3, H, W)
+        labels = batch["id"].to(device)  # (B,)
+        masks = reid.target_masks(batch, args.mask_target, args.mask_size, args.sigma_ratio, device)  # (B, 1, h, w)
+        with step.forward(model), autocast(device, args.amp):
+            output = model(images)  # embedding (B, D); features, logits: a list of branches; mask (B, 1, h, w)
+        losses = criterion(output, labels, masks)  # name -> weighted scalar
+        progress.add(step(losses, batch["path"]))
+    rate = step.scheduler.get_last_lr()[0]
+    step.end_epoch()
+    return {"epoch": step.epoch, "lr": rate, **progress.row()}
 
 
 def main(args):
     start = time.perf_counter()
-    device = distributed.setup(args.device, args.timeout)
+    device = distributed.setup(args.device, args.timeout)  # joins the process group, where torchrun started one
     seed_everything(args.seed, args.deterministic)
     if args.sync_batch_norm and device.type != "cuda":
         raise InputError(f"--sync-batch-norm works on CUDA alone, this run is on {device.type}")
-    args.loss = args.loss or "+".join(LOSSES[args.recipe][: 1 + args.backbone.endswith("_with_mask")])
-
     say = Announcer()
-    if args.recipe == "quick":
-        say(
-            "recipe quick: small pictures and few epochs, for a whole run in minutes; --dataset and --data name your "
-            "own pictures, --recipe bot or suitcase trains in earnest"
-        )
-    data = reid.load_data(args, say, training=True)
-    settle_mask_target(args, data)
-    announce(say, args, data)
-    network, loss, network_options = build_network(args, data, say)
+    data = load_data(args, say)
+    network, criterion, network_options = build_network(args, data, say)
     if args.mask_checkpoint:  # hours, where the data is large: after whatever may be wrong with the options
-        masked = predicted_masks(data.train, args.data, args.mask_checkpoint, device, amp=args.amp, say=say)
+        masked = predicted_masks(data.train, data.root, args.mask_checkpoint, device, amp=args.amp, say=say)
         data = data._replace(train=masked)
     train_loader = reid.build_train_loader(args, data, device)
     eval_loaders = reid.query_gallery_loaders(args, data, device)
-    make_targets = mask_target_maker(args, train_loader.dataset, device, say)
-    network, loss = network.to(device), loss.to(device)
-    updater = Updater(network, loss, args, device)
+    if args.mask_target in ("gaussian", "box") and not train_loader.dataset.has_boxes:
+        say("the data has no boxes: the mask target is made from the centre of each picture")
+    network, criterion = network.to(device, memory_format=memory_format(args)), criterion.to(device)
+    step = build_step(network, criterion, args, device, len(train_loader))
 
-    args.name = args.name or f"reid-{args.dataset}-{args.backbone}"
     check_loggers(args)
     folder, resumed = open_run(args.output, args.name, args.resume)
-    first_epoch, best = 1, -1.0
+    best = -1.0
     if resumed:
         state = load_checkpoint(resumed, "reid")
-        reid.restore(state, resumed, network, network_options, loss, updater)
-        first_epoch, best = state["epoch"] + 1, state["best"]
-        changed = training.changed_options(state["args"], args, without_effect={"skip_broken"})
-        say(f"continuing from {resumed} after epoch {state['epoch']}{changed}")
+        reid.resume(state, resumed, network, network_options, criterion, step)
+        best = state["best"]
+        say(f"continuing from {resumed} after epoch {step.epoch}{changed_options(state['args'], args)}")
     elif args.resume:
         say(f"--resume: no checkpoint of {args.name} under {args.output}, starting afresh")
     say(f"run folder: {folder}")
-    log = RunLog(folder, args, say.said, resume_epoch=first_epoch - 1 if resumed else None)
-
+    log = RunLog(folder, args, METRIC_NAMES, say.said, resume_epoch=step.epoch if resumed else None)
     evaluation = None
     if not resumed:
         if distributed.is_main():
             reid_pictures.draw_augmentations(folder / "augmentation.png", train_loader.dataset)
-        evaluation = reid.evaluate(updater.averaged, eval_loaders, data, args, device)
+        evaluation = reid.evaluate(step.evaluated[0], eval_loaders, data, args, device)
         log.epoch({"epoch": 0, **(evaluation.metrics if evaluation else {})})
 
-    model = None
+    first_epoch = step.epoch + 1
     for epoch in range(first_epoch, args.epochs + 1):
-        if model is None or epoch == args.freeze_epochs + 1:
-            frozen = freeze(network, network.backbone, epoch <= args.freeze_epochs, args.freeze_batch_norm)
-            model = distributed.wrap(network, device, compiled=args.compile)
-        row = {"epoch": epoch, "lr": updater.learning_rate}
-        row |= reid.train_one_epoch(
-            model, loss, train_loader, updater,
-            epoch=epoch, seed=args.seed, device=device, amp=args.amp, make_targets=make_targets, frozen=frozen,
-        )  # fmt: skip
-        updater.end_epoch()
+        if epoch in (first_epoch, args.freeze_epochs + 1):  # DDP listens to the parameters that want a gradient now
+            frozen = reid.freeze(network, network.backbone, epoch <= args.freeze_epochs, args.freeze_batch_norm)
+            model = distributed.wrap(network, device, compiled=args.compile)  # DistributedDataParallel
+        row = train_one_epoch(model, criterion, train_loader, step, args, device, frozen)
         is_evaluated = epoch % args.eval_every == 0 or epoch == args.epochs
-        if is_evaluated:
-            evaluation = reid.evaluate(updater.averaged, eval_loaders, data, args, device)
-            row |= evaluation.metrics if evaluation else {}
+        evaluation = reid.evaluate(step.evaluated[0], eval_loaders, data, args, device) if is_evaluated else None
+        row |= evaluation.metrics if evaluation else {}
         log.epoch(row)
         improved = row.get("mAP", -1.0) > best
         best = row["mAP"] if improved else best
-        threshold = None  # of these weights, or of none
-        if is_evaluated and evaluation:
-            threshold = reid.threshold(evaluation.query, evaluation.gallery, data, args)
+        threshold = evaluation and reid.threshold(evaluation.query, evaluation.gallery, data, args)
         if distributed.is_main():
-            state = reid.checkpoint_state(epoch, best, network, network_options, loss, updater, args, data, threshold)
+            state = reid.checkpoint_state(network, network_options, criterion, step, best, args, data, threshold)
             save_run(folder, state, improved)
 
     if evaluation is None:  # a finished run that was resumed
-        evaluation = reid.evaluate(updater.averaged, eval_loaders, data, args, device)
-    draw_results(folder, updater.averaged, evaluation, eval_loaders[0].dataset, data, args, device)
+        evaluation = reid.evaluate(step.evaluated[0], eval_loaders, data, args, device)
+    if evaluation and distributed.is_main():
+        draw_results(folder, step.evaluated[0], evaluation, eval_loaders[0].dataset, data, args, device)
     log.say(f"done in {(time.perf_counter() - start) / 60:.1f} minutes, see {folder}")
     if (folder / "best.pth").exists():
         log.say(f"best mAP {100 * best:.1f}; next: python evaluate.py {folder / 'best.pth'} --rerank")
     log.close()
+
+
+def draw_results(folder, network, evaluation, images, data, args, device):
+    """Whom the trained network finds, and with a mask decoder where it sees the object."""
+    reid_pictures.draw_rank_list(folder / "rank_list.png", evaluation.query, evaluation.gallery, data, args.distance)
+    if network.mask_decoder is not None:
+        reid_pictures.draw_masks(folder / "masks.png", network, images, device)
 
 
 if __name__ == "__main__":

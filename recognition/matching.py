@@ -11,7 +11,7 @@ from pycocotools import mask as rle_codec
 from torchvision.transforms.v2 import functional
 
 from core.engine.object_masks import object_mask
-from core.engine.updater import autocast
+from core.engine.step import autocast
 from core.retrieval.distance import pairwise_distance
 from core.retrieval.threshold import as_typed, describe_threshold
 from recognition.cutouts import cut_out

@@ -10,7 +10,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from core.data.transforms import build_transform
 from core.engine import detection, reid
 from core.engine.checkpoint import check_checkpoint, fingerprint, load_checkpoint
-from core.engine.updater import autocast
+from core.engine.step import autocast
 from core.errors import InputError
 from core.files import printable
 from core.models import weights

@@ -376,7 +376,7 @@ def refused(run, *arguments):
         (["--weights", "no/such/file.pth"], "no such file: no/such/file.pth"),
         (["--sync-batch-norm"], "--sync-batch-norm works on CUDA alone"),
         (["--resume", "no/such/file.pth"], "no such file"),
-        (["--ids-per-batch", "7"], "set --ids-per-batch to 6"),
+        (["--ids-per-batch", "7"], "set ids_per_batch to 6"),
         (["--device", "tpu"], "unknown device 'tpu'"),
         (["--sigma-ratio", "0"], "argument --sigma-ratio: '0' is not a finite number above 0"),
         (["--mask-pooling", "soft"], "--mask-pooling soft needs a mask that is learned"),

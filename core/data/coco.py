@@ -278,9 +278,9 @@ def split_coco(data, val_fraction, seed):
     """
     count = len(data.pictures)
     if not 0 < val_fraction < 1:
-        raise InputError(f"--val-fraction is {val_fraction:g}; give a share between 0 and 1, such as 0.2")
+        raise InputError(f"val_fraction is {val_fraction:g}; give a share between 0 and 1, such as 0.2")
     if count < 2:
-        raise InputError(f"{data.annotations_path}: its single picture can't be split; give --val-annotations")
+        raise InputError(f"{data.annotations_path}: its single picture can't be split; give a validation file, too")
     wanted = min(max(round(val_fraction * count), 1), count - 1)
     present = [{annotation.label for annotation in picture.annotations} for picture in data.pictures]
     left = np.zeros(len(data.categories) + 1, dtype=np.int64)  # pictures of train with a category

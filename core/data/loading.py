@@ -2,7 +2,8 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from torch.utils.data import Dataset
+import torch
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from core.errors import InputError
@@ -17,6 +18,20 @@ class PictureDataset(Dataset):
             return [self[key] for key in keys]
         except InputError as error:
             return error
+
+
+def build_loader(images, collate, device, workers, **sampling):
+    """DataLoader of a `PictureDataset`; `sampling`: which of the pictures, in which batches."""
+    return DataLoader(
+        images,
+        num_workers=workers,
+        # A loader draws seeds for its workers, more of them in its first epoch: not from the stream of dropout.
+        generator=torch.Generator(),
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+        collate_fn=collate,
+        **sampling,
+    )
 
 
 def batches(loader):

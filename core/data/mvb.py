@@ -53,7 +53,7 @@ def load_mvb(root, folders=("MVB",), dataset="mvb"):
 
 
 # The suitcase set of the XJTU-SuitcaseReID project. That project filters by camera (= view), so its numbers are those
-# of --protocol market1501; here the default drops no camera, as for every baggage set.
+# of the protocol market1501; here the default drops no camera, as for every baggage set.
 load_suitcase = partial(load_mvb, folders=("SuitcaseReID_Processed",), dataset="suitcase")
 
 

@@ -42,7 +42,7 @@ MARKET_LAYOUTS = {
     # 702 + 702 (and 408 distractors with numbers of their own); 16,522, 2,228, 17,661; 8
     "dukemtmc": MarketLayout(("DukeMTMC-reID",), "0001_c2_f0046182.jpg"),
     # 767 + 700; detected 7,365, 1,400, 5,332; labeled 7,368, 1,400, 5,328; 2. From the parent, `detected` is read,
-    # the harder and the usual one; for the other give its folder: --data .../labeled
+    # the harder and the usual one; for the other give its folder, .../labeled
     "cuhk03_np": MarketLayout(("detected", "cuhk03-np/detected", "CUHK03-NP/detected"), "0001_c1_1.png"),
     # 576 + 200; 37,778, 1,678, 11,579; 20
     "veri776": MarketLayout(
@@ -214,7 +214,7 @@ def check_evaluation(dataset, protocol):
     if protocol == "vehicleid" and query != gallery:
         raise InputError(
             "the protocol vehicleid draws queries and gallery out of one set of pictures, and this data set has two; "
-            "use --protocol no_camera"
+            "use the protocol no_camera"
         )
     cameras, pictures = defaultdict(set), Counter(sample.id for sample in gallery)
     for sample in gallery:
@@ -243,7 +243,7 @@ def check_evaluation(dataset, protocol):
 
 def _no_valid_query(query, gallery, protocol):
     if protocol == "vehicleid":
-        return "no identity has two pictures, which the protocol vehicleid needs; use --protocol no_camera"
+        return "no identity has two pictures, which the protocol vehicleid needs; use the protocol no_camera"
     seen = len({sample.camera for sample in (*query, *gallery)})
     why = "all pictures are from one camera" if seen == 1 else "no identity of the query was seen by another camera"
-    return f"{why}, so the protocol {protocol} leaves no valid query; use --protocol no_camera"
+    return f"{why}, so the protocol {protocol} leaves no valid query; use the protocol no_camera"

@@ -61,7 +61,7 @@ class ReIDImages(PictureDataset):
         self.has_masks = all(sample.mask is not None for sample in samples)
         if with_masks and not self.has_masks:
             path = next(sample.path for sample in samples if sample.mask is None)
-            raise InputError(f"{path}: the data have no instance mask for it: use --mask-target gaussian or box")
+            raise InputError(f"{path}: the data have no instance mask for it: use the mask target gaussian or box")
 
     def __len__(self):
         return len(self.samples)
@@ -147,7 +147,7 @@ def _decode_mask(sample, width, height):
 
 
 def split_broken(samples, with_masks=False):
-    """Sort out what can't be used, before a run, by reading everything once: what `--skip-broken` does.
+    """Sort out what can't be used, before a run, by reading everything once: as runs that skip broken pictures do.
 
     Before, and not while training, so that samplers, classes and metrics know nothing of the broken ones, and every
     rank and every resumed run leaves out the same.

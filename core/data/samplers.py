@@ -85,7 +85,7 @@ class PKSampler(PassSampler):
             raise InputError(
                 f"a batch needs {self.global_ids} identities ({ids_per_batch} for each of {world_size} processes), and "
                 f"the training data have {len(self.counts)}: "
-                + (f"set --ids-per-batch to {largest} or less" if largest else "use fewer processes")
+                + (f"set ids_per_batch to {largest} or less" if largest else "use fewer processes")
             )
         chunks = np.maximum((2 * self.counts + images_per_id) // (2 * images_per_id), 1)  # round(n / K), halves up
         batches_per_pass = int(-(-chunks.sum() // self.global_ids))  # rounded up

@@ -63,7 +63,7 @@ def find_root(root, folders, inside, dataset):
     """
     root = Path(os.path.expanduser(root))
     if not os.path.isdir(root):  # Path.is_dir raises OSError at a name that is too long
-        raise InputError(f"{root}: no such folder; give that of the set {dataset} with --data")
+        raise InputError(f"{root}: no such folder; give that of the set {dataset}")
     for candidate in (root, *(root / folder for folder in folders)):
         if any((candidate / part).exists() for part in inside):
             return candidate

@@ -99,6 +99,46 @@ def fingerprint(state):
     return digest.hexdigest()
 
 
+# Options that say where and how a run is done, not what it computes.
+RUN_ALONE = {"name", "output", "resume", "data", "workers", "device", "timeout", "eval_every", "eval_batch_size"}
+RUN_ALONE |= {"epochs", "tensorboard", "wandb", "recipe", "compile", "skip_broken"}
+
+
+def changed_options(saved, args, without_effect=()):
+    """What a resumed run has otherwise than its checkpoint, for the line that says that it goes on; "" if nothing.
+
+    The optimiser goes on with its saved settings; everything else follows the new options.
+    """
+    changed = [
+        f"{key} {saved[key]} -> {value}"
+        for key, value in vars(args).items()
+        if key in saved and key not in RUN_ALONE.union(without_effect) and saved[key] != value
+    ]
+    return f"; changed (lr and weight decay stay as saved): {', '.join(changed)}" if changed else ""
+
+
+def check_same_network(state, path, network_options):
+    """Raise InputError where a checkpoint was trained with other network options, naming what differs."""
+    saved = state["network"]
+    differing = [key for key in network_options if saved.get(key) != network_options[key]]
+    if differing:
+        listed = ", ".join(f"{key} is {saved.get(key)} there and {network_options[key]} here" for key in differing)
+        raise InputError(f"{path} holds another network: {listed}; give the options it was started with")
+
+
+def restore(state, path, *holders):
+    """Put what a checkpoint holds back where it came from. Raises InputError where it doesn't fit.
+
+    holders: pairs of a key of the checkpoint, None for all of it, and the module or `Step` that it belongs to.
+    """
+    try:
+        for key, holder in holders:
+            holder.load_state_dict(state if key is None else state[key])
+    except (KeyError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"can't continue from {path}: {reason}; give the options it was started with") from error
+
+
 def open_run(output, name, resume=None):
     """Choose the run folder (rank 0 chooses, all ranks learn) and the checkpoint to continue from.
 

@@ -23,9 +23,13 @@ from pycocotools.cocoeval import COCOeval
 from core.engine import distributed
 from core.files import atomic_write
 from core.layers.masks import paste_mask_chunks
-from core.visualize.curves import COCO_NUMBERS
 
 IOU_TYPES = {"box": "bbox", "mask": "segm"}  # our names and those of pycocotools
+COCO_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+# Columns of a log, and what people call those that they follow; the rest is for log.csv alone.
+FOLLOWED = ("mask_AP", "mask_AP50", "mask_AP75", "box_AP", "box_AP50")
+METRIC_NAMES = {name: name.replace("_", " ") for name in FOLLOWED}
+METRIC_NAMES |= {f"{kind}_{n}": None for kind in ("mask", "box") for n in COCO_NUMBERS if f"{kind}_{n}" not in FOLLOWED}
 
 
 class ClassResult(NamedTuple):

@@ -1,4 +1,4 @@
-"""What every Mask R-CNN script shares: COCO data and its loaders, one epoch, evaluation, checkpoints.
+"""What every Mask R-CNN script shares: COCO data and its loaders, evaluation, checkpoints.
 
 A script adds only what is its own. Everything here runs on one process or many; each rank ends with the same numbers.
 """
@@ -7,20 +7,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from baggage.synthetic import settle_synthetic_baggage
 from core.data.coco import CocoData, coco_ground_truth, coco_paths, for_training, read_coco, split_coco
 from core.data.coco_images import CocoImages, collate_detection, split_broken
 from core.data.detection_transforms import build_detection_transform
-from core.data.loading import batches
+from core.data.loading import batches, build_loader
 from core.data.samplers import AspectRatioBatches, KeyedBatches
-from core.engine import distributed, training
-from core.engine.checkpoint import load_checkpoint
+from core.engine import distributed
+from core.engine.checkpoint import load_checkpoint, restore
 from core.engine.coco_evaluation import encode_detections, encode_masks, evaluate_detections
 from core.engine.log import progress_is_shown
-from core.engine.updater import autocast
+from core.engine.options import arguments_of
+from core.engine.step import autocast
 from core.errors import InputError
 from core.models.mask_rcnn import MaskRCNN
 from core.models.weights import best_weights
@@ -29,26 +28,27 @@ SYNTHETIC = Path("data") / "synthetic"
 
 
 class DetectionData(NamedTuple):
-    """train, val: `CocoData`; val is None where there is nothing to evaluate on."""
+    """train, val: `CocoData`; val is None where there is nothing to evaluate on. paths: where they lie, by the names of
+    the options data, train_images, train_annotations, val_images, val_annotations; None for what is not used."""
 
     train: CocoData
     val: CocoData | None
+    paths: dict[str, str | None]
 
 
 def load_data(args, say=print):
     """`DetectionData` that `--data`, or `--train-...` and `--val-...`, name; without them the synthetic belt scenes.
 
-    The scenes are made where they are missing. Settles `args.data` and the four paths in `args`.
+    The scenes are made where they are missing.
     Raises InputError for whatever is wrong with the files.
     """
-    _settle_paths(args, say)
-    train = read_coco(args.train_annotations, args.train_images, check_sizes=not args.skip_broken)
+    paths, check_sizes = _settled_paths(args, say), not args.skip_broken
+    train = read_coco(paths["train_annotations"], paths["train_images"], check_sizes=check_sizes)
     if args.skip_broken:
         train = without_broken(train, say)
-    if args.val_annotations:
-        val = read_coco(
-            args.val_annotations, args.val_images, categories=train.categories, check_sizes=not args.skip_broken
-        )
+    if paths["val_annotations"]:
+        categories = train.categories
+        val = read_coco(paths["val_annotations"], paths["val_images"], categories=categories, check_sizes=check_sizes)
         val = without_broken(val, say) if args.skip_broken else val
     elif args.val_fraction:
         train, val = split_coco(train, args.val_fraction, args.seed)
@@ -59,7 +59,7 @@ def load_data(args, say=print):
     for part in (train, val):
         for note in part.notes if part else ():
             say(note)
-    return DetectionData(train, val)
+    return DetectionData(train, val, paths)
 
 
 def without_broken(data, say):
@@ -79,33 +79,38 @@ def without_broken(data, say):
     return data._replace(pictures=[picture for picture in data.pictures if picture.id in readable])
 
 
-def _settle_paths(args, say):
+def _settled_paths(args, say):
+    """`DetectionData.paths`, each of them a text."""
+    names = ("data", "train_images", "train_annotations", "val_images", "val_annotations")
+    paths = {name: getattr(args, name) for name in names}
     for split in ("train", "val"):
-        if bool(getattr(args, f"{split}_images")) != bool(getattr(args, f"{split}_annotations")):
+        if bool(paths[f"{split}_images"]) != bool(paths[f"{split}_annotations"]):
             raise InputError(f"--{split}-images and --{split}-annotations belong together: give both or neither")
-    if args.data is None and not (args.train_annotations or args.val_annotations):
+    if paths["data"] is None and not (paths["train_annotations"] or paths["val_annotations"]):
+        from baggage.synthetic import settle_synthetic_baggage  # core stands without it
+
         with distributed.main_first():
             settle_synthetic_baggage(SYNTHETIC, "plain", say)
-        args.data = str(SYNTHETIC / "scenes")
+        paths["data"] = str(SYNTHETIC / "scenes")
     for split in ("train", "val"):
-        if args.data is not None and not getattr(args, f"{split}_images"):
-            images, annotations = coco_paths(args.data, split)
+        if paths["data"] is not None and not paths[f"{split}_images"]:
+            images, annotations = coco_paths(paths["data"], split)
             if split == "train" or Path(annotations).is_file():
-                setattr(args, f"{split}_images", str(images))
-                setattr(args, f"{split}_annotations", str(annotations))
-    if not args.train_annotations:
+                paths |= {f"{split}_images": str(images), f"{split}_annotations": str(annotations)}
+    if not paths["train_annotations"]:
         raise InputError("nothing to train on: give --train-images and --train-annotations, or --data ROOT")
-    if args.val_annotations and args.val_fraction:
+    if paths["val_annotations"] and args.val_fraction:
         raise InputError(
             "--val-fraction holds training pictures out where there is no validation file, and there is one"
         )
+    return paths
 
 
 def describe(data):
     """One line: pictures and instances of each part, and the categories."""
     parts = [
         f"{name} {len(part.pictures)} pictures with {sum(len(p.annotations) for p in part.pictures)} instances"
-        for name, part in data._asdict().items()
+        for name, part in (("train", data.train), ("val", data.val))
         if part
     ]
     names = ", ".join(category.name for category in data.train.categories[:10])
@@ -123,55 +128,18 @@ def build_train_loader(args, data, device):
         world_size=distributed.world_size(),
         batches_per_epoch=args.iterations_per_epoch or None,
     )
-    transform = build_detection_transform(
-        args.augmentation, flip=args.flip, vertical_flip=args.vertical_flip, crop_size=args.crop_size
-    )
+    transform = build_detection_transform(args.augmentation, **arguments_of(build_detection_transform, args))
     # Large photographs are shrunk before the costly augmentations; level 3 may enlarge a part twice.
     max_side = 2 * args.max_size if args.augmentation > 1 else None
-    return DataLoader(
-        CocoImages(data, transform, seed=args.seed, max_side=max_side),
-        batch_sampler=KeyedBatches(sampler),
-        num_workers=args.workers,
-        # A loader draws seeds for its workers, more of them in its first epoch: not from the stream of the network.
-        generator=torch.Generator(),
-        persistent_workers=args.workers > 0,
-        pin_memory=device.type == "cuda",
-        collate_fn=collate_detection,
-    )
+    images = CocoImages(data, transform, seed=args.seed, max_side=max_side)
+    return build_loader(images, collate_detection, device, args.workers, batch_sampler=KeyedBatches(sampler))
 
 
 def build_eval_loader(data, device, *, workers=0):
     """This rank's share of the pictures, every world_size-th, one at a time: no padding, whatever their shapes."""
-    return DataLoader(
-        CocoImages(data, with_targets=False),
-        sampler=range(distributed.rank(), len(data.pictures), distributed.world_size()),
-        num_workers=workers,
-        generator=torch.Generator(),
-        persistent_workers=workers > 0,
-        pin_memory=device.type == "cuda",
-        collate_fn=collate_detection,
-    )
-
-
-def train_one_epoch(model, loader, updater, *, epoch, seed, device, amp="off"):
-    """`core.engine.training.train_one_epoch` with the five losses of Mask R-CNN, which the network computes itself.
-
-    Also returns "dropped", how many instances the augmentation moved out of the pictures, over all ranks.
-    """
-    dropped = torch.zeros(1)
-
-    def compute_losses(batch):
-        images = [image.to(device, non_blocking=True) for image in batch["image"]]  # B of (3, H, W)
-        targets = [
-            {name: value.to(device, non_blocking=True) for name, value in target.items()} for target in batch["target"]
-        ]
-        dropped.add_(sum(batch["dropped"]))
-        with autocast(device, amp), distributed.collective("forward"):
-            return model(images, targets)
-
-    row = training.train_one_epoch(model, compute_losses, loader, updater, epoch=epoch, seed=seed)
-    everywhere = distributed.all_reduce_sum(dropped.to(device))
-    return {**row, "dropped": round(everywhere.item())}
+    images = CocoImages(data, with_targets=False)
+    share = range(distributed.rank(), len(data.pictures), distributed.world_size())
+    return build_loader(images, collate_detection, device, workers, sampler=share)
 
 
 @torch.inference_mode()
@@ -225,32 +193,30 @@ def evaluate(network, loader, data, device, *, amp="off"):
     return evaluate_detections(coco_ground_truth(data), *results)
 
 
-def checkpoint_state(epoch, best, network, updater, args, data):
-    """Everything that a run needs to go on, and that `evaluate.py` and `demo.py` need to use the network alone."""
-    paths = {
-        name: str(Path(value).absolute())
-        for name, value in vars(args).items()
-        if value is not None and name in ("data", "train_images", "train_annotations", "val_images", "val_annotations")
-    }
+def checkpoint_state(network, step, best, args, data):
+    """Everything that a run needs to go on, and that `evaluate.py` and `demo.py` need to use the network alone.
+
+    best: the highest mask AP so far.
+    """
+    paths = {name: path and str(Path(path).absolute()) for name, path in data.paths.items()}
     return {
         "kind": "mask_rcnn",
-        "epoch": epoch,
         "best": best,
         "model": network.state_dict(),
-        **updater.state_dict(),
+        **step.state_dict(),
         "args": {**vars(args), **paths},
         "network": network.options,
         "categories": [list(category) for category in data.train.categories],
     }
 
 
-def restore(state, path, network, updater, data):
+def resume(state, path, network, step, data):
     """Continue from a checkpoint. Raises InputError if its classes are others, naming what differs."""
     saved = [tuple(category) for category in state["categories"]]
     if saved != list(data.train.categories):
         other = sorted(set(saved) ^ set(data.train.categories))[:4]
         raise InputError(f"{path} was trained on other classes, such as {other}; give the data it was started with")
-    training.restore(state, path, ("model", network), (None, updater))
+    restore(state, path, ("model", network), (None, step))
 
 
 def network_from_checkpoint(path, device, state=None):

@@ -8,7 +8,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from core.data.coco_images import CocoImages
 from core.data.detection_transforms import build_detection_transform
 from core.engine.detection import instances_of
-from core.engine.updater import autocast
+from core.engine.step import autocast
 from core.files import distinct_names, make_folder
 from core.visualize.instances import augmentation_preview, instance_panels, instance_sheet
 

@@ -12,13 +12,13 @@ import torchvision
 from core.engine import distributed
 from core.errors import InputError
 from core.files import atomic_write
-from core.visualize.curves import COCO_COLUMNS, METRICS, curves
+from core.visualize.curves import curves
 
 
 class Announcer:
     """Called with a line it prints it, on rank 0; `said` keeps all lines for the log of a run folder.
 
-    The folder is made once everything that can be wrong was right, and much is said before.
+    Lines printed before the run folder exists are buffered here.
     """
 
     def __init__(self):
@@ -37,12 +37,13 @@ class RunLog:
         folder: run folder, made by `open_run`.
         args: the options, written to args.json with the versions of torch and CUDA. With `args.tensorboard` and
             `args.wandb` the numbers go there, too; those packages are imported only then.
+        metrics: columns of an evaluation, each with what people call it, or None where only log.csv has it.
         said: lines that were printed before there was a folder; they begin train.log.
         resume_epoch: lines of log.csv after this epoch are dropped, since the run repeats them. None: a new run.
     """
 
-    def __init__(self, folder, args, said=(), *, resume_epoch=None):
-        self.folder = Path(folder)
+    def __init__(self, folder, args, metrics, said=(), *, resume_epoch=None):
+        self.folder, self.metrics = Path(folder), metrics
         self.active = distributed.is_main()
         self.rows = []
         self.tensorboard = self.wandb = None
@@ -84,16 +85,16 @@ class RunLog:
         """
         if not self.active:
             return
-        self.say(_line(row))
+        self.say(_line(row, self.metrics))
         self.rows.append(row)
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
-        columns.sort(key=lambda name: name in METRICS or name in COCO_COLUMNS)  # they come last
+        columns.sort(key=lambda name: name in self.metrics)  # they come last
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         self._write("log.csv", text.getvalue())
-        curves(self.folder / "curves.png", self.folder / "log.csv")
+        curves(self.folder / "curves.png", self.folder / "log.csv", self.metrics)
         numbers = {key: value for key, value in row.items() if key != "epoch"}
         if self.tensorboard:
             for key, value in numbers.items():
@@ -129,7 +130,7 @@ def _import_loggers(args):
     )
 
 
-def _line(row):
+def _line(row, metrics):
     """One epoch as a line for people: loss, its parts, learning rate, speed, and the metrics in per cent."""
     words = [f"epoch {row['epoch']:>3}"]
     for key, value in row.items():
@@ -139,9 +140,9 @@ def _line(row):
             words.append(f"lr {value:.2e}")
         elif key == "images_per_second":
             words.append(f"{value:.1f} images/s")
-        elif key in METRICS:
-            words.append(f"{METRICS[key]} {100 * value:.1f}")
-        elif key not in COCO_COLUMNS:  # twelve numbers for boxes and twelve for masks are for log.csv
+        elif metrics.get(key):
+            words.append(f"{metrics[key]} {100 * value:.1f}")
+        elif key not in metrics:
             words.append(f"{key} {value:.4f}")
     return "  ".join(words)
 

@@ -25,7 +25,7 @@ from core.engine import detection, distributed
 from core.engine.checkpoint import fingerprint
 from core.engine.coco_evaluation import encode_masks
 from core.engine.log import progress_is_shown
-from core.engine.updater import autocast
+from core.engine.step import autocast
 from core.errors import InputError
 from core.files import atomic_write
 from core.layers.masks import paste_masks

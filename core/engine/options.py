@@ -5,6 +5,7 @@ each option, then the recipe (a published preset), then what the person typed.
 """
 
 import argparse
+import inspect
 import os
 import shutil
 import sys
@@ -77,7 +78,7 @@ def parse(parser, recipes=None, default_recipe=None, argv=None):
     parser.add_argument(
         "--recipe", choices=sorted(recipes), help="published settings (listed below); an explicit option wins"
     )
-    parser.epilog = _describe(recipes)
+    parser.epilog = _describe(parser, recipes)
     recipe = parser.parse_args(argv)
     name = recipe.recipe or default_recipe(recipe)
     parser.set_defaults(**recipes[name])
@@ -86,23 +87,32 @@ def parse(parser, recipes=None, default_recipe=None, argv=None):
     return args
 
 
-def _describe(recipes):
+def arguments_of(function, args):
+    """The options whose names (dest) are those of keyword-only parameters of a function or class: dict name -> value.
+
+    So an option and the argument that it sets have one name, and no list of them stands twice.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    names = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
+
+
+def _describe(parser, recipes):
     """What each recipe sets, as options that could be typed."""
     width = max(60, shutil.get_terminal_size().columns - 2)
     lines = ["recipes set, where no option says otherwise:"]
     for name, values in recipes.items():
-        words = " ".join(_as_option(key, value) for key, value in values.items())
+        words = " ".join(_as_option(parser.as_typed([key]), value) for key, value in values.items())
         wrap = {"initial_indent": f"  {name:<12}", "subsequent_indent": " " * 14, "break_on_hyphens": False}
         # An option and its value stay on one line: between them is a space that can't be broken, until it is wrapped.
         lines.append(textwrap.fill(words, width, break_long_words=False, **wrap).replace("\0", " "))
     return "\n".join(lines)
 
 
-def _as_option(key, value):
-    name = key.replace("_", "-")
+def _as_option(name, value):
     if isinstance(value, bool):
-        return f"--{name}" if value else f"--no-{name}"
-    return f"--{name} {_as_typed(value)}".replace(" ", "\0")
+        return name if value else f"--no-{name.removeprefix('--')}"
+    return f"{name} {_as_typed(value)}".replace(" ", "\0")
 
 
 def _as_typed(value):
@@ -202,10 +212,8 @@ def add_optimizer_options(parser, per_update=False):
     group.add_argument("--step-size", type=positive_int, default=40, help="epochs between the drops of step")
     group.add_argument("--gamma", type=fraction, default=0.1, help="factor of each drop")
     group.add_argument("--min-lr", type=non_negative_float, default=0.0, help="learning rate where cosine ends")
-    if per_update:
-        group.add_argument("--warmup-iterations", type=non_negative_int, default=0, help="updates of linear warm-up")
-    else:
-        group.add_argument("--warmup-epochs", type=non_negative_int, default=0, help="epochs of linear warm-up")
+    name, unit = ("--warmup-iterations", "updates") if per_update else ("--warmup-epochs", "epochs")
+    group.add_argument(name, dest="warmup_steps", type=non_negative_int, default=0, help=f"{unit} of linear warm-up")
     group.add_argument("--warmup-factor", type=fraction, default=0.01, help="of the base lr, where the warm-up starts")
     group.add_argument(
         "--clip-gradient", type=non_negative_float, default=0.0, help="largest gradient norm; 0 does not clip"

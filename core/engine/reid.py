@@ -1,4 +1,4 @@
-"""What every ReID script shares: the data and its loaders, one epoch, features, evaluation.
+"""What every ReID script shares: the data and its loaders, features, evaluation, checkpoints.
 
 A script adds only what is its own. Everything here runs on one process or many; each rank ends with the same numbers.
 """
@@ -8,56 +8,67 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from baggage.synthetic import settle_synthetic_baggage
-from core.data.loading import batches
+from core.data.loading import batches, build_loader
 from core.data.reid_datasets import check_evaluation, check_training, default_protocol, load_reid_dataset
 from core.data.reid_images import ReIDImages, collate, split_broken
 from core.data.samplers import KeyedBatches, PKSampler
-from core.data.samples import ReIDDataset, relabel
+from core.data.samples import ReIDDataset, Sample, relabel
 from core.data.transforms import IMAGENET_MEAN, IMAGENET_STD, build_transform
-from core.engine import distributed, training
-from core.engine.checkpoint import load_checkpoint
+from core.engine import distributed
+from core.engine.checkpoint import check_same_network, load_checkpoint, restore
 from core.engine.log import progress_is_shown
-from core.engine.updater import autocast
+from core.engine.options import arguments_of
+from core.engine.step import autocast
 from core.errors import InputError
 from core.losses.mask import box_masks, gaussian_masks
 from core.losses.spec import needs_mask
 from core.models.reid import build_reid_model
 from core.models.weights import best_weights
-from core.retrieval.ranking import rank_features, summarise
+from core.retrieval.ranking import Labels, rank_features, summarise
 from core.retrieval.threshold import choose_threshold
 
 BACKGROUNDS = {"synthetic": "plain", "synthetic_hard": "hard"}  # of the sets that are rendered
 
 
+class ReIDData(NamedTuple):
+    """A data set as a run uses it. train, query, gallery: as in `ReIDDataset`; protocol: of its evaluation."""
+
+    train: list[Sample]
+    query: list[Sample]
+    gallery: list[Sample]
+    name: str
+    root: str
+    protocol: str
+
+
 def load_data(args, say=print, training=False):
-    """Read the data set that `--dataset` and `--data` name, and settle `args.dataset`, `args.data`, `args.protocol`.
+    """`ReIDData` that `--dataset` and `--data` name, with the protocol of `--protocol` or the set's own.
 
     With `training` it must have training pictures, and may lack query and gallery. Without either option it is the
     synthetic baggage set, which is made first where it is missing (by rank 0).
     Raises InputError for whatever is wrong with the folder, and where no query could find a match.
     """
-    if args.dataset is None:
-        if args.data is not None:
-            raise InputError(f"--data {args.data} needs --dataset to say how the folder is laid out, e.g. folder")
-        args.dataset = "synthetic"
-    args.data = str(Path(os.path.expanduser(args.data or Path("data") / args.dataset)))
-    args.protocol = args.protocol or default_protocol(args.dataset)
-    if args.dataset in BACKGROUNDS:
+    if args.dataset is None and args.data is not None:
+        raise InputError(f"--data {args.data} needs --dataset to say how the folder is laid out, e.g. folder")
+    name = args.dataset or "synthetic"
+    root = str(Path(os.path.expanduser(args.data or Path("data") / name)))
+    if name in BACKGROUNDS:
+        from baggage.synthetic import settle_synthetic_baggage  # core stands without it
+
         with distributed.main_first():
-            settle_synthetic_baggage(args.data, BACKGROUNDS[args.dataset], say)
-    data = load_reid_dataset(args.dataset, args.data)
+            settle_synthetic_baggage(root, BACKGROUNDS[name], say)
+    dataset = load_reid_dataset(name, root)
     if args.skip_broken:
-        data = _without_broken(data, say, with_masks=training and may_read_masks(args))
+        dataset = _without_broken(dataset, say, with_masks=training and may_read_masks(args))
+    data = ReIDData(*dataset, name, root, args.protocol or default_protocol(name))
     if training:
         check_training(data)
     if training and not data.query and not data.gallery:
-        say(f"{args.dataset} has no query and gallery: the run trains without evaluation")
+        say(f"{name} has no query and gallery: the run trains without evaluation")
     else:
-        note = check_evaluation(data, args.protocol)
+        note = check_evaluation(data, data.protocol)
         if note:
             say(note)
     return data
@@ -82,11 +93,10 @@ def _readable(name, samples, say, with_masks=False):
 
 def describe(data):
     """One line: pictures and identities of each part."""
-    parts = [
-        f"{name} {len(part)} pictures of {len({s.id for s in part})} identities"
-        for name, part in data._asdict().items()
-    ]
-    return ", ".join(parts)
+    parts = {"train": data.train, "query": data.query, "gallery": data.gallery}
+    return ", ".join(
+        f"{name} {len(part)} pictures of {len({s.id for s in part})} identities" for name, part in parts.items()
+    )
 
 
 def may_read_masks(args):
@@ -111,28 +121,9 @@ def build_train_loader(args, data, device):
         world_size=distributed.world_size(),
         batches_per_epoch=args.iterations_per_epoch or None,
     )
-    transform = build_transform(
-        args.height,
-        args.width,
-        training=True,
-        flip=args.flip,
-        pad=args.pad,
-        autoaugment=args.autoaugment,
-        blur=args.blur,
-        erasing=args.erasing,
-        hide_background=args.hide_background,
-    )
+    transform = build_transform(args.height, args.width, training=True, **arguments_of(build_transform, args))
     images = ReIDImages(data.train, transform, seed=args.seed, with_masks=reads_masks(args))
-    return DataLoader(
-        images,
-        batch_sampler=KeyedBatches(sampler),
-        num_workers=args.workers,
-        # A loader draws seeds for its workers, more of them in its first epoch: not from the stream of dropout.
-        generator=torch.Generator(),
-        persistent_workers=args.workers > 0,
-        pin_memory=device.type == "cuda",
-        collate_fn=collate,
-    )
+    return build_loader(images, collate, device, args.workers, batch_sampler=KeyedBatches(sampler))
 
 
 def build_eval_loader(args, samples, device, normalisation=None):
@@ -141,50 +132,25 @@ def build_eval_loader(args, samples, device, normalisation=None):
     normalisation: a checkpoint's `mean` and `std`; None for those of training.
     """
     images = ReIDImages(samples, build_transform(args.height, args.width, training=False, **(normalisation or {})))
-    return DataLoader(
-        images,
-        batch_size=args.eval_batch_size,
-        sampler=range(distributed.rank(), len(samples), distributed.world_size()),
-        num_workers=args.workers,
-        persistent_workers=args.workers > 0,
-        pin_memory=device.type == "cuda",
-        collate_fn=collate,
-    )
+    share = range(distributed.rank(), len(samples), distributed.world_size())
+    return build_loader(images, collate, device, args.workers, batch_size=args.eval_batch_size, sampler=share)
 
 
 def target_masks(batch, kind, size, sigma_ratio, device):
-    """The masks that a decoder learns to predict, (B, 1, h, w) in [0, 1].
+    """The masks that a decoder learns to predict, (B, 1, h, w) in [0, 1]; None where `kind` is None.
 
     Args:
         batch: collated samples with `box` (B, 4) in [0, 1] and, for "instance", `mask` (B, 1, H, W).
         kind: "gaussian" and "box" are made from the box, "instance" and "predicted" are the sample's own mask.
         size: (h, w) of the decoder's output.
     """
+    if kind is None:
+        return None
     if kind in ("instance", "predicted"):
         masks = batch["mask"].to(device).float()
         return torch.nn.functional.interpolate(masks, size, mode="bilinear")
     boxes = batch["box"].to(device)
     return gaussian_masks(boxes, size, sigma_ratio) if kind == "gaussian" else box_masks(boxes, size)
-
-
-def train_one_epoch(model, loss, loader, updater, *, epoch, seed, device, amp="off", make_targets=None, frozen=()):
-    """`core.engine.training.train_one_epoch` with the losses of re-identification.
-
-    Args:
-        model: the network, wrapped for DDP or not.
-        loss: `LossSum`: (output, labels, target masks) -> dict of weighted parts.
-        make_targets: batch -> target masks (B, 1, h, w), or None where no loss wants masks.
-    """
-
-    def compute_losses(batch):
-        pictures = updater.to_device(batch["image"])  # (B, 3, H, W)
-        labels = batch["id"].to(device)  # (B,)
-        targets = make_targets(batch) if make_targets else None
-        with autocast(device, amp), distributed.collective("forward"):
-            output = model(pictures)
-        return loss(output, labels, targets)
-
-    return training.train_one_epoch(model, compute_losses, loader, updater, epoch=epoch, seed=seed, frozen=frozen)
 
 
 @torch.inference_mode()
@@ -220,27 +186,24 @@ def extract_query_gallery(model, loaders, device, **how):
     return query, extract_features(model, loaders[1], device, description="gallery", **how)
 
 
-def rank_embeddings(query, gallery, data, protocol, metric):
+def labels_of(samples):
+    """`Labels` of N samples: their identities and cameras, (N,) each."""
+    return Labels(torch.tensor([s.id for s in samples]), torch.tensor([s.camera for s in samples]))
+
+
+def rank_embeddings(query, gallery, data, metric):
     """RankingResult of the embeddings (Q, D), (G, D) of `data`; each rank answers its share of the queries.
 
     A query's answer is a few numbers, so that is what travels; VehicleID, whose queries are also its gallery, is
     answered by every rank for itself.
     """
-    shares, own = _share_of_queries(protocol)
-    gallery_ids, gallery_cameras = labels(data.gallery)
-    query_ids, query_cameras = labels(data.query)
-    answers = rank_features(
-        query[own], gallery, query_ids[own], gallery_ids, query_cameras[own], gallery_cameras, protocol, metric=metric
-    )
+    shares, own = _share_of_queries(data.protocol)
+    query_labels, gallery_labels = labels_of(data.query).at(own), labels_of(data.gallery)
+    answers = rank_features(query[own], gallery, query_labels, gallery_labels, data.protocol, metric=metric)
     if shares > 1:
-        answers = answers._replace(
-            **{
-                name: distributed.interleave(value)
-                for name, value in answers._asdict().items()
-                if name != "gallery_size"
-            }
-        )
-    return summarise(answers, protocol)
+        tensors = {name: value for name, value in answers._asdict().items() if name != "gallery_size"}
+        answers = answers._replace(**{name: distributed.interleave(value) for name, value in tensors.items()})
+    return summarise(answers, data.protocol)
 
 
 def _share_of_queries(protocol):
@@ -249,13 +212,8 @@ def _share_of_queries(protocol):
     return shares, slice(distributed.rank() % shares, None, shares)
 
 
-def labels(samples):
-    """Identities and cameras of samples, two (N,) integer tensors."""
-    return torch.tensor([s.id for s in samples]), torch.tensor([s.camera for s in samples])
-
-
 class Evaluation(NamedTuple):
-    """metrics: as `metrics` gives them. query (Q, D), gallery (G, D): the embeddings behind them."""
+    """metrics: as `RankingResult.metrics` gives them. query (Q, D), gallery (G, D): the embeddings behind them."""
 
     metrics: dict
     query: torch.Tensor
@@ -263,11 +221,11 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(network, loaders, data, args, device):
-    """Evaluation under `args.protocol` and `args.distance`, the same on every rank; None where there are no queries."""
+    """Evaluation under `data.protocol` and `args.distance`, the same on every rank; None where there are no queries."""
     if not data.query:
         return None
     query, gallery = extract_query_gallery(network, loaders, device, amp=args.amp)
-    return Evaluation(metrics(rank_embeddings(query, gallery, data, args.protocol, args.distance)), query, gallery)
+    return Evaluation(rank_embeddings(query, gallery, data, args.distance).metrics(), query, gallery)
 
 
 def threshold(query, gallery, data, args):
@@ -277,34 +235,45 @@ def threshold(query, gallery, data, args):
     """
     if len({sample.id for sample in data.query + data.gallery}) < 2:
         return None
-    shares, own = _share_of_queries(args.protocol)
-    (query_ids, query_cameras), (gallery_ids, gallery_cameras) = labels(data.query), labels(data.gallery)
+    shares, own = _share_of_queries(data.protocol)
     return choose_threshold(
-        query[own], gallery, query_ids[own], gallery_ids, query_cameras[own], gallery_cameras, args.protocol,
+        query[own], gallery, labels_of(data.query).at(own), labels_of(data.gallery), data.protocol,
         false_accept_rate=args.false_accept_rate, metric=args.distance,
         add_up=distributed.all_reduce_sum if shares > 1 else None,
     )  # fmt: skip
 
 
-def metrics(result):
-    """The columns of a log for a RankingResult: fractions in [0, 1]."""
-    return {"mAP": result.mean_ap, "mINP": result.mean_inp, **{f"rank{k}": result.rank(k) for k in (1, 5, 10)}}
+def freeze(network, part, frozen, batch_norm=False):
+    """Let `part` of `network` learn or not.
+
+    Args:
+        part: submodule whose parameters stop learning while `frozen`.
+        batch_norm: every BatchNorm keeps its statistics (its weight and bias still learn).
+
+    Returns:
+        the modules that training must keep in evaluation mode.
+    """
+    for parameter in part.parameters():
+        parameter.requires_grad_(not frozen)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise InputError("--freeze-epochs leaves nothing to learn: the loss trains no part but the frozen backbone")
+    kept = [m for m in network.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)] if batch_norm else []
+    return [*kept, part] if frozen else kept
 
 
-def checkpoint_state(epoch, best, network, network_options, loss, updater, args, data, threshold):
+def checkpoint_state(network, network_options, criterion, step, best, args, data, threshold):
     """Everything that a run needs to go on, and that `evaluate.py` and `demo.py` need to use the network alone.
 
-    threshold: `Threshold` of the last evaluation, or None.
+    best: the highest mAP so far. threshold: `Threshold` of the last evaluation, or None.
     """
     names = {sample.id: sample.name for sample in data.train}
     return {
         "kind": "reid",
-        "epoch": epoch,
         "best": best,
         "model": network.state_dict(),
-        "loss": loss.state_dict(),
-        **updater.state_dict(),
-        "args": {**vars(args), "data": str(Path(args.data).absolute())},
+        "loss": criterion.state_dict(),
+        **step.state_dict(),
+        "args": {**vars(args), "data": str(Path(data.root).absolute())},
         "network": network_options,
         "input_size": [args.height, args.width],
         "normalisation": {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
@@ -314,11 +283,11 @@ def checkpoint_state(epoch, best, network, network_options, loss, updater, args,
     }
 
 
-def restore(state, path, network, network_options, loss, updater):
+def resume(state, path, network, network_options, criterion, step):
     """Continue from a checkpoint. Raises InputError if it was trained with another network, naming what differs."""
     state = {**state, "network": {"mask_decoder": "full", "mask_pooling": "off"} | state["network"]}  # of before them
-    training.check_same_network(state, path, network_options)
-    training.restore(state, path, ("model", network), ("loss", loss), (None, updater))
+    check_same_network(state, path, network_options)
+    restore(state, path, ("model", network), ("loss", criterion), (None, step))
 
 
 def network_from_checkpoint(path, device, state=None):

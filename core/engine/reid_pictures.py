@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from core.data.transforms import denormalise
-from core.engine.reid import labels
+from core.engine.reid import labels_of
 from core.retrieval.distance import nearest
 from core.retrieval.projection import principal_components
 from core.retrieval.ranking import junk_mask
@@ -29,13 +29,11 @@ def draw_augmentations(path, images):
     augmentation_sheet(path, pictures, boxes, masks)
 
 
-def draw_rank_list(path, query, gallery, data, protocol, metric, num_rows=NUM_ROWS, k=10):
+def draw_rank_list(path, query, gallery, data, metric, num_rows=NUM_ROWS, k=10):
     """Queries spread over the set, each with the k gallery pictures nearest to it that the protocol leaves."""
     chosen = spread(len(query), num_rows)
-    query_ids, query_cameras = (label[chosen] for label in labels(data.query))
-    gallery_ids, gallery_cameras = labels(data.gallery)
-    junk = junk_mask(query_ids, gallery_ids, query_cameras, gallery_cameras, protocol)  # (q, G)
-    if protocol == "vehicleid":  # the query's own picture is in the gallery
+    junk = junk_mask(labels_of(data.query).at(chosen), labels_of(data.gallery), data.protocol)  # (q, G)
+    if data.protocol == "vehicleid":  # the query's own picture is in the gallery
         junk[torch.arange(len(chosen)), chosen] = True
     distances, indices = nearest(query[chosen], gallery, k, metric, junk=junk)  # (q, k), (q, k)
     rows = []

@@ -30,10 +30,10 @@ def parse_spec(spec):
         if name not in KNOWN_LOSSES:
             what = f"unknown loss {name!r}" if name else "a loss name is missing"
             raise InputError(
-                f"{what} in --loss {spec!r}: write WEIGHT*NAME+..., with names of {', '.join(KNOWN_LOSSES)}"
+                f"{what} in the loss {spec!r}: write WEIGHT*NAME+..., with names of {', '.join(KNOWN_LOSSES)}"
             )
         if name in (known for _, known in terms):
-            raise InputError(f"{name} stands twice in --loss {spec!r}: add up its weights")
+            raise InputError(f"{name} stands twice in the loss {spec!r}: add up its weights")
         terms.append((weight, name))
     return terms
 
@@ -42,9 +42,9 @@ def _parse_weight(text, spec):
     try:
         weight = float(text)
     except ValueError:
-        raise InputError(f"{text.strip()!r} is no weight in --loss {spec!r}: write for example 0.5*triplet") from None
+        raise InputError(f"{text.strip()!r} is no weight in the loss {spec!r}: write for example 0.5*triplet") from None
     if not 0 <= weight < math.inf:
-        raise InputError(f"weight {text.strip()} in --loss {spec!r}: give a finite number from 0 up")
+        raise InputError(f"weight {text.strip()} in the loss {spec!r}: give a finite number from 0 up")
     return weight
 
 

@@ -71,7 +71,7 @@ def load_detection_weights(
             of torchvision (names of today or of 2019) or of ours, a ResNet (ImageNet's, torchvision's, a ReID
             checkpoint of ours), or a plain state_dict of one of these. Of a checkpoint of ours the averaged weights
             are taken where it has them.
-        backbone_name: its name as in `--backbone`.
+        backbone_name: its name.
         categories: (id, name) of the data's categories; their labels are 1, 2, ...
 
     Returns:

@@ -74,7 +74,7 @@ def load_weights(model: nn.Module, source: str, backbone: str) -> WeightsReport:
         source: "imagenet" (the published file for `backbone`), "none", or the path of a file: torchvision's,
             IBN-Net's, a checkpoint of ours (of which the averaged weights are taken where it has them), a plain
             state_dict.
-        backbone: its name as in `--backbone`; `_with_mask` at its end doesn't matter.
+        backbone: its name; `_with_mask` at its end doesn't matter.
 
     Returns:
         WeightsReport. Where the published file can't be had, its `warning` is True and the model is as it was.
@@ -129,7 +129,7 @@ def fetch(url: str, timeout: float = CONNECTION_TIMEOUT) -> Path:
 
 
 def not_to_be_had(url: str, error: DownloadError) -> WeightsReport:
-    advice = f"training from scratch; put the file into {_cache_folder()}, or give --weights PATH or none"
+    advice = f"training from scratch; put the file into {_cache_folder()}, or name another file, or none"
     return WeightsReport(f"weights: {url} can't be had ({error}): {advice}", warning=True)
 
 
@@ -240,7 +240,7 @@ def find_state_dict(content: object, name: str | Path) -> dict[str, Tensor]:
 
     Of a checkpoint of ours it is the averaged one where there is one.
     """
-    if _is_averaged(content):
+    if _averaged(content):
         content = best_weights(content)
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -254,19 +254,21 @@ def find_state_dict(content: object, name: str | Path) -> dict[str, Tensor]:
 
 def best_weights(state: dict) -> dict[str, Tensor]:
     """The weights of a checkpoint of ours that are used: the averaged ones where it has them."""
-    if state["ema"]:
-        return {key.removeprefix("module."): value for key, value in state["ema"].items() if key != "n_averaged"}
+    if averaged := _averaged(state):
+        return {key.removeprefix("module."): value for key, value in averaged.items() if key != "n_averaged"}
     return state["model"]
 
 
 def described(content: object, path: str | Path) -> str:
     """What the report calls a file: its path, and that its averaged weights are taken where they are."""
-    return f"{path} (its averaged weights)" if _is_averaged(content) else str(path)
+    return f"{path} (its averaged weights)" if _averaged(content) else str(path)
 
 
-def _is_averaged(content: object) -> bool:
+def _averaged(content: object) -> dict[str, Tensor] | None:
+    """The averaged weights of a checkpoint of ours, of its first network: a list, in older ones a single dict."""
     averaged = content.get("ema") if isinstance(content, dict) and "kind" in content else None
-    return isinstance(averaged, dict) and len(averaged) > 0
+    averaged = averaged[0] if isinstance(averaged, list) and averaged else averaged
+    return averaged if isinstance(averaged, dict) and averaged else None
 
 
 def _align(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -290,7 +292,7 @@ def _require_same_backbone(model, resized, missing, unused, name):
     for how, keys in (("has other sizes of", resized), ("lacks", missing), ("also has", unused)):
         wrong = [key for key in keys if in_body(key)]
         if wrong:
-            raise InputError(f"{name} is of another backbone: it {how} {_some(wrong)}; give the --backbone it is of")
+            raise InputError(f"{name} is of another backbone: it {how} {_some(wrong)}; give the backbone it is of")
 
 
 def _some(names: list[str], limit: int = 4) -> str:

@@ -17,6 +17,19 @@ from core.retrieval.distance import DistanceTo, as_features, order_keys, row_chu
 
 PROTOCOLS = ("market1501", "no_camera", "vehicleid")
 MAX_RANK = 50  # CMC is reported up to this rank, as in the reference implementations
+# Columns of a log, and what people call them.
+METRIC_NAMES = {"mAP": "mAP", "mINP": "mINP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10"}
+
+
+class Labels(NamedTuple):
+    """Whom N pictures show, and which camera took them: two (N,) integer tensors."""
+
+    ids: torch.Tensor
+    cameras: torch.Tensor
+
+    def at(self, rows):
+        """The labels of some pictures: `rows` is a slice or a tensor of indices."""
+        return Labels(self.ids[rows], self.cameras[rows])
 
 
 class RankingResult(NamedTuple):
@@ -31,6 +44,10 @@ class RankingResult(NamedTuple):
         """CMC at rank r (1-based); beyond the gallery's size it is that of the whole gallery."""
         return float(self.cmc[min(r, len(self.cmc)) - 1])
 
+    def metrics(self):
+        """The columns of a log, `METRIC_NAMES`: fractions in [0, 1]."""
+        return {"mAP": self.mean_ap, "mINP": self.mean_inp, **{f"rank{r}": self.rank(r) for r in (1, 5, 10)}}
+
 
 class QueryRanks(NamedTuple):
     """What each query contributes. For "vehicleid" there are `repeats` blocks of Q entries each."""
@@ -42,17 +59,17 @@ class QueryRanks(NamedTuple):
     gallery_size: int  # images that a query is compared with, junk included
 
 
-def junk_mask(query_ids, gallery_ids, query_cameras, gallery_cameras, protocol):
-    """Which gallery images do not exist for a query: (Q, G) bool.
+def junk_mask(query, gallery, protocol):
+    """Which gallery images do not exist for a query: (Q, G) bool, of the `Labels` of both.
 
     "market1501" drops the images of the query's identity by the query's own camera, "no_camera" nothing.
     """
     if protocol not in PROTOCOLS:
         raise InputError(f"unknown protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}")
-    same_id = torch.as_tensor(query_ids)[:, None] == torch.as_tensor(gallery_ids)
+    same_id = query.ids[:, None] == gallery.ids
     if protocol != "market1501":
         return torch.zeros_like(same_id)
-    return same_id & (torch.as_tensor(query_cameras)[:, None] == torch.as_tensor(gallery_cameras))
+    return same_id & (query.cameras[:, None] == gallery.cameras)
 
 
 def vehicleid_galleries(ids, repeats=10, seed=0):
@@ -110,53 +127,51 @@ def _rank_chunk(distance, match, junk):
     )
 
 
-def _rank(restrict, labels, protocol, chunk_size, query_index, gallery_index, seed):
+def _rank(restrict, query, gallery, protocol, chunk_size, query_index, gallery_index, seed):
     """Rank all queries. `restrict(columns)` gives a function slice of queries -> distances to these gallery images."""
-    query_ids, gallery_ids, query_cameras, gallery_cameras = labels
     if protocol == "vehicleid":
         if query_index is None:
-            if not torch.equal(query_ids, gallery_ids):
+            if not torch.equal(query.ids, gallery.ids):
                 raise InputError(
                     "protocol vehicleid compares all test images with each other and draws the gallery itself: "
                     "give the same images, in the same order, as query and as gallery"
                 )
-            query_index = torch.arange(len(query_ids))
-        query_index = torch.as_tensor(query_index).to(query_ids.device)
-        draws = vehicleid_galleries(gallery_ids, seed=seed) if gallery_index is None else torch.as_tensor(gallery_index)
-        draws = draws.to(query_ids.device).long()  # (repeats, number of identities)
+            query_index = torch.arange(len(query.ids))
+        query_index = torch.as_tensor(query_index).to(query.ids.device)
+        draws = vehicleid_galleries(gallery.ids, seed=seed) if gallery_index is None else torch.as_tensor(gallery_index)
+        draws = draws.to(query.ids.device).long()  # (repeats, number of identities)
     else:
         draws = [slice(None)]
 
     parts = []
     for columns in draws:
-        distance_of, ids = restrict(columns), gallery_ids[columns]
-        for rows in row_chunks(len(query_ids), len(ids), chunk_size):
+        distance_of, drawn = restrict(columns), gallery.at(columns)
+        for rows in row_chunks(len(query.ids), len(drawn.ids), chunk_size):
+            asked = query.at(rows)
             if protocol == "vehicleid":  # its own picture is junk: a query drawn for the gallery has no match left
                 junk = query_index[rows, None] == columns
             else:
-                junk = junk_mask(query_ids[rows], ids, query_cameras[rows], gallery_cameras, protocol)
-            parts.append(_rank_chunk(distance_of(rows), query_ids[rows, None] == ids, junk))
+                junk = junk_mask(asked, drawn, protocol)
+            parts.append(_rank_chunk(distance_of(rows), asked.ids[:, None] == drawn.ids, junk))
     if not parts:  # a process without a share of the queries
-        none = torch.zeros(0, device=query_ids.device)
-        return QueryRanks(none.long(), none, none, none.bool(), len(ids))
-    return QueryRanks(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)), len(ids))
+        none = torch.zeros(0, device=query.ids.device)
+        return QueryRanks(none.long(), none, none, none.bool(), len(drawn.ids))
+    return QueryRanks(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)), len(drawn.ids))
 
 
-def _labels(num_query, num_gallery, device, query_ids, gallery_ids, query_cameras, gallery_cameras):
-    """The labels as tensors on `device`; their lengths have to fit."""
-    labels = [torch.as_tensor(x).to(device) for x in (query_ids, gallery_ids, query_cameras, gallery_cameras)]
-    for name, label, length in zip(("query", "gallery") * 2, labels, (num_query, num_gallery) * 2, strict=True):
-        if label.shape != (length,):
-            raise ValueError(f"{length} {name} images, but {name} labels of shape {tuple(label.shape)}")
+def _check_labels(labels, count, device, name):
+    """`Labels` as tensors on `device`; there must be one for each of `count` images."""
+    labels = Labels(*(torch.as_tensor(values).to(device) for values in labels))
+    for values in labels:
+        if values.shape != (count,):
+            raise ValueError(f"{count} {name} images, but {name} labels of shape {tuple(values.shape)}")
     return labels
 
 
 def rank_queries(
     distance,
-    query_ids,
-    gallery_ids,
-    query_cameras,
-    gallery_cameras,
+    query_labels,
+    gallery_labels,
     protocol="market1501",
     *,
     chunk_size=None,
@@ -168,8 +183,7 @@ def rank_queries(
 
     Args:
         distance: (Q, G), smaller is closer; equal distances rank in gallery order, as a stable sort would have it.
-        query_ids, gallery_ids: (Q,) and (G,) integers.
-        query_cameras, gallery_cameras: (Q,) and (G,) integers.
+        query_labels, gallery_labels: `Labels` of Q and G images.
         protocol: "market1501": gallery images of the query's identity and camera are dropped; "no_camera": nothing is
             dropped; "vehicleid": query and gallery are the same images, one image per identity is drawn as gallery,
             all others are queries, and 10 such draws are averaged.
@@ -189,21 +203,20 @@ def rank_queries(
         raise InputError(f"distances of shape {tuple(distance.shape)}: the gallery is empty; check its folder")
     if distance.isnan().any():
         raise InputError("distances hold NaN: the features are not finite; check that training was stable")
-    labels = _labels(*distance.shape, distance.device, query_ids, gallery_ids, query_cameras, gallery_cameras)
+    query_labels = _check_labels(query_labels, len(distance), distance.device, "query")
+    gallery_labels = _check_labels(gallery_labels, distance.shape[1], distance.device, "gallery")
 
     def restrict(columns):
         return lambda rows: distance[rows][:, columns]
 
-    return _rank(restrict, labels, protocol, chunk_size, query_index, gallery_index, seed)
+    return _rank(restrict, query_labels, gallery_labels, protocol, chunk_size, query_index, gallery_index, seed)
 
 
 def rank_features(
     query,
     gallery,
-    query_ids,
-    gallery_ids,
-    query_cameras,
-    gallery_cameras,
+    query_labels,
+    gallery_labels,
     protocol="market1501",
     *,
     metric="euclidean",
@@ -217,13 +230,14 @@ def rank_features(
     metric: "euclidean" or "cosine". The other arguments, result and errors: as in `rank_queries`.
     """
     query, gallery = as_features(query, "query"), as_features(gallery, "gallery")
-    labels = _labels(len(query), len(gallery), gallery.device, query_ids, gallery_ids, query_cameras, gallery_cameras)
+    query_labels = _check_labels(query_labels, len(query), gallery.device, "query")
+    gallery_labels = _check_labels(gallery_labels, len(gallery), gallery.device, "gallery")
 
     def restrict(columns):
         distance_to = DistanceTo(gallery[columns], metric)
         return lambda rows: distance_to(query[rows])
 
-    return _rank(restrict, labels, protocol, chunk_size, query_index, gallery_index, seed)
+    return _rank(restrict, query_labels, gallery_labels, protocol, chunk_size, query_index, gallery_index, seed)
 
 
 def summarise(ranks, protocol="market1501"):
@@ -241,7 +255,7 @@ def summarise(ranks, protocol="market1501"):
     if num_valid == 0 and protocol == "market1501":
         raise InputError(
             f"cameras leave no valid query: none of {len(valid)} queries has its identity in the gallery under another "
-            "camera; evaluate with --protocol no_camera, or check identities and cameras of query and gallery"
+            "camera; evaluate with the protocol no_camera, or check identities and cameras of query and gallery"
         )
     if num_valid == 0:
         raise InputError(
@@ -261,7 +275,9 @@ def summarise(ranks, protocol="market1501"):
 def evaluate_ranking(
     distance, query_ids, gallery_ids, query_cameras, gallery_cameras, protocol="market1501", **options
 ):
-    """CMC, mAP and mINP of a (Q, G) distance matrix: `rank_queries`, whose arguments these are, then `summarise`.
+    """CMC, mAP and mINP of a (Q, G) distance matrix, with identities and cameras as integers, (Q,) and (G,).
+
+    `rank_queries`, which has the other arguments, then `summarise`.
 
     Returns:
         RankingResult; queries without a match left are skipped. For "vehicleid" the valid queries of all draws count.
@@ -269,16 +285,18 @@ def evaluate_ranking(
     Raises:
         InputError: as `rank_queries`; no query; no valid query.
     """
-    ranks = rank_queries(distance, query_ids, gallery_ids, query_cameras, gallery_cameras, protocol, **options)
+    labels = Labels(query_ids, query_cameras), Labels(gallery_ids, gallery_cameras)
+    ranks = rank_queries(distance, *labels, protocol, **options)
     return summarise(ranks, protocol)
 
 
 def evaluate_features(
     query, gallery, query_ids, gallery_ids, query_cameras, gallery_cameras, protocol="market1501", **options
 ):
-    """CMC, mAP and mINP of features: `rank_features`, whose arguments these are, then `summarise`.
+    """CMC, mAP and mINP of features (Q, D), (G, D): `rank_features`, then `summarise`; labels as in `evaluate_ranking`.
 
     Never holds more than `chunk_size` rows of the distance matrix. Returns and raises as `evaluate_ranking`.
     """
-    ranks = rank_features(query, gallery, query_ids, gallery_ids, query_cameras, gallery_cameras, protocol, **options)
+    labels = Labels(query_ids, query_cameras), Labels(gallery_ids, gallery_cameras)
+    ranks = rank_features(query, gallery, *labels, protocol, **options)
     return summarise(ranks, protocol)

@@ -8,7 +8,7 @@ import torch
 
 from core.errors import InputError
 from core.retrieval.distance import DistanceTo, as_features, row_chunks
-from core.retrieval.ranking import junk_mask
+from core.retrieval.ranking import Labels, junk_mask
 
 # The bits of a float32 that is not negative, read as an integer, are ordered as the floats are. They are counted in two
 # rounds of 16 bits each, so that any rank among any number of pairs is found exactly, with 64k counters.
@@ -56,10 +56,8 @@ def describe_threshold(distance, false_accept_rate, true_accept_rate=math.nan):
 def choose_threshold(
     query,
     gallery,
-    query_ids,
-    gallery_ids,
-    query_cameras,
-    gallery_cameras,
+    query_labels,
+    gallery_labels,
     protocol="market1501",
     *,
     false_accept_rate=0.01,
@@ -74,7 +72,7 @@ def choose_threshold(
 
     Args:
         query, gallery: (Q, D), (G, D) features.
-        query_ids, gallery_ids, query_cameras, gallery_cameras: (Q,), (G,) integers.
+        query_labels, gallery_labels: `Labels` of them.
         protocol: as in `core.retrieval.ranking`.
         false_accept_rate: at least 0, below 1.
         metric: "euclidean" or "cosine".
@@ -92,18 +90,18 @@ def choose_threshold(
     if not 0 <= false_accept_rate < 1:
         raise InputError(f"false-accept rate {false_accept_rate}: give a number of at least 0 and below 1")
     distance_to, query = DistanceTo(gallery, metric), as_features(query, "query")
-    query_ids, gallery_ids, query_cameras, gallery_cameras = (
-        torch.as_tensor(values, device=query.device)
-        for values in (query_ids, gallery_ids, query_cameras, gallery_cameras)
+    query_labels, gallery_labels = (
+        Labels(*(torch.as_tensor(values, device=query.device) for values in labels))
+        for labels in (query_labels, gallery_labels)
     )
 
     add_up = add_up or (lambda counts: counts)
 
     def pairs():
         """Chunks of queries: (bits of the distances (q, G), which pairs are impostors, which genuine)."""
-        for rows in row_chunks(len(query), len(gallery_ids), chunk_size):
-            same = query_ids[rows, None] == gallery_ids  # (q, G)
-            junk = junk_mask(query_ids[rows], gallery_ids, query_cameras[rows], gallery_cameras, protocol).to(same)
+        for rows in row_chunks(len(query), len(gallery), chunk_size):
+            same = query_labels.ids[rows, None] == gallery_labels.ids  # (q, G)
+            junk = junk_mask(query_labels.at(rows), gallery_labels, protocol)  # (q, G)
             if protocol == "vehicleid":  # query and gallery are one set
                 junk[torch.arange(len(same)), torch.arange(rows.start, rows.stop)] = True
             yield _bits(distance_to(query[rows]).float().clamp_(min=0)), ~same, same & ~junk

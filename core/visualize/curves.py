@@ -12,26 +12,13 @@ from matplotlib.ticker import MaxNLocator
 
 from core.visualize.sheet import DPI, FAINT, INK, PALETTE, empty_sheet, save_figure
 
-RETRIEVAL_METRICS = {"mAP": "mAP", "mINP": "mINP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10"}
-DETECTION_METRICS = {
-    "mask_AP": "mask AP",
-    "mask_AP50": "mask AP50",
-    "mask_AP75": "mask AP75",
-    "box_AP": "box AP",
-    "box_AP50": "box AP50",
-}
-METRICS = RETRIEVAL_METRICS | DETECTION_METRICS  # what a person reads: drawn and said; log.csv may hold more
-# The twelve numbers of COCO's evaluation, and what log.csv calls them: the columns that are no part of the loss.
-COCO_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-COCO_COLUMNS = tuple(f"{kind}_{number}" for kind in ("mask", "box") for number in COCO_NUMBERS)
 
+def curves(path: str | Path, log: str | Path | Sequence[dict], metrics: dict[str, str | None]) -> None:
+    """Loss and its parts, learning rate, and the metrics of the evaluation over epochs.
 
-def curves(path: str | Path, log: str | Path | Sequence[dict]) -> None:
-    """Loss and its parts, learning rate, and the metrics of retrieval or detection over epochs.
-
-    log: log.csv of a run, or its rows as dicts: epoch, lr, loss, any parts of the loss, images_per_second, and the
-    metrics of `METRICS` as fractions. Blank fields are epochs at which a value was not measured; of the COCO numbers
-    those that `METRICS` doesn't name are not drawn.
+    log: log.csv of a run, or its rows as dicts: epoch, lr, loss, any parts of the loss, images_per_second, and metrics
+    as fractions. Blank fields are epochs at which a value was not measured.
+    metrics: columns of the evaluation, each with what people call it; None: not drawn.
     """
     if isinstance(log, (str, Path)):
         with open(log, newline="", encoding="utf-8") as file:
@@ -41,7 +28,7 @@ def curves(path: str | Path, log: str | Path | Sequence[dict]) -> None:
     names = list(dict.fromkeys(name for row in log for name in row))
     values = {name: np.array([_number(row.get(name)) for row in log]) for name in names}
     epochs = values.pop("epoch")
-    others = {"epoch", "lr", "loss", "images_per_second", *METRICS, *COCO_COLUMNS}
+    others = {"epoch", "lr", "loss", "images_per_second", *metrics}
     parts = [name for name in names if name not in others]
 
     figure = Figure(figsize=(15, 4.6), dpi=DPI, layout="constrained")
@@ -49,9 +36,8 @@ def curves(path: str | Path, log: str | Path | Sequence[dict]) -> None:
     loss_axes, rate_axes, metric_axes = figure.subplots(1, 3, width_ratios=(1.25, 0.75, 1.25))
     _lines(loss_axes, epochs, {name: values[name] for name in ["loss", *parts] if name in values}, "loss")
     _lines(rate_axes, epochs, {"lr": values["lr"]} if "lr" in values else {}, "learning rate")
-    shown = {label: 100 * values[name] for name, label in METRICS.items() if name in values}
-    detects = any(name in values for name in (*DETECTION_METRICS, "loss_mask"))
-    _lines(metric_axes, epochs, shown, "detection (%)" if detects else "retrieval (%)")
+    shown = {label: 100 * values[name] for name, label in metrics.items() if label and name in values}
+    _lines(metric_axes, epochs, shown, "evaluation (%)")
     metric_axes.set_ylim(-2, 102)
     rate_axes.set_ylim(bottom=0)
     rate_axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:.1e}".replace("e-0", "e-") if rate else "0")

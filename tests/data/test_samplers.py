@@ -142,7 +142,7 @@ def test_batches_per_epoch_chains_different_passes():
 
 
 def test_too_few_identities_is_an_input_error_that_says_what_to_set():
-    with pytest.raises(InputError, match="set --ids-per-batch to 2 or less"):
+    with pytest.raises(InputError, match="set ids_per_batch to 2 or less"):
         PKSampler([0, 0, 1, 2, 3], 3, 2, world_size=2)
     with pytest.raises(InputError, match="fewer processes"):
         PKSampler([0, 0, 1], 1, 2, world_size=3)

@@ -129,7 +129,7 @@ from core.errors import InputError
 from core.files import atomic_write
 from argparse import Namespace
 
-log = RunLog("disk", Namespace(tensorboard=False, wandb=False))
+log = RunLog("disk", Namespace(tensorboard=False, wandb=False), {})
 said = open("said.txt", "w")  # not stderr, where libraries speak, too
 def features():
     with atomic_write("disk/features.npz") as file:
@@ -142,7 +142,7 @@ for action in (
     features,
     lambda: augmentation_sheet("disk/sheet.png", torch.rand(24, 3, 64, 64)),
     long_log,
-    lambda: curves("disk/curves.png", [{"epoch": 1, "loss": 2.0}]),
+    lambda: curves("disk/curves.png", [{"epoch": 1, "loss": 2.0}], {}),
     lambda: log.epoch({"epoch": 1, "loss": 2.0}),
 ):
     try:

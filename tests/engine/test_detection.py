@@ -10,9 +10,9 @@ import torch
 from baggage import synthetic
 from core.engine import detection, distributed
 from core.engine.coco_evaluation import encode_detections
-from core.engine.updater import Updater
 from core.errors import InputError
 from core.models.mask_rcnn import MaskRCNN
+from train_mask_rcnn import build_step, train_one_epoch
 
 NETWORK = {
     "backbone_name": "resnet18", "num_classes": 3, "norm": "batch", "min_size": 64, "max_size": 96,
@@ -26,7 +26,7 @@ OPTIONS = {
     "augmentation": 1, "flip": 0.5,
     "vertical_flip": 0.0, "crop_size": [64, 64], "max_size": 96, "workers": 0, "accumulate": 1, "clip_gradient": 5.0,
     "channels_last": False, "optimizer": "adamw", "lr": 1e-3, "weight_decay": 1e-4, "momentum": 0.9,
-    "schedule": "one_cycle", "epochs": 1, "warmup_iterations": 0, "warmup_factor": 0.1, "milestones": [],
+    "schedule": "one_cycle", "epochs": 1, "warmup_steps": 0, "warmup_factor": 0.1, "milestones": [],
     "step_size": 1, "gamma": 0.1, "min_lr": 0.0, "amp": "off", "ema": 0.9,
 }  # fmt: skip
 CPU = torch.device("cpu")
@@ -52,11 +52,11 @@ def train_and_evaluate(rank, root, evaluated):
     torch.manual_seed(distributed.rank())  # each rank starts elsewhere: DDP gives all the weights of rank 0
     network = MaskRCNN(**NETWORK)
     loader = detection.build_train_loader(args, data.train, device)
-    updater = Updater(network, torch.nn.Identity(), args, device, len(loader))
+    step = build_step(network, args, device, len(loader))
     model = distributed.wrap(network, device)
-    row = detection.train_one_epoch(model, loader, updater, epoch=1, seed=0, device=device)
+    row, _ = train_one_epoch(model, loader, step, args, device)
     row.pop("images_per_second")
-    digests = digest(network), digest(updater.averaged)
+    digests = digest(network), digest(step.evaluated[0])
     if not evaluated.exists():
         torch.save(network.state_dict(), evaluated)
     network.load_state_dict(torch.load(evaluated, weights_only=True))
@@ -82,11 +82,11 @@ def test_an_epoch_of_pictures_without_any_object(shapes):
     data = data._replace(pictures=[picture._replace(annotations=[]) for picture in data.pictures[:2]])
     network = MaskRCNN(**NETWORK)
     loader = detection.build_train_loader(args, data, CPU)
-    updater = Updater(network, torch.nn.Identity(), args, CPU, len(loader))
+    step = build_step(network, args, CPU, len(loader))
     gradients = {}
     for name, parameter in network.named_parameters():
         parameter.register_hook(lambda gradient, name=name: gradients.setdefault(name, gradient))
-    row = detection.train_one_epoch(network, loader, updater, epoch=1, seed=0, device=CPU)
+    row, _ = train_one_epoch(network, loader, step, args, CPU)
     assert row["loss_mask"] == 0 and row["loss_box_reg"] == 0 and row["loss_classifier"] > 0
     assert set(gradients) == {name for name, _ in network.named_parameters()}
     assert all(gradient.isfinite().all() for gradient in gradients.values())
@@ -105,8 +105,8 @@ def test_mixed_precision_stays_finite(shapes, amp):
     torch.manual_seed(0)
     network = MaskRCNN(**NETWORK).to(device)
     loader = detection.build_train_loader(args, data.train, device)
-    updater = Updater(network, torch.nn.Identity(), args, device, len(loader))
-    row = detection.train_one_epoch(network, loader, updater, epoch=1, seed=0, device=device, amp=amp)
+    step = build_step(network, args, device, len(loader))
+    row, _ = train_one_epoch(network, loader, step, args, device)
     assert all(torch.isfinite(torch.tensor(value)) for value in row.values())
     assert all(parameter.isfinite().all() for parameter in network.parameters())
     detection.evaluate(network, detection.build_eval_loader(data.val, device), data.val, device, amp=amp)
@@ -125,7 +125,7 @@ def test_without_paths_the_belt_scenes_are_made(tmp_path, monkeypatch):
     said = []
     with pytest.raises(InputError, match="instances_train2017.json"):  # the stand-in made none
         detection.load_data(args, said.append)
-    assert made == [tmp_path / "synthetic"] and args.data == str(tmp_path / "synthetic" / "scenes")
+    assert made == [tmp_path / "synthetic"] and args == options(None, data=None)  # the options stay as they were
     assert "rendering" in said[0]
 
 
@@ -134,11 +134,12 @@ def test_the_checkpoint_gives_the_averaged_network_back(shapes, tmp_path):
     data = detection.load_data(args, lambda _: None)
     network = MaskRCNN(**NETWORK)
     loader = detection.build_train_loader(args, data.train, CPU)
-    updater = Updater(network, torch.nn.Identity(), args, CPU, len(loader))
-    detection.train_one_epoch(network, loader, updater, epoch=1, seed=0, device=CPU)
-    torch.save(detection.checkpoint_state(1, 0.5, network, updater, args, data), tmp_path / "best.pth")
+    step = build_step(network, args, CPU, len(loader))
+    train_one_epoch(network, loader, step, args, CPU)
+    torch.save(detection.checkpoint_state(network, step, 0.5, args, data), tmp_path / "best.pth")
     loaded, state = detection.network_from_checkpoint(tmp_path / "best.pth", CPU)
-    expected = updater.averaged.state_dict()
+    expected = step.evaluated[0].state_dict()
+    assert state["epoch"] == 1 and state["best"] == 0.5
     assert not [key for key, value in loaded.state_dict().items() if not torch.equal(value, expected[key])]
     assert not loaded.training and state["categories"] == [[3, "square"], [7, "disc"]]
 

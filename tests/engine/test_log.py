@@ -15,6 +15,7 @@ import torch
 from core.engine import log as log_module
 from core.engine.log import RunLog
 from core.errors import InputError
+from core.retrieval.ranking import METRIC_NAMES
 
 START = {"epoch": 0, "mAP": 0.25, "mINP": 0.125, "rank1": 0.5, "rank5": 0.75, "rank10": 1.0}
 
@@ -34,7 +35,7 @@ def read_log(folder):
 
 
 def test_an_epoch_is_one_tidy_line(tmp_path, capsys):
-    log = RunLog(tmp_path, options())
+    log = RunLog(tmp_path, options(), METRIC_NAMES)
     log.say("data: 3 pictures")
     log.epoch(START)
     log.epoch(trained(1) | {key: value for key, value in START.items() if key != "epoch"})
@@ -51,7 +52,7 @@ def test_an_epoch_is_one_tidy_line(tmp_path, capsys):
 
 def test_columns_hold_everything_that_was_ever_logged_and_the_metrics_last(tmp_path):
     """An evaluation may come late, and a part of the loss may join later: earlier lines are empty there."""
-    log = RunLog(tmp_path, options())
+    log = RunLog(tmp_path, options(), METRIC_NAMES)
     log.epoch(trained(1))
     assert "mAP" not in read_log(tmp_path)[0]
     log.epoch(trained(2, gaussian_mask=0.25, mAP=0.5, mINP=0.25, rank1=0.5, rank5=0.5, rank10=0.5))
@@ -66,11 +67,11 @@ def test_columns_hold_everything_that_was_ever_logged_and_the_metrics_last(tmp_p
 
 
 def test_a_resumed_run_repeats_no_epoch(tmp_path):
-    log = RunLog(tmp_path, options())
+    log = RunLog(tmp_path, options(), METRIC_NAMES)
     for row in (START, trained(1), trained(2), trained(3)):
         log.epoch(row)
     log.say("killed here")
-    log = RunLog(tmp_path, options(), resume_epoch=1)  # the checkpoint of epoch 2 was not written any more
+    log = RunLog(tmp_path, options(), METRIC_NAMES, resume_epoch=1)  # the checkpoint of epoch 2 was not written
     log.epoch(trained(2, loss=7.0))
     _, rows = read_log(tmp_path)
     assert [(row["epoch"], row["loss"]) for row in rows] == [("0", ""), ("1", "1.5"), ("2", "7.0")]
@@ -80,13 +81,13 @@ def test_a_resumed_run_repeats_no_epoch(tmp_path):
 
 
 def test_a_new_run_ignores_an_old_log_and_a_resumed_one_may_have_none(tmp_path):
-    RunLog(tmp_path, options(), resume_epoch=5).epoch(trained(6))
-    RunLog(tmp_path, options()).epoch(trained(1))
+    RunLog(tmp_path, options(), METRIC_NAMES, resume_epoch=5).epoch(trained(6))
+    RunLog(tmp_path, options(), METRIC_NAMES).epoch(trained(1))
     assert [row["epoch"] for row in read_log(tmp_path)[1]] == ["1"]
 
 
 def test_args_hold_every_option_and_the_versions(tmp_path):
-    RunLog(tmp_path, options(output=tmp_path, margin=None))
+    RunLog(tmp_path, options(output=tmp_path, margin=None), METRIC_NAMES)
     args = json.loads((tmp_path / "args.json").read_text())
     assert args.pop("versions").keys() == {"torch", "torchvision", "cuda"}
     expected = {"lr": 3.5e-4, "loss": "triplet", "output": str(tmp_path), "margin": None}
@@ -95,7 +96,7 @@ def test_args_hold_every_option_and_the_versions(tmp_path):
 
 
 def test_curves_are_drawn_anew_with_each_epoch(tmp_path):
-    log = RunLog(tmp_path, options())
+    log = RunLog(tmp_path, options(), METRIC_NAMES)
     log.epoch(trained(1))
     first = (tmp_path / "curves.png").read_bytes()
     log.epoch(trained(2, loss=0.5))
@@ -106,7 +107,7 @@ def test_curves_are_drawn_anew_with_each_epoch(tmp_path):
 def test_a_package_that_is_missing_is_one_line(tmp_path, monkeypatch, package, module):
     monkeypatch.setitem(sys.modules, module, None)  # what an import that fails looks like
     with pytest.raises(InputError) as error:
-        RunLog(tmp_path, options(**{package: True}))
+        RunLog(tmp_path, options(**{package: True}), METRIC_NAMES)
     assert str(error.value) == f"--{package} needs the package {package}: pip install {package}"
 
 
@@ -123,7 +124,7 @@ def test_names_in_any_script_are_logged_whatever_the_locale(tmp_path):
     """Where the encoding of files is ASCII (LC_ALL=C without Python's UTF-8 mode), and a path is not."""
     program = (
         "from argparse import Namespace; from core.engine.log import RunLog\n"
-        f"log = RunLog({str(tmp_path)!r}, Namespace(tensorboard=False, wandb=False))\n"
+        f"log = RunLog({str(tmp_path)!r}, Namespace(tensorboard=False, wandb=False), {{}})\n"
         "log.say('left out: \\u884c\\u674e.jpg'); log.epoch({'epoch': 1, 'loss \\u884c': 2.0})\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "PYTHONIOENCODING": "utf-8"}
@@ -146,7 +147,7 @@ def test_packages_that_are_there_get_the_numbers(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Recorder))
     monkeypatch.setitem(sys.modules, "wandb", Recorder())
-    log = RunLog(tmp_path, options(tensorboard=True, wandb=True))
+    log = RunLog(tmp_path, options(tensorboard=True, wandb=True), METRIC_NAMES)
     assert log.tensorboard.values == (str(tmp_path),)
     log.epoch({"epoch": 3, "loss": 1.5, "mAP": 0.5})
     log.close()
@@ -160,7 +161,7 @@ def test_packages_that_are_there_get_the_numbers(tmp_path, monkeypatch):
 def test_other_ranks_write_and_say_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setitem(sys.modules, "wandb", None)  # and import nothing
-    log = RunLog(tmp_path, options(wandb=True), resume_epoch=1)
+    log = RunLog(tmp_path, options(wandb=True), METRIC_NAMES, resume_epoch=1)
     log.say("hello")
     log.epoch(trained(1))
     log.close()
@@ -169,7 +170,7 @@ def test_other_ranks_write_and_say_nothing(tmp_path, monkeypatch, capsys):
 
 def test_a_folder_that_is_gone_is_bad_input(tmp_path):
     with pytest.raises(InputError, match="args.json"):
-        RunLog(tmp_path / "gone", options())
+        RunLog(tmp_path / "gone", options(), METRIC_NAMES)
 
 
 @pytest.mark.parametrize("rank, terminal, shown", [("0", True, True), ("0", False, False), ("1", True, False)])

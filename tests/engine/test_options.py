@@ -1,4 +1,5 @@
 import argparse
+from types import SimpleNamespace
 
 import pytest
 
@@ -74,15 +75,29 @@ def test_help_shows_defaults_as_they_are_typed_and_only_where_there_are_some(cap
 
 
 def test_help_shows_what_each_recipe_sets(capsys):
+    """By the names that a person types, whatever the arguments are called that they set."""
     parser = options.Parser("a script")
+    for name in ("--ids-per-batch", "--milestones", "--autoaugment", "--flip", "--pad"):
+        parser.add_argument(name)
+    parser.add_argument("--warmup-epochs", dest="warmup_steps")
     recipes = {
         "large": {"ids_per_batch": 16, "milestones": [40, 70], "autoaugment": True, "flip": False},
-        "none": {"pad": 0},
+        "none": {"pad": 0, "warmup_steps": 3},
     }
     with pytest.raises(SystemExit):
         options.parse(parser, recipes, argv=["--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "large --ids-per-batch 16 --milestones 40 70 --autoaugment --no-flip none --pad 0" in said
+    assert "large --ids-per-batch 16 --milestones 40 70 --autoaugment --no-flip none --pad 0 --warmup-epochs 3" in said
+
+
+def test_options_become_the_arguments_of_their_name():
+    """Keyword-only ones alone, so that `name`, of the run, is never taken for the name of something else."""
+
+    def build(name, flip, *, pad=3, blur=0.5):
+        return name, flip, pad, blur
+
+    args = SimpleNamespace(name="run", flip=0.5, pad=7, other=1)
+    assert options.arguments_of(build, args) == {"pad": 7}
 
 
 def test_a_default_with_a_per_cent_sign_is_shown_as_it_is(capsys):

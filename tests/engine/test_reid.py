@@ -1,4 +1,4 @@
-"""What every ReID script shares: targets, features and metrics on one process and on two, one epoch, the data."""
+"""What every ReID script shares: targets, features and metrics on one process and on two, the data."""
 
 import math
 from argparse import Namespace
@@ -14,17 +14,19 @@ from core.data.images import list_images
 from core.data.reid_datasets import load_reid_dataset
 from core.data.samples import ReIDDataset, Sample
 from core.engine import distributed, reid
-from core.engine.updater import Updater
+from core.engine.reid import ReIDData
 from core.errors import InputError
 from core.losses.spec import build_loss
 from core.models.reid import ReIDOutput, build_reid_model
+from core.retrieval.ranking import METRIC_NAMES
+from train_reid import build_step
 
 CPU = torch.device("cpu")
 OPTIONS = {
     "height": 16, "width": 16, "workers": 0, "eval_batch_size": 2, "ids_per_batch": 2, "images_per_id": 2, "seed": 0,
     "iterations_per_epoch": 0, "flip": 0.5, "pad": 2, "autoaugment": False, "blur": 0.0, "erasing": 0.5,
     "mask_target": "gaussian", "optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0, "momentum": 0.0, "epochs": 3,
-    "schedule": "step", "milestones": [], "step_size": 9, "gamma": 0.1, "min_lr": 0.0, "warmup_epochs": 0,
+    "schedule": "step", "milestones": [], "step_size": 9, "gamma": 0.1, "min_lr": 0.0, "warmup_steps": 0,
     "warmup_factor": 0.0, "clip_gradient": 0.0, "accumulate": 1, "ema": 0.0, "amp": "off", "channels_last": False,
     "center_lr": 0.5, "dataset": None, "data": None, "protocol": None, "skip_broken": False, "loss": "cross_entropy",
     "hide_background": 0.0, "mask_checkpoint": None,
@@ -42,14 +44,12 @@ def test_a_run_of_before_mask_pooling_can_be_continued():
     network = build_reid_model("resnet18", 2)
     how = {"backbone": "resnet18", "mask_decoder": "full", "mask_pooling": "off"}
     loss = build_loss("cross_entropy", 2, network.feature_dim)
-    updater = Updater(network, loss, options(), CPU)
-    state = {"model": network.state_dict(), "loss": loss.state_dict(), **updater.state_dict()}
-    reid.restore({**state, "network": {"backbone": "resnet18"}}, "last.pth", network, how, loss, updater)
+    step = build_step(network, loss, options(), CPU, batches_per_epoch=1)
+    state = {"model": network.state_dict(), "loss": loss.state_dict(), **step.state_dict()}
+    state["network"] = {"backbone": "resnet18"}
+    reid.resume(state, "last.pth", network, how, loss, step)
     with pytest.raises(InputError, match="mask_pooling is off there and soft here"):
-        reid.restore(
-            {**state, "network": {"backbone": "resnet18"}}, "last.pth", network, {**how, "mask_pooling": "soft"}, loss,
-            updater,
-        )  # fmt: skip
+        reid.resume(state, "last.pth", network, {**how, "mask_pooling": "soft"}, loss, step)
 
 
 def test_box_and_gaussian_targets_by_hand():
@@ -167,17 +167,17 @@ def ranking_case(protocol, num_query):
     (query, query_samples), (gallery, gallery_samples) = part(num_query), part(13)
     if protocol == "vehicleid":
         gallery, gallery_samples = query, query_samples
-    return query, gallery, ReIDDataset([], query_samples, gallery_samples)
+    return query, gallery, ReIDData([], query_samples, gallery_samples, "", "", protocol)
 
 
 def rank_case(cases, metric):
-    results = [reid.rank_embeddings(*ranking_case(*case), case[0], metric) for case in cases]
+    results = [reid.rank_embeddings(*ranking_case(*case), metric) for case in cases]
     return [(r.cmc.tolist(), r.mean_ap, r.mean_inp, r.num_valid_queries) for r in results]
 
 
 def threshold_case(cases, metric):
     rate = {"false_accept_rate": 0.2, "distance": metric}
-    return [tuple(reid.threshold(*ranking_case(*case), options(protocol=case[0], **rate))) for case in cases]
+    return [tuple(reid.threshold(*ranking_case(*case), options(**rate))) for case in cases]
 
 
 def rank_on_a_rank(rank, cases, metric):
@@ -204,46 +204,14 @@ def test_two_processes_have_the_metrics_of_one_exactly(launch):
 
 def test_metrics_are_the_columns_of_the_log():
     query, gallery, data = ranking_case("no_camera", 11)
-    result = reid.rank_embeddings(query, gallery, data, "no_camera", "euclidean")
-    columns = reid.metrics(result)
-    assert list(columns) == ["mAP", "mINP", "rank1", "rank5", "rank10"]
+    result = reid.rank_embeddings(query, gallery, data, "euclidean")
+    columns = result.metrics()
+    assert list(columns) == list(METRIC_NAMES) == ["mAP", "mINP", "rank1", "rank5", "rank10"]
     assert columns["rank5"] == result.cmc[4] and columns["mAP"] == result.mean_ap
-    assert reid.evaluate(None, None, ReIDDataset([], [], []), options(), CPU) is None
+    assert reid.evaluate(None, None, data._replace(query=[], gallery=[]), options(), CPU) is None
 
 
-# One epoch
-
-
-class Tiny(nn.Module):
-    """A network with dropout for pictures of 16x16."""
-
-    def __init__(self, num_classes):
-        super().__init__()
-        self.embed = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 8), nn.Dropout(0.5))
-        self.classifier = nn.Linear(8, num_classes)
-
-    def forward(self, images):
-        feature = self.embed(images)
-        return ReIDOutput(feature, [feature], [self.classifier(feature)])
-
-
-def parts_for(data, args, network=None):
-    torch.manual_seed(0)
-    network = network or Tiny(len({sample.id for sample in data.train}))
-    loss = build_loss("cross_entropy+0.5*triplet", 6, 8)
-    return network, loss, Updater(network, loss, args, CPU)
-
-
-def train(data, epochs, loader=None, network=None, **changes):
-    """Weights after each epoch."""
-    args = options(**changes)
-    network, loss, updater = parts_for(data, args, network)
-    loader = loader or reid.build_train_loader(args, data, CPU)
-    weights = []
-    for epoch in epochs:
-        reid.train_one_epoch(network, loss, loader, updater, epoch=epoch, seed=0, device=CPU)
-        weights.append(torch.cat([value.flatten().clone() for value in network.state_dict().values()]))
-    return weights
+# The data that options name
 
 
 @pytest.fixture
@@ -251,147 +219,26 @@ def data(baggage):
     return load_reid_dataset("mvb", baggage)
 
 
-def test_the_number_of_workers_changes_nothing(data):
-    """Neither the pictures nor dropout, in no epoch: a loader draws seeds for its workers, and more in its first."""
-    alone, with_worker = (train(data, (1, 2), workers=workers) for workers in (0, 1))
-    for first, second in zip(alone, with_worker, strict=True):
-        assert torch.equal(first, second)
-
-
-def test_an_epoch_is_the_same_for_a_loader_that_is_new_and_one_that_is_not(data):
-    args = options(workers=1)
-    used = reid.build_train_loader(args, data, CPU)
-    train(data, (1,), loader=used)
-    torch.rand(7)  # nor does it matter what was drawn before
-    assert torch.equal(train(data, (2,), loader=used)[0], train(data, (2,), workers=1)[0])
-    assert not torch.equal(train(data, (1,))[0], train(data, (2,))[0])
-
-
-def test_a_real_network_with_dropout_on_any_number_of_workers(data):
-    def weights(workers):
-        torch.manual_seed(1)
-        network = build_reid_model("resnet18", 6, dropout=0.5)
-        args = options(workers=workers, height=32, width=32)
-        loss = build_loss("cross_entropy", 6, network.feature_dim)
-        updater = Updater(network, loss, args, CPU)
-        loader = reid.build_train_loader(args, data, CPU)
-        reid.train_one_epoch(network, loss, loader, updater, epoch=1, seed=0, device=CPU)
-        return network.state_dict()
-
-    first, second = weights(0), weights(1)
-    assert [key for key in first if not torch.equal(first[key], second[key])] == []
-
-
-def test_an_epoch_reports_means_of_the_parts_as_they_are_minimised(data):
-    args = options()
-    network, loss, updater = parts_for(data, args)
-    seen, modes = [], []
-
-    def spy(output, labels, targets):
-        modes.append((network.training, network.embed.training))
-        parts = loss(output, labels, targets)
-        seen.append({name: value.item() for name, value in parts.items()})
-        return parts
-
-    loader = reid.build_train_loader(args, data, CPU)
-    row = reid.train_one_epoch(
-        network, spy, loader, updater, epoch=1, seed=0, device=CPU, frozen=[network.embed]
-    )  # fmt: skip
-    assert list(row) == ["loss", "cross_entropy", "triplet", "images_per_second"] and row["images_per_second"] > 0
-    assert len(seen) == len(loader) == 6 and set(modes) == {(True, False)}
-    for name in ("cross_entropy", "triplet"):
-        assert row[name] == pytest.approx(sum(parts[name] for parts in seen) / len(seen))
-    assert row["loss"] == pytest.approx(row["cross_entropy"] + row["triplet"])
-
-
-def test_targets_are_made_of_each_batch(data):
-    args = options()
-    network, _, updater = parts_for(data, args)
-    received = []
-
-    def loss(output, labels, targets):
-        received.append(targets)
-        return {"some": output.logits[0].square().mean()}
-
-    def make_targets(batch):
-        return reid.target_masks(batch, "box", (4, 4), 0.1, CPU)
-
-    loader = reid.build_train_loader(args, data, CPU)
-    reid.train_one_epoch(network, loss, loader, updater, epoch=1, seed=0, device=CPU, make_targets=make_targets)
-    assert len(received) == len(loader) and all(targets.shape == (4, 1, 4, 4) for targets in received)
-
-
-def nan_on_rank_1(rank, data, whole_script):
-    """The message that stops the epoch, and the pictures of the batch that this rank was at."""
-    batches = []
-
-    def main(_):
-        distributed.setup("cpu", timeout_minutes=0.5)
-        args = options(ids_per_batch=2)
-        network, loss, updater = parts_for(data, args)
-        model = distributed.wrap(network, CPU)
-
-        def spoilt(output, labels, targets):
-            parts = loss(output, labels, targets)
-            step = len(batches) - 1
-            return {**parts, "triplet": parts["triplet"] * math.nan} if (rank, step) == (1, 1) else parts
-
-        reid.train_one_epoch(
-            model, spoilt, reid.build_train_loader(args, data, CPU), updater,
-            epoch=3, seed=0, device=CPU, make_targets=lambda batch: batches.append(batch["path"]),
-        )  # fmt: skip
-
-    if whole_script:
-        distributed.run_script(main, None)
-    try:
-        main(None)
-    except InputError as error:
-        distributed.barrier()
-        distributed.cleanup()
-        return str(error), batches
-
-
-def test_a_loss_that_is_not_finite_on_one_rank_stops_all_with_its_report(launch, data):
-    results, codes, _ = launch(nan_on_rank_1, data, False)
-    assert codes == [0, 0]
-    (message, batches_of_0), (same, batches_of_1) = results
-    assert message == same and len(batches_of_0) == len(batches_of_1) == 2  # both in the second step
-    assert "not finite in epoch 3, step 1, on rank 1 (cross_entropy " in message and "triplet nan)" in message
-    assert "cross_entropy nan" not in message
-    assert message.endswith("pictures of the batch: " + " ".join(batches_of_1[-1]))
-    assert not set(batches_of_0[-1]) & set(batches_of_1[-1])
-
-
-def test_a_script_ends_with_that_one_line(launch, data):
-    _, codes, errors = launch(nan_on_rank_1, data, True)
-    assert codes == [2, 2]
-    assert errors[0].startswith("error: the loss is not finite") and errors[0].count("\n") == 1
-
-
-# The data that options name
-
-
-def test_load_data_settles_the_options(baggage, monkeypatch, tmp_path):
+def test_load_data_returns_what_it_settled(baggage, monkeypatch, tmp_path):
     said, made = [], []
     monkeypatch.chdir(tmp_path)
     args = options(dataset="mvb", data=str(baggage))
     data = reid.load_data(args, said.append, training=True)
-    assert args.protocol == "no_camera" and len(data.train) == 24 and said == []
+    assert data.protocol == "no_camera" and len(data.train) == 24 and said == []
+    assert args == options(dataset="mvb", data=str(baggage))  # it stays as it was
     assert reid.describe(data) == (
         "train 24 pictures of 6 identities, query 6 pictures of 3 identities, gallery 6 pictures of 3 identities"
     )
     assert reid.load_data(options(dataset="mvb", data=str(baggage), protocol="no_camera")).train == data.train
 
     monkeypatch.setattr(synthetic, "make_synthetic_baggage", lambda root, background: made.append((root, background)))
-    monkeypatch.setattr(reid, "load_reid_dataset", lambda name, root: data)
-    args = options()
-    reid.load_data(args)
-    assert (args.dataset, args.data, args.protocol) == ("synthetic", "data/synthetic", "no_camera")
+    monkeypatch.setattr(reid, "load_reid_dataset", lambda name, root: ReIDDataset(*data[:3]))
+    made_set = reid.load_data(options())
+    assert (made_set.name, made_set.root, made_set.protocol) == ("synthetic", "data/synthetic", "no_camera")
     reid.load_data(options(dataset="synthetic_hard"))
     assert made == [("data/synthetic", "plain"), ("data/synthetic_hard", "hard")]
-    args = options(dataset="market1501", protocol="no_camera")
-    reid.load_data(args)
-    assert (args.data, args.protocol) == ("data/market1501", "no_camera") and len(made) == 2
+    data = reid.load_data(options(dataset="market1501", protocol="no_camera"))
+    assert (data.root, data.protocol) == ("data/market1501", "no_camera") and len(made) == 2
 
 
 def test_data_without_query_and_gallery_train_only(data, monkeypatch):
@@ -435,5 +282,14 @@ def test_skip_broken_leaves_out_pictures_of_every_part_and_numbers_identities_an
 
 def test_too_few_identities_for_the_ranks(data, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 4)
-    with pytest.raises(InputError, match="for each of 4 processes.*set --ids-per-batch to 1"):
+    with pytest.raises(InputError, match="for each of 4 processes.*set ids_per_batch to 1"):
         reid.build_train_loader(options(ids_per_batch=2), data, CPU)
+
+
+def test_freezing_stops_the_part_and_names_what_must_stay_in_evaluation_mode():
+    network = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), nn.BatchNorm1d(2))
+    assert reid.freeze(network, network[0], frozen=True) == [network[0]]
+    assert [p.requires_grad for p in network.parameters()] == [False] * 4 + [True] * 2
+    assert reid.freeze(network, network[0], frozen=False) == []
+    assert all(p.requires_grad for p in network.parameters())
+    assert reid.freeze(network, network[0], frozen=False, batch_norm=True) == [network[0][1], network[1]]

@@ -11,6 +11,7 @@ from core.data.reid_images import ReIDImages
 from core.data.samples import ReIDDataset, Sample
 from core.data.transforms import build_transform
 from core.engine import reid_pictures
+from core.engine.reid import ReIDData
 from core.models.reid import build_reid_model
 
 
@@ -26,7 +27,7 @@ def test_spread_by_hand(count, wanted, expected):
 def rows(monkeypatch):
     """The rows that `draw_rank_list` hands to the sheet, which is not drawn."""
     caught = []
-    monkeypatch.setattr(reid_pictures.visualize, "rank_list_sheet", lambda path, rows: caught.extend(rows))
+    monkeypatch.setattr(reid_pictures, "rank_list_sheet", lambda path, rows: caught.extend(rows))
     return caught
 
 
@@ -37,30 +38,29 @@ def samples(*ids_and_cameras, part):
 def test_a_row_holds_the_nearest_that_the_protocol_leaves(rows):
     query = samples((7, 0), part="q")
     gallery = samples((7, 0), (8, 0), (7, 1), (9, 1), part="g")
-    data = ReIDDataset([], query, gallery)
+    data = ReIDData([], query, gallery, "", "", "market1501")
     features = torch.tensor([[0.0]]), torch.tensor([[1.0], [2.0], [3.0], [4.0]])
-    reid_pictures.draw_rank_list("sheet.png", *features, data, "market1501", "euclidean", k=3)
+    reid_pictures.draw_rank_list("sheet.png", *features, data, "euclidean", k=3)
     assert rows[0].query_path == "q0.png" and rows[0].query_name == "bag 7"
     assert rows[0].match_paths == ["g1.png", "g2.png", "g3.png"]  # g0 is of the query's own camera
     assert rows[0].match_names == ["bag 8", "bag 7", "bag 9"] and rows[0].correct == [False, True, False]
     assert rows[0].distances == [2, 3, 4]
-    reid_pictures.draw_rank_list("sheet.png", *features, data, "no_camera", "euclidean", k=2)
+    reid_pictures.draw_rank_list("sheet.png", *features, data._replace(protocol="no_camera"), "euclidean", k=2)
     assert rows[1].match_paths == ["g0.png", "g1.png"] and rows[1].correct == [True, False]
 
 
 def test_the_own_picture_is_no_match_where_query_and_gallery_are_one_set(rows):
     both = samples((1, 0), (1, 0), (2, 0), (2, 0), part="v")
     features = torch.tensor([[0.0], [1.0], [10.0], [12.0]])
-    reid_pictures.draw_rank_list(
-        "sheet.png", features, features, ReIDDataset([], both, both), "vehicleid", "euclidean", num_rows=2
-    )
+    data = ReIDData([], both, both, "", "", "vehicleid")
+    reid_pictures.draw_rank_list("sheet.png", features, features, data, "euclidean", num_rows=2)
     assert [row.query_path for row in rows] == ["v0.png", "v3.png"]
     assert [row.match_paths for row in rows] == [["v1.png", "v2.png", "v3.png"], ["v2.png", "v1.png", "v0.png"]]
     assert [row.correct for row in rows] == [[True, False, False]] * 2
 
 
 def test_sheets_appear(baggage, tmp_path):
-    data = load_reid_dataset("mvb", baggage)
+    data = ReIDData(*load_reid_dataset("mvb", baggage), "mvb", baggage, "no_camera")
     training = build_transform(32, 32, training=True, pad=2, erasing=1.0)
     for name, with_masks in (("boxes.png", False), ("masks.png", True)):
         reid_pictures.draw_augmentations(tmp_path / name, ReIDImages(data.train, training, with_masks=with_masks))
@@ -68,7 +68,7 @@ def test_sheets_appear(baggage, tmp_path):
     reid_pictures.draw_augmentations(tmp_path / "neither.png", ReIDImages(without, training))
 
     features = torch.randn(len(data.query), 4), torch.randn(len(data.gallery), 4)
-    reid_pictures.draw_rank_list(tmp_path / "rank_list.png", *features, data, "no_camera", "cosine")
+    reid_pictures.draw_rank_list(tmp_path / "rank_list.png", *features, data, "cosine")
 
     network = build_reid_model("resnet18", 0, with_mask=True, mask_size=[8, 8]).train()
     images = ReIDImages(data.query, build_transform(32, 32, training=False))
@@ -93,7 +93,7 @@ def test_augmentations_are_those_of_the_first_epoch(tmp_path, monkeypatch):
             return {"image": torch.zeros(3, 4, 4), "box": torch.tensor([0.0, 0.0, 1.0, 1.0])}
 
     caught = SimpleNamespace()
-    monkeypatch.setattr(reid_pictures.visualize, "augmentation_sheet", lambda *given: setattr(caught, "given", given))
+    monkeypatch.setattr(reid_pictures, "augmentation_sheet", lambda *given: setattr(caught, "given", given))
     reid_pictures.draw_augmentations("sheet.png", Images())
     assert len(asked) == 24 and asked[0] == (1, 0, 0) and asked[-1] == (1, 23, 49)
     path, pictures, boxes, masks = caught.given
@@ -104,7 +104,7 @@ def test_augmentations_are_those_of_the_first_epoch(tmp_path, monkeypatch):
 def sheet(monkeypatch):
     """What is handed to the sheet of heat maps, which is not drawn."""
     caught = SimpleNamespace()
-    monkeypatch.setattr(reid_pictures.visualize, "heat_sheet", lambda *given: setattr(caught, "given", given))
+    monkeypatch.setattr(reid_pictures, "heat_sheet", lambda *given: setattr(caught, "given", given))
     return caught
 
 
@@ -157,7 +157,7 @@ def test_activations_of_spread_queries_and_masks_where_there_is_a_decoder(baggag
 
 def test_embeddings_are_those_that_retrieval_compares(tmp_path, monkeypatch):
     caught = []
-    monkeypatch.setattr(reid_pictures.visualize, "embedding_plot", lambda *given: caught.append(given))
+    monkeypatch.setattr(reid_pictures, "embedding_plot", lambda *given: caught.append(given))
     query, gallery = samples((7, 0), part="q"), samples((7, 0), (8, 0), part="g")
     features = torch.tensor([[3.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     data = ReIDDataset([], query, gallery)

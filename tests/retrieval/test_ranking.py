@@ -6,6 +6,7 @@ from benchmarks.reference_retrieval import rank_metrics
 from core.errors import InputError
 from core.retrieval.distance import pairwise_distance
 from core.retrieval.ranking import (
+    Labels,
     QueryRanks,
     evaluate_features,
     evaluate_ranking,
@@ -23,6 +24,11 @@ def random_labels(generator, num_query, num_gallery, identities, cameras):
         for high in (identities, cameras)
         for length in (num_query, num_gallery)
     ]
+
+
+def paired(query_ids, gallery_ids, query_cameras, gallery_cameras):
+    """`Labels` of query and gallery."""
+    return Labels(query_ids, query_cameras), Labels(gallery_ids, gallery_cameras)
 
 
 def check_against_numpy(ranks, distance, labels, drop_same_camera):
@@ -44,7 +50,7 @@ def check_against_numpy(ranks, distance, labels, drop_same_camera):
 def test_golden(golden, case, chunk_size):
     arrays = {key.split("/")[1]: value for key, value in golden("rank_metrics").items() if key.startswith(case + "/")}
     arguments = [arrays[key] for key in ("dist", "q_pid", "g_pid", "q_cam", "g_cam")]
-    ranks = rank_queries(*arguments, chunk_size=chunk_size)
+    ranks = rank_queries(arguments[0], *paired(*arguments[1:]), chunk_size=chunk_size)
     np.testing.assert_allclose(ranks.average_precision[ranks.valid], arrays["AP"], atol=1e-6)
     np.testing.assert_allclose(ranks.inverse_negative_penalty[ranks.valid], arrays["INP"], atol=1e-6)
     for protocol in ("market1501", "no_camera") if case in ("no_camera", "small_gallery") else ("market1501",):
@@ -97,7 +103,7 @@ def test_ties_and_junk_as_a_stable_sort(seed):
     labels = random_labels(generator, num_query, num_gallery, identities=1 + seed // 3, cameras=1 + seed % 4)
     for protocol, drop in (("market1501", True), ("no_camera", False)):
         for chunk_size in (None, 1, 4):
-            ranks = rank_queries(distance, *labels, protocol, chunk_size=chunk_size)
+            ranks = rank_queries(distance, *paired(*labels), protocol, chunk_size=chunk_size)
             check_against_numpy(ranks, distance, labels, drop)
 
 
@@ -125,7 +131,7 @@ def test_processes_share_the_queries(protocol):
     shares = []
     for rank in range(50):  # more processes than queries: some have no share
         mine = torch.arange(40)[rank::50]
-        labels = ids[mine], ids, cameras[mine], cameras
+        labels = Labels(ids, cameras).at(mine), Labels(ids, cameras)
         shares.append(rank_features(features[mine], features, *labels, protocol, query_index=mine))
     gathered = [torch.cat(tensors) for tensors in list(zip(*shares, strict=True))[:4]]
     result = summarise(QueryRanks(*gathered, shares[0].gallery_size), protocol)
@@ -145,14 +151,16 @@ def test_vehicleid_draws_one_image_of_each_identity():
 
 
 def test_junk_mask():
-    mask = junk_mask([1, 1], [1, 1, 2], [0, 1], [0, 1, 0], "market1501")
+    query = Labels(torch.tensor([1, 1]), torch.tensor([0, 1]))
+    gallery = Labels(torch.tensor([1, 1, 2]), torch.tensor([0, 1, 0]))
+    mask = junk_mask(query, gallery, "market1501")
     assert mask.tolist() == [[True, False, False], [False, True, False]]
-    assert not junk_mask([1, 1], [1, 1, 2], [0, 1], [0, 1, 0], "no_camera").any()
+    assert not junk_mask(query, gallery, "no_camera").any()
 
 
 def test_bad_input_is_named():
     features, ids, cameras = torch.eye(3), torch.tensor([1, 1, 2]), torch.zeros(3)
-    with pytest.raises(InputError, match="cameras leave no valid query.*--protocol no_camera"):
+    with pytest.raises(InputError, match="cameras leave no valid query.*protocol no_camera"):
         evaluate_features(features, features, ids, ids, cameras, cameras)
     with pytest.raises(InputError, match="no valid query"):
         evaluate_features(features, features, ids, ids + 5, cameras, cameras, "no_camera")

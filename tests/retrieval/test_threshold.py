@@ -7,7 +7,7 @@ from torch.utils._pytree import tree_leaves
 
 from core.errors import InputError
 from core.retrieval.distance import pairwise_distance
-from core.retrieval.ranking import junk_mask
+from core.retrieval.ranking import Labels, junk_mask
 from core.retrieval.threshold import BINS, as_typed, choose_threshold, describe_threshold
 
 
@@ -16,7 +16,7 @@ def on_a_line(query, gallery, query_ids, gallery_ids, rate, protocol="no_camera"
     query, gallery = torch.tensor(query)[:, None], torch.tensor(gallery)[:, None]
     query_cameras, gallery_cameras = cameras or ([0] * len(query), [1] * len(gallery))
     return choose_threshold(
-        query, gallery, query_ids, gallery_ids, query_cameras, gallery_cameras, protocol,
+        query, gallery, Labels(query_ids, query_cameras), Labels(gallery_ids, gallery_cameras), protocol,
         false_accept_rate=rate, metric="euclidean", **options,
     )  # fmt: skip
 
@@ -96,7 +96,7 @@ def test_as_sorting_all_pairs_says(rate, metric):
     gallery[5:9] = gallery[4]  # equal distances
     query_ids, gallery_ids = (torch.randint(6, (n,), generator=generator) for n in (31, 47))
     query_cameras, gallery_cameras = (torch.randint(2, (n,), generator=generator) for n in (31, 47))
-    labels = (query_ids, gallery_ids, query_cameras, gallery_cameras, "market1501")
+    labels = (Labels(query_ids, query_cameras), Labels(gallery_ids, gallery_cameras), "market1501")
     found = choose_threshold(query, gallery, *labels, false_accept_rate=rate, metric=metric, chunk_size=4)
     assert found == choose_threshold(query, gallery, *labels, false_accept_rate=rate, metric=metric)
 

@@ -9,8 +9,10 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from core.engine.coco_evaluation import METRIC_NAMES as DETECTION
 from core.errors import InputError
-from core.visualize.curves import COCO_COLUMNS, curves
+from core.retrieval.ranking import METRIC_NAMES as RETRIEVAL
+from core.visualize.curves import curves
 from core.visualize.retrieval import RankRow, augmentation_sheet, mask_sheet, rank_list_sheet
 from core.visualize.sheet import GAP, MARGIN, PALETTE, Sheet
 
@@ -100,7 +102,7 @@ def test_a_sheet_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     for draw in (
-        lambda path: curves(path, [{"epoch": 1, "loss": 2.0}]),
+        lambda path: curves(path, [{"epoch": 1, "loss": 2.0}], {}),
         lambda path: augmentation_sheet(path, torch.rand(2, 3, 8, 8)),
     ):
         draw(tmp_path / "sheet.png")
@@ -168,7 +170,7 @@ def test_curves_read_log_csv_with_blanks(tmp_path):
         "epoch,lr,loss,cross_entropy,images_per_second,mAP,mINP,rank1,rank5,rank10\n"
         "0,,,,,0.2,,,,\n1,0.001,3.5,3.5,80,,,,,\n2,0.0001,2.5,2.5,81,0.9,,,,\n"
     )
-    curves(tmp_path / "curves.png", tmp_path / "log.csv")
+    curves(tmp_path / "curves.png", tmp_path / "log.csv", RETRIEVAL)
     full = pixels(tmp_path / "curves.png")
     assert full.shape[:2] == (460, 1500)
     rows, columns = find(full, rgb(PALETTE[0]))
@@ -183,9 +185,9 @@ def test_curves_read_log_csv_with_blanks(tmp_path):
 def test_curves_of_a_detection_run(tmp_path):
     """Five losses and five of the 24 COCO numbers are drawn; the others are no parts of the loss."""
     parts = dict.fromkeys(("classifier", "box_reg", "mask", "objectness", "rpn_box_reg"), 0.1)
-    numbers = {name: 0.01 * number for number, name in enumerate(COCO_COLUMNS)}
+    numbers = {name: 0.01 * number for number, name in enumerate(DETECTION)}
     row = {"lr": 0.1, "loss": 0.5, **{f"loss_{name}": value for name, value in parts.items()}, **numbers}
-    curves(tmp_path / "curves.png", [{"epoch": epoch, **row} for epoch in (1, 2)])
+    curves(tmp_path / "curves.png", [{"epoch": epoch, **row} for epoch in (1, 2)], DETECTION)
     full = pixels(tmp_path / "curves.png")
     drawn = [[len(find(panel, rgb(color))[0]) > 10 for color in PALETTE] for panel in np.split(full, 3, 1)]
     assert drawn[0][:5] == [True] * 5 and not any(drawn[0][5:])
@@ -195,7 +197,7 @@ def test_curves_of_a_detection_run(tmp_path):
 
 @pytest.mark.parametrize("log", [[{"epoch": 0, "mAP": 0.5}], [{"epoch": 1, "lr": 0.1, "loss": 2.0}]])
 def test_curves_of_a_run_that_has_just_begun(tmp_path, log):
-    curves(tmp_path / "curves.png", log)
+    curves(tmp_path / "curves.png", log, RETRIEVAL)
     assert Image.open(tmp_path / "curves.png").size == (1500, 460)
 
 
@@ -215,7 +217,7 @@ def test_a_sheet_of_nothing_says_so(tmp_path):
         lambda path: rank_list_sheet(path, []),
         lambda path: mask_sheet(path, none, none[:, :1]),
         lambda path: augmentation_sheet(path, none),
-        lambda path: curves(path, tmp_path / "log.csv"),
+        lambda path: curves(path, tmp_path / "log.csv", RETRIEVAL),
     ):
         draw(tmp_path / "sheet.png")
         sheet = pixels(tmp_path / "sheet.png")
