@@ -28,7 +28,6 @@ from core.engine.optim import build_optimizer, build_scheduler
 from core.engine.options import arguments_of
 from core.engine.step import Step, autocast, memory_format
 from core.errors import InputError
-from core.files import make_folder
 from core.models.detection_weights import load_detection_weights
 from core.models.mask_rcnn import BACKBONES, NORMS, MaskRCNN
 
@@ -88,9 +87,7 @@ def get_parser():
     for split in ("train", "val"):
         group.add_argument(f"--{split}-images", metavar="FOLDER", help=f"pictures to {split}")
         group.add_argument(f"--{split}-annotations", metavar="FILE", help="their annotations, COCO JSON with masks")
-    group.add_argument(
-        "--val-fraction", type=options.fraction_below_one, default=0.0, help="part of the training pictures held out"
-    )
+    group.add_argument("--val-fraction", type=options.fraction_below_one, default=0.0, help="part of train held out")
     group.add_argument("--workers", type=options.non_negative_int, default=2, help="processes that read, per rank")
     group.add_argument("--skip-broken", action="store_true", help="leave unreadable pictures out instead of stopping")
 
@@ -98,12 +95,9 @@ def get_parser():
     group.add_argument(
         "--batch-size",
         type=options.positive_int,
-        help="pictures per process; for n times as many in an update give n times the --lr, which is 0.005 for 4 (the "
-        "linear scaling rule, Goyal et al. 2017)",
+        help="pictures per process; scale --lr with the global batch (0.005 at 4; Goyal et al. 2017)",
     )
-    group.add_argument(
-        "--iterations-per-epoch", type=options.non_negative_int, default=0, help="0: every picture about once"
-    )
+    group.add_argument("--iterations-per-epoch", type=options.non_negative_int, default=0, help="batches; 0: one pass")
     group.add_argument(
         "--augmentation",
         type=int,
@@ -113,13 +107,7 @@ def get_parser():
     )
     group.add_argument("--flip", type=options.fraction, default=0.5, help="probability of mirroring left and right")
     group.add_argument("--vertical-flip", type=options.fraction, default=0.0, help="and top and bottom")
-    group.add_argument(
-        "--crop-size",
-        type=options.positive_int,
-        nargs=2,
-        metavar=("H", "W"),
-        help="of level 3, pixels (default: as the picture)",
-    )
+    group.add_argument("--crop-size", type=options.positive_int, nargs=2, metavar=("H", "W"), help="of level 3, pixels")
     group.add_argument("--augmentation-preview", action="store_true", help="draw pictures under each level, and stop")
 
     add_network_options(parser)
@@ -138,14 +126,8 @@ def anchor_sizes(text):
 def add_network_options(parser):
     group = parser.add_argument_group("network")
     group.add_argument("--backbone", dest="backbone_name", choices=BACKBONES, help="of the FPN")
-    group.add_argument(
-        "--weights", default="imagenet", help="imagenet, coco (published files), none, or the path of a file"
-    )
-    group.add_argument(
-        "--norm",
-        choices=NORMS,
-        help="BatchNorm of the backbone (default: frozen with weights, else batch)",
-    )
+    group.add_argument("--weights", default="imagenet", help="imagenet, coco (published files), none, or a file's path")
+    group.add_argument("--norm", choices=NORMS, help="of the backbone (default: frozen with weights, else batch)")
     group.add_argument(
         "--trainable-layers",
         type=int,
@@ -154,17 +136,9 @@ def add_network_options(parser):
     )
     group.add_argument("--min-size", type=options.positive_int, help="shorter side, pixels, after resizing")
     group.add_argument("--max-size", type=options.positive_int, help="limit of the longer side, pixels")
-    group.add_argument(
-        "--anchor-sizes",
-        type=anchor_sizes,
-        nargs=5,
-        metavar="PIXELS",
-        default=[32, 64, 128, 256, 512],
-        help="of P2 to P6; several on a level as 32,40",
-    )
-    group.add_argument(
-        "--aspect-ratios", type=options.positive_float, nargs="+", default=[0.5, 1.0, 2.0], help="height / width"
-    )
+    group.add_argument("--anchor-sizes", type=anchor_sizes, nargs=5, help="pixels, P2 to P6; several on a level: 32,40")
+    group.add_argument("--aspect-ratios", type=options.positive_float, nargs="+", help="of the anchors, height / width")
+    parser.set_defaults(anchor_sizes=[32, 64, 128, 256, 512], aspect_ratios=[0.5, 1.0, 2.0])
 
     known = inspect.signature(MaskRCNN).parameters
     for title, rows in MASK_RCNN_OPTIONS.items():
@@ -179,13 +153,13 @@ def default_recipe(args):
 
 def network_options(args, num_classes, pretrained):
     """The arguments of `MaskRCNN`, plain values, which the checkpoint keeps."""
-    trainable_layers = (3 if pretrained else 5) if args.trainable_layers is None else args.trainable_layers
+    layers = (3 if pretrained else 5) if args.trainable_layers is None else args.trainable_layers
     return {
         **arguments_of(MaskRCNN, args),
         "backbone_name": args.backbone_name,
         "num_classes": num_classes,
         "norm": args.norm or ("frozen" if pretrained else "batch"),
-        "trainable_layers": trainable_layers,
+        "trainable_layers": layers,
         "min_size": list(training_sizes(args.augmentation, args.min_size)),
         "box_bg_iou_thresh": args.box_fg_iou_thresh,
     }
@@ -304,8 +278,7 @@ def main(args):
     say = Announcer()
     data = load_data(args, say)
     if args.augmentation_preview:
-        preview_augmentation(args, data)
-        return
+        return detection_pictures.draw_augmentations(Path(args.output), data.train, args)
     train_loader = detection.build_train_loader(args, data.train, device)
     eval_loader = data.val and detection.build_eval_loader(data.val, device, workers=args.workers)
 
@@ -319,10 +292,9 @@ def main(args):
     network = network.to(device, memory_format=memory_format(args))
     step = build_step(network, args, device, len(train_loader))
     announce(say, args, data, network, updates=args.epochs * -(-len(train_loader) // args.accumulate))
-    best = -1.0
+    best = state["best"] if state else -1.0
     if state:
         detection.resume(state, resumed, network, step, data)
-        best = state["best"]
         changed = changed_options(state["args"], args, without_effect=data.paths)
         say(f"continuing from {resumed} after epoch {step.epoch}{changed}")
     elif args.resume:
@@ -359,18 +331,6 @@ def main(args):
     elif (folder / "last.pth").exists():
         log.say(f"next: python demo.py PICTURE --weights {folder / 'last.pth'}")
     log.close()
-
-
-def preview_augmentation(args, data):
-    """`<output>/augmentation.png`, one row of pictures for each level."""
-    if not distributed.is_main():
-        return
-    path = Path(args.output) / "augmentation.png"
-    make_folder(path.parent)
-    detection_pictures.draw_augmentations(
-        path, data.train, seed=args.seed, flip=args.flip, vertical_flip=args.vertical_flip, crop_size=args.crop_size
-    )
-    print(f"pictures under each level of --augmentation: {path}")
 
 
 def show_results(log, folder, result, dropped, network, eval_loader, data, args, device):

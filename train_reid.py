@@ -76,9 +76,7 @@ def get_parser():
     group = parser.add_argument_group("batches and augmentation")
     group.add_argument("--ids-per-batch", type=options.positive_int, default=16, help="P: identities, per process")
     group.add_argument("--images-per-id", type=options.positive_int, default=4, help="K: pictures of each identity")
-    group.add_argument(
-        "--iterations-per-epoch", type=options.non_negative_int, default=0, help="0: every picture about once"
-    )
+    group.add_argument("--iterations-per-epoch", type=options.non_negative_int, default=0, help="batches; 0: one pass")
     group.add_argument("--flip", type=options.fraction, default=0.5, help="probability of mirroring")
     group.add_argument("--pad", type=options.non_negative_int, default=10, help="pixels, before a random crop")
     group.add_argument("--autoaugment", action=argparse.BooleanOptionalAction, default=False, help="ImageNet policy")
@@ -98,30 +96,22 @@ def get_parser():
         help="resnet18, 34, 50, 101, 152, resnet50_ibn_a, resnet101_ibn_a, and any of them with _with_mask",
     )
     group.add_argument("--last-stride", type=int, choices=[1, 2], default=1, help="stride of stage 4")
-    group.add_argument("--pooling", choices=list(POOLINGS), default="avg", help="of stage 4")
+    group.add_argument("--pooling", choices=POOLINGS, default="avg", help="of stage 4")
     group.add_argument("--neck", choices=NECKS, default="bnneck", help="between embedding and classifier")
     group.add_argument("--dropout", type=options.fraction, default=0.0, help="before the classifier")
+    group.add_argument("--embedding-dim", type=options.non_negative_int, default=0, help="0: as wide as stage 4")
     group.add_argument(
-        "--embedding-dim", type=options.non_negative_int, default=0, help="reduce the embedding; 0: as wide as stage 4"
+        "--mask-size", type=options.positive_int, nargs=2, default=[256, 256], help="height, width; pixels"
     )
-    group.add_argument(
-        "--mask-size", type=options.positive_int, nargs=2, default=[256, 256], metavar=("H", "W"), help="in pixels"
-    )
-    group.add_argument(
-        "--mask-decoder", choices=list(MASK_DECODERS), default="full", help="light: a fortieth of the work"
-    )
+    group.add_argument("--mask-decoder", choices=MASK_DECODERS, default="full", help="light: a fortieth of the work")
     group.add_argument(
         "--mask-pooling",
         choices=MASK_POOLINGS,
         default="off",
         help="the predicted mask weights the features of stage 4 before pooling: soft, or in a second branch",
     )
-    group.add_argument(
-        "--weights", default="imagenet", help="imagenet (the published file), none, or the path of a file"
-    )
-    group.add_argument(
-        "--freeze-epochs", type=options.non_negative_int, default=0, help="first epochs with a frozen backbone"
-    )
+    group.add_argument("--weights", default="imagenet", help="imagenet (the published file), none, or a file's path")
+    group.add_argument("--freeze-epochs", type=options.non_negative_int, default=0, help="with a frozen backbone")
     group.add_argument("--sync-batch-norm", action="store_true", help="BatchNorm over all GPUs' batches")
     group.add_argument("--freeze-batch-norm", action="store_true", help="BatchNorm keeps its statistics")
 
@@ -145,10 +135,12 @@ def get_parser():
         metavar="PATH",
         help="a checkpoint of train_mask_rcnn.py, for --mask-target predicted; its masks are kept beside the data",
     )
-    group.add_argument("--mask-loss", choices=list(REGRESSIONS), default="mse", help="kind of gaussian_mask")
+    group.add_argument(
+        "--mask-loss", dest="mask_kind", choices=REGRESSIONS, default="mse", help="regression of gaussian_mask"
+    )
     group.add_argument("--sigma-ratio", type=options.positive_float, default=0.1, help="sigma / side of the box")
     group.add_argument(
-        "--mask-threshold", type=options.fraction, default=0.0, help="gaussian_mask counts pixels from this target on"
+        "--mask-threshold", type=options.fraction, default=0.0, help="least target that gaussian_mask counts"
     )
     group.add_argument("--gather", action="store_true", help="mine triplets over the batches of all ranks")
 
@@ -236,17 +228,9 @@ def build_network(args, data, say):
     say(f"warning: {report.message}" if report.warning else report.message)
     if args.sync_batch_norm:
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    criterion = build_loss(
-        args.loss,
-        num_classes,
-        network.feature_dim,
-        label_smoothing=args.label_smoothing,
-        margin=args.margin,
-        mask_kind=args.mask_loss,
-        mask_threshold=args.mask_threshold if args.mask_target == "gaussian" else 0.0,
-        gather=distributed.gather_with_gradient if args.gather else None,
-    )
-    return network, criterion, network_options
+    how = arguments_of(build_loss, args) | {"gather": distributed.gather_with_gradient if args.gather else None}
+    how["mask_threshold"] = args.mask_threshold if args.mask_target == "gaussian" else 0.0
+    return network, build_loss(args.loss, num_classes, network.feature_dim, **how), network_options
 
 
 def build_step(network, criterion, args, device, batches_per_epoch):
@@ -254,9 +238,8 @@ def build_step(network, criterion, args, device, batches_per_epoch):
     optimizer = build_optimizer(network.parameters(), args.optimizer, args.lr, **arguments_of(build_optimizer, args))
     schedule = {**arguments_of(build_scheduler, args), "epochs": max(args.epochs, 1)}
     optimizers = [optimizer]
-    if list(
-        criterion.parameters()
-    ):  # centers: their pace does not depend on the weight of their loss (Luo et al. 2019)
+    # The pace of the centers does not depend on the weight of their loss (Luo et al. 2019).
+    if list(criterion.parameters()):
         optimizers.append(torch.optim.SGD(criterion.parameters(), lr=args.center_lr / criterion.parameter_scale))
     scheduler = build_scheduler(optimizer, args.schedule, **schedule)
     return Step([network], optimizers, scheduler, args, device, batches_per_epoch=batches_per_epoch)

@@ -30,11 +30,11 @@ def check_target(out):
     folder = next(parent for parent in target.parents if os.path.exists(parent))
     try:
         if os.path.exists(target) and not (os.path.isdir(target) and not os.listdir(target)):
-            raise InputError(f"--convert {out}: is there already; give a folder that is not")
+            raise InputError(f"{out} is there already; give a folder that is not")
         with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".partial") as probe:
             (Path(probe) / target.relative_to(folder)).mkdir(parents=True)  # all that lacks, by its names
     except OSError as error:
-        raise InputError(f"--convert {out}: can't be written ({error.strerror}); give another folder") from error
+        raise InputError(f"{out} can't be written ({error.strerror}); give another folder") from error
 
 
 def convert(pictures, out, copy=False):
@@ -51,7 +51,7 @@ def convert(pictures, out, copy=False):
     """
     check_target(out)
     if not pictures:
-        raise InputError("--convert: no picture is listed, there and readable, so there is nothing to convert")
+        raise InputError("no picture is listed, there and readable, so there is nothing to convert")
     out = Path(os.path.abspath(os.path.expanduser(out)))
     partial = out.with_name(f".{uuid.uuid4().hex}.partial")  # out's name may be as long as names can be
     numbers, done = identity_numbers(pictures), Counter()
@@ -72,9 +72,7 @@ def convert(pictures, out, copy=False):
         os.rename(partial, out)
         sync_folder(out.parent)
     except OSError as error:
-        raise InputError(
-            f"--convert {out}: can't be written ({error.strerror or error}); give another folder"
-        ) from error
+        raise InputError(f"{out} can't be written ({error.strerror or error}); give another folder") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return done

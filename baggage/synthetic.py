@@ -114,7 +114,7 @@ def settle_synthetic_baggage(root, background, say):
     elif parameters.get("background", "plain") != background:
         raise InputError(
             f"{root} holds the synthetic baggage set with a {parameters.get('background', 'plain')} background, "
-            f"the one with a {background} background is wanted: give another --data, or another --dataset"
+            f"the one with a {background} background is wanted: give another folder, or another data set"
         )
     elif (parameters["version"], parameters.get("hard_version", HARD_VERSION)) != (VERSION, HARD_VERSION):
         raise InputError(f"{root} was rendered by another version of Carousel: remove it, and it is rendered anew")

@@ -132,7 +132,7 @@ class Gallery:
             how = {True: "cut out along masks", False: "taken whole"}
             raise InputError(
                 f"the pictures of the gallery {self.path} were {how[self.masks]} and the others {how[masks]}: they "
-                "can't be compared; make both with masks, or both without (--no-masks)"
+                "can't be compared; make both with masks, or both without"
             )
         if fingerprint == self.fingerprint:
             return

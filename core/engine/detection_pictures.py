@@ -7,7 +7,9 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from core.data.coco_images import CocoImages
 from core.data.detection_transforms import build_detection_transform
+from core.engine import distributed
 from core.engine.detection import instances_of
+from core.engine.options import arguments_of
 from core.engine.step import autocast
 from core.files import distinct_names, make_folder
 from core.visualize.instances import augmentation_preview, instance_panels, instance_sheet
@@ -20,12 +22,15 @@ AUGMENTATION_TITLES = (
 )
 
 
-def draw_augmentations(path, data, *, seed, pictures=6, **transform_options):
-    """The same few pictures under each level of augmentation, one row for each."""
+def draw_augmentations(folder, data, args, pictures=6):
+    """`augmentation.png` on rank 0: the same few pictures under each level of augmentation, one row for each."""
+    if not distributed.is_main():
+        return
+    how = arguments_of(build_detection_transform, args)
     indices = _spread(len(data.pictures), pictures)
     rows = []
     for level, title in enumerate(AUGMENTATION_TITLES):
-        images = CocoImages(data, build_detection_transform(level, **transform_options), seed=seed)
+        images = CocoImages(data, build_detection_transform(level, **how), seed=args.seed)
         shown = []
         for slot, index in enumerate(indices):
             item = images[(1, slot, index)]
@@ -33,7 +38,9 @@ def draw_augmentations(path, data, *, seed, pictures=6, **transform_options):
             picture = (item["image"] * 255).round().byte()
             shown.append((picture, target["boxes"], target["masks"], target["labels"]))
         rows.append((title, shown))
-    augmentation_preview(path, rows)
+    make_folder(folder)
+    augmentation_preview(folder / "augmentation.png", rows)
+    print(f"pictures under each level of --augmentation: {folder / 'augmentation.png'}")
 
 
 @torch.inference_mode()

@@ -22,8 +22,7 @@ from core.engine.log import progress_is_shown
 from core.engine.options import arguments_of
 from core.engine.step import autocast
 from core.errors import InputError
-from core.losses.mask import box_masks, gaussian_masks
-from core.losses.spec import needs_mask
+from core.losses import box_masks, gaussian_masks, needs_mask
 from core.models.reid import build_reid_model
 from core.models.weights import best_weights
 from core.retrieval.ranking import Labels, rank_features, summarise
