@@ -291,7 +291,7 @@ def main(args):
     best = -1.0
     if resumed:
         state = load_checkpoint(resumed, "reid")
-        reid.resume(state, resumed, network, network_options, criterion, step)
+        reid.resume(state, resumed, network, network_options, criterion, step, data)
         best = state["best"]
         say(f"continuing from {resumed} after epoch {step.epoch}{changed_options(state['args'], args)}")
     elif args.resume:

@@ -38,6 +38,24 @@ def printable(text):
     return "".join(_AS_PRINTED.get(unicodedata.category(sign), str)(sign) for sign in str(text))
 
 
+def lock_for_process(file):
+    """Lock an open file for this process; the lock ends with the process however that ends. Raises OSError (EACCES,
+    EAGAIN) where another process has it.
+
+    The trap: a lock by flock lives on in the forked workers of a DataLoader when their parent is killed; this one is the
+    process's own. It is also given up when the process closes any other handle of the file.
+    """
+    if os.name == "posix":
+        import fcntl
+
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    else:
+        import msvcrt
+
+        file.seek(1 << 20)  # beyond what the file holds, so that others can read that
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+
+
 def _escaped(sign):
     return sign.encode("unicode_escape").decode()
 

@@ -4,10 +4,12 @@ A checkpoint is a dict of tensors and plain values: `kind` ("reid", "mask_rcnn",
 `args`, and what is needed to use it without them. `evaluate.py` and `demo.py` need only its path.
 """
 
+import errno
 import hashlib
 import json
 import os
 import re
+import socket
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import torch
 
 from core.engine import distributed
 from core.errors import InputError
-from core.files import atomic_write, sync_folder
+from core.files import atomic_write, lock_for_process, sync_folder
 from core.models.weights import best_weights, load_file
 
 # What a checkpoint of each kind must hold for its network to be used; what only training needs is checked there.
@@ -99,22 +101,27 @@ def fingerprint(state):
     return digest.hexdigest()
 
 
+def all_options(args):
+    """The options and the number of processes, which is one too: of torchrun."""
+    return {**vars(args), "processes": distributed.world_size()}
+
+
 # Options that say where and how a run is done, not what it computes.
 RUN_ALONE = {"name", "output", "resume", "data", "workers", "device", "timeout", "eval_every", "eval_batch_size"}
-RUN_ALONE |= {"epochs", "tensorboard", "wandb", "recipe", "compile", "skip_broken"}
+RUN_ALONE |= {"tensorboard", "wandb", "recipe", "compile", "skip_broken"}
 
 
 def changed_options(saved, args, without_effect=()):
     """What a resumed run has otherwise than its checkpoint, for the line that says that it goes on; "" if nothing.
 
-    The optimiser goes on with its saved settings; everything else follows the new options.
+    Everything follows the new options; of the optimiser only what it has gathered is kept.
     """
     changed = [
         f"{key} {saved[key]} -> {value}"
-        for key, value in vars(args).items()
+        for key, value in all_options(args).items()
         if key in saved and key not in RUN_ALONE.union(without_effect) and saved[key] != value
     ]
-    return f"; changed (lr and weight decay stay as saved): {', '.join(changed)}" if changed else ""
+    return f"; changed: {', '.join(changed)}" if changed else ""
 
 
 def check_same_network(state, path, network_options):
@@ -155,6 +162,34 @@ def open_run(output, name, resume=None):
     return distributed.on_main(lambda: _choose_run(Path(output), name, resume))
 
 
+def lock_run(folder):
+    """Keep a run folder for this process while it lives, and remove what a killed one left half written in it.
+
+    Returns the open lock file; closing it gives the folder up. A file system without locks does without.
+    Raises InputError where a run that is alive holds the folder, or it can't be written to.
+    """
+    path = Path(folder) / ".lock"
+    try:
+        file = open(path, "a+", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"can't write {path}: {error.strerror}; give another --output") from error
+    try:
+        lock_for_process(file)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            return file
+        file.seek(0)
+        raise InputError(
+            f"{folder}: its run is alive ({file.read()}); wait for its end or stop it, or begin another with --name"
+        ) from error
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    for leftover in path.parent.glob(".*.tmp"):
+        leftover.unlink()
+    return file
+
+
 @contextmanager
 def open_output(output):
     """Context with a new folder for results beside no run: `output`, or where that exists, `output-2`, ...
@@ -186,8 +221,6 @@ def _choose_run(output, name, resume):
         newest = max(found or folders, key=lambda path: path.stat().st_mtime_ns, default=None)
         if newest is not None:
             folder = newest.parent if found else newest
-            for leftover in folder.glob(".*.tmp"):  # of a run that was killed while writing
-                leftover.unlink()
             return folder, newest if found else None
     folder, number = output / name, 2
     while True:

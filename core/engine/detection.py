@@ -15,7 +15,7 @@ from core.data.detection_transforms import build_detection_transform
 from core.data.loading import batches, build_loader
 from core.data.samplers import AspectRatioBatches, KeyedBatches
 from core.engine import distributed
-from core.engine.checkpoint import load_checkpoint, restore
+from core.engine.checkpoint import all_options, load_checkpoint, restore
 from core.engine.coco_evaluation import encode_detections, encode_masks, evaluate_detections
 from core.engine.log import progress_is_shown
 from core.engine.options import arguments_of
@@ -204,7 +204,7 @@ def checkpoint_state(network, step, best, args, data):
         "best": best,
         "model": network.state_dict(),
         **step.state_dict(),
-        "args": {**vars(args), **paths},
+        "args": {**all_options(args), **paths},
         "network": network.options,
         "categories": [list(category) for category in data.train.categories],
     }

@@ -15,6 +15,7 @@ import inspect
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
@@ -58,6 +59,8 @@ def setup(device: str | None = None, timeout_minutes: float = 10) -> torch.devic
     """
     global _group
     launched = "WORLD_SIZE" in os.environ  # torchrun with one process, too: what runs there is what runs on many
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_end_with_launcher, args=(os.getppid(),), daemon=True).start()
     chosen = _choose_device(device, processes=int(os.environ["WORLD_SIZE"]) if launched else 1)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
@@ -79,6 +82,14 @@ def setup(device: str | None = None, timeout_minutes: float = 10) -> torch.devic
         _group = _Group(store, timeout, Attendance(store, this_rank, size))
         sys.excepthook = functools.partial(_end_after_fault, sys.excepthook)  # torch's, which marks lines with the rank
     return chosen
+
+
+def _end_with_launcher(launcher: int) -> None:
+    """The trap: torchrun that is killed by SIGKILL leaves its ranks running, and one that is started again meets them."""
+    while os.getppid() == launcher:
+        time.sleep(1)
+    _say_line(f"error: rank {rank()}: torchrun, which started it, is gone")
+    os._exit(1)
 
 
 def _attempt() -> str:

@@ -10,6 +10,7 @@ import torch
 import torchvision
 
 from core.engine import distributed
+from core.engine.checkpoint import lock_run
 from core.errors import InputError
 from core.files import atomic_write
 from core.visualize.curves import curves
@@ -34,7 +35,8 @@ class RunLog:
     """The log of one run; on ranks other than 0 every method does nothing.
 
     Args:
-        folder: run folder, made by `open_run`.
+        folder: run folder, made by `open_run`. It is this run's until `close`, or the end of the process: a second run
+            in it is refused (InputError, on every rank).
         args: the options, written to args.json with the versions of torch and CUDA. With `args.tensorboard` and
             `args.wandb` the numbers go there, too; those packages are imported only then.
         metrics: columns of an evaluation, each with what people call it, or None where only log.csv has it.
@@ -44,7 +46,8 @@ class RunLog:
 
     def __init__(self, folder, args, metrics, said=(), *, resume_epoch=None):
         self.folder, self.metrics = Path(folder), metrics
-        self.active = distributed.is_main()
+        self.active, self.lock = distributed.is_main(), None
+        distributed.on_main(self._take_folder)
         self.rows = []
         self.tensorboard = self.wandb = None
         if not self.active:
@@ -61,6 +64,9 @@ class RunLog:
             self.tensorboard = tensorboard.SummaryWriter(str(self.folder))
         if self.wandb:
             self.wandb.init(project="carousel", name=self.folder.name, dir=str(self.folder), config=vars(args))
+
+    def _take_folder(self):
+        self.lock = lock_run(self.folder)
 
     def say(self, text):
         """Print a line and keep it in train.log. Raises InputError where the disk is full."""
@@ -104,6 +110,8 @@ class RunLog:
             self.wandb.log(numbers, step=row["epoch"])
 
     def close(self):
+        if self.lock:
+            self.lock.close()
         if self.tensorboard:
             self.tensorboard.close()
         if self.wandb:

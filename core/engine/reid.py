@@ -17,7 +17,7 @@ from core.data.samplers import KeyedBatches, PKSampler
 from core.data.samples import ReIDDataset, Sample, relabel
 from core.data.transforms import IMAGENET_MEAN, IMAGENET_STD, build_transform
 from core.engine import distributed
-from core.engine.checkpoint import check_same_network, load_checkpoint, restore
+from core.engine.checkpoint import all_options, check_same_network, load_checkpoint, restore
 from core.engine.log import progress_is_shown
 from core.engine.options import arguments_of
 from core.engine.step import autocast
@@ -265,25 +265,41 @@ def checkpoint_state(network, network_options, criterion, step, best, args, data
 
     best: the highest mAP so far. threshold: `Threshold` of the last evaluation, or None.
     """
-    names = {sample.id: sample.name for sample in data.train}
     return {
         "kind": "reid",
         "best": best,
         "model": network.state_dict(),
         "loss": criterion.state_dict(),
         **step.state_dict(),
-        "args": {**vars(args), "data": str(Path(data.root).absolute())},
+        "args": {**all_options(args), "data": str(Path(data.root).absolute())},
         "network": network_options,
         "input_size": [args.height, args.width],
         "normalisation": {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
-        "identities": [names[i] for i in range(len(names))],
+        "identities": identities_of(data.train),
         "distance": args.distance,
         "threshold": threshold and threshold._asdict(),
     }
 
 
-def resume(state, path, network, network_options, criterion, step):
-    """Continue from a checkpoint. Raises InputError if it was trained with another network, naming what differs."""
+def identities_of(samples):
+    """The name of each training identity 0 .. C-1."""
+    names = {sample.id: sample.name for sample in samples}
+    return [names[number] for number in range(len(names))]
+
+
+def resume(state, path, network, network_options, criterion, step, data):
+    """Continue from a checkpoint.
+
+    Raises InputError if it was trained with another network or on other identities, naming what differs: a class of
+    its classifier is the place of an identity among all, so one that is new, gone or renamed shifts those behind it.
+    """
+    saved, own = state["identities"], identities_of(data.train)
+    if saved != own:
+        other = sorted(set(saved) ^ set(own))[:4] or "another order"
+        raise InputError(
+            f"{path} was trained on {len(saved)} identities, the data have {len(own)}, and they differ ({other}); give "
+            "the data it was started with, or begin a new run from its weights"
+        )
     state = {**state, "network": {"mask_decoder": "full", "mask_pooling": "off"} | state["network"]}  # of before them
     check_same_network(state, path, network_options)
     restore(state, path, ("model", network), ("loss", criterion), (None, step))

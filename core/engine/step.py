@@ -56,6 +56,7 @@ class Step:
         trained = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
         self.unknown_to_ddp = [parameter for parameter in trained if id(parameter) not in known]
         self.epoch = self.batch = 0  # finished epochs; batches of the current one
+        self.steps_per_epoch = -(-batches_per_epoch // self.accumulate) if per_update else 1  # of the scheduler
 
     @property
     def evaluated(self):
@@ -146,20 +147,37 @@ class Step:
         return {
             "epoch": self.epoch,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "scheduler": self.scheduler.state_dict(),
+            "scheduler": {**self.scheduler.state_dict(), "steps_per_epoch": self.steps_per_epoch},
             "scaler": self.scaler.state_dict(),
             "ema": [average.state_dict() for average in self.averages],
         }
 
     def load_state_dict(self, state):
-        """Raises ValueError where the state is of other optimisers or averages."""
+        """Go on where the state was saved; settings of the optimisers, the rate included, are those of now.
+
+        Where an epoch has another number of updates now, the schedule goes on at the same part of the training.
+        Raises ValueError where the state is of other optimisers or averages.
+        """
         saved = state["ema"] or []
         saved = [saved] if isinstance(saved, dict) else saved  # a single one, in older checkpoints
         if bool(self.averages) != bool(saved):
             raise ValueError(f"it was saved {'with' if saved else 'without'} averaged weights (--ema)")
-        for mine, theirs in ((self.optimizers, state["optimizers"]), (self.averages, saved)):
-            for holder, values in zip(mine, theirs, strict=True):
-                holder.load_state_dict(values)
-        self.scheduler.load_state_dict(state["scheduler"])
+        for average, values in zip(self.averages, saved, strict=True):
+            average.load_state_dict(values)
+        for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
+            groups = zip(optimizer.state_dict()["param_groups"], values["param_groups"], strict=True)
+            groups = [{**now, "params": then["params"]} for now, then in groups]
+            optimizer.load_state_dict({"state": values["state"], "param_groups": groups})
         self.scaler.load_state_dict(state["scaler"])
         self.epoch = state["epoch"]
+        self._go_to(state["scheduler"])
+
+    def _go_to(self, saved):
+        """The rate that the schedule of now has at the time of a saved one."""
+        scheduler, saved = self.scheduler, dict(saved)
+        then = saved.pop("steps_per_epoch", self.steps_per_epoch)  # older checkpoints don't say it
+        time = round(saved["last_epoch"] * self.steps_per_epoch / then)
+        rates = [base * factor(time) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+        for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        scheduler.load_state_dict(saved | {"base_lrs": scheduler.base_lrs, "last_epoch": time, "_last_lr": rates})

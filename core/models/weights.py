@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 import uuid
 import warnings
+import zipfile
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -49,6 +50,8 @@ BROKEN_FILE = (
     AttributeError,
     AssertionError,
     struct.error,
+    zipfile.BadZipFile,
+    NotImplementedError,
 )
 
 
@@ -181,6 +184,7 @@ def load_file(path: str | Path, mmap: bool = False) -> object:
     if not Path(path).exists():
         raise InputError(f"no such file: {path}; check the path")
     try:
+        _check_sums(path)
         with warnings.catch_warnings():  # torch wonders at a pickle that it didn't write; the error below says it all
             warnings.filterwarnings("ignore", "Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -193,6 +197,23 @@ def load_file(path: str | Path, mmap: bool = False) -> object:
                 f"{path} is not loaded: it holds code or objects ({found.group(1)}) besides tensors; they are never run"
             ) from error
         raise InputError(f"{path} is damaged or no file that torch.save wrote; get it again") from error
+
+
+def _check_sums(path: str | Path) -> None:
+    """Raises RuntimeError where a part of the file is not what was written.
+
+    torch's format is a zip archive, whose CRC-32 of each part torch writes and never reads; published files also have
+    the start of their sha256 in the name. The trap: files of before torch 1.6 have neither, nor do archives that were
+    written without (`set_crc32_options(False)`), whose sums are all 0.
+    """
+    named = re.search(r"-([0-9a-f]{8,64})\.pth$", Path(path).name)
+    if named and not _sha256(path).startswith(named[1]):
+        raise RuntimeError(f"its sha256 does not begin with {named[1]}")
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            has_sums = any(part.CRC for part in archive.infolist())
+            if has_sums and (part := archive.testzip()):
+                raise RuntimeError(f"{part} is not what was written")
 
 
 def copy_matching(model: nn.Module, content: object, name: str | Path, leave: Collection[str] = ()) -> WeightsReport:
