@@ -218,7 +218,7 @@ def test_averaged_weights_are_evaluated_where_there_are_any(evaluated, baggage, 
     _, metrics, _ = evaluated(averaged / "last.pth", "--save-features", tmp_path / "features.npz")
     features = load_features(tmp_path / "features.npz")["query_features"]
     state = load_checkpoint(averaged / "last.pth")
-    ema = {key.removeprefix("module."): value for key, value in state["ema"].items() if key.startswith("module.")}
+    ema = {key.removeprefix("module."): value for key, value in state["ema"][0].items() if key.startswith("module.")}
     samples = load_reid_dataset("mvb", baggage).query
     images = reid.ReIDImages(samples, reid.build_transform(32, 32, training=False))
     images = torch.stack([images[i]["image"] for i in range(len(samples))])
@@ -372,7 +372,7 @@ def test_data_that_has_moved_since_the_training(run, trained, baggage, tmp_path)
 
 def test_only_one_camera(run, one_camera, tmp_path):
     options = [*RAW, "--dataset", "market1501", "--data", one_camera, "--output", tmp_path / "results"]
-    assert "--protocol no_camera" in refused(run, *options)
+    assert "the protocol no_camera" in refused(run, *options)
     code, _, err = run(evaluate, *options, "--protocol", "no_camera", "--rank-list", 0)
     assert code == 0, err
 

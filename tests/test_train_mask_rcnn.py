@@ -234,7 +234,7 @@ def test_a_resumed_run_needs_no_weights_and_may_have_other_thresholds(shapes, tm
     code, said, _ = run(
         train_mask_rcnn, *options, "--name", "second", "--epochs", 2, "--weights", start, "--resume", "--min-score", 0.3
     )
-    assert code == 0 and "after epoch 1; changed" in said and "min_score 0.05 -> 0.3" in said
+    assert code == 0 and "after epoch 1; changed" in said and "box_score_thresh 0.05 -> 0.3" in said
     assert "frozen BatchNorm, 3 of 5 stages learn" in said  # as where it started, with weights
     state = load_checkpoint(tmp_path / "second" / "last.pth")
     assert state["epoch"] == 2 and state["network"]["box_score_thresh"] == 0.3

@@ -437,7 +437,7 @@ def test_an_identity_with_one_picture_is_trained_on(run, tmp_path):
 
 def test_one_camera_and_an_absent_identity(run, one_camera, tmp_path):
     options = ["--dataset", "market1501", "--data", one_camera, "--output", tmp_path / "runs"]
-    assert "--protocol no_camera" in refused(run, *options)
+    assert "the protocol no_camera" in refused(run, *options)
     for path in list_images(one_camera / "query"):
         Path(path).rename(Path(path).with_name("9" + Path(path).name[1:]))
     assert "identity of the gallery" in refused(run, *options, "--protocol", "no_camera")

@@ -468,7 +468,7 @@ def test_val_has_a_picture_even_where_a_category_is_lost(write):
 def test_splits_that_can_not_be(write):
     data = many(write, [[1], [1]])
     for fraction in (0, 1, -0.5, float("nan")):
-        with pytest.raises(InputError, match="--val-fraction"):
+        with pytest.raises(InputError, match="val_fraction"):
             split_coco(data, fraction, 0)
     with pytest.raises(InputError, match="single picture"):
         split_coco(many(write, [[1]]), 0.5, 0)

@@ -29,7 +29,7 @@ def test_train_query_gallery(tmp_path):
     assert seen(tmp_path, dataset.query) == [("query/zoe/1.jpg", 1, "zoe")]
     assert seen(tmp_path, dataset.gallery) == [("gallery/kim/1.jpg", 0, "kim"), ("gallery/zoe/2.jpg", 1, "zoe")]
     assert check_evaluation(dataset, "no_camera") is None
-    with pytest.raises(InputError, match="one camera.*--protocol no_camera"):
+    with pytest.raises(InputError, match="one camera.*the protocol no_camera"):
         check_evaluation(dataset, "market1501")
 
 

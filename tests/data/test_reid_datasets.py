@@ -258,7 +258,7 @@ def test_check_evaluation_of_cameras():
     assert check_evaluation(one_camera, "no_camera") is None
     with pytest.raises(InputError, match="all pictures are from one camera, so .*use the protocol no_camera"):
         check_evaluation(one_camera, "market1501")
-    with pytest.raises(InputError, match="no identity of the query was seen by another camera.*--protocol no_camera"):
+    with pytest.raises(InputError, match="no identity of the query was seen by another camera.*the protocol no_camera"):
         check_evaluation(dataset_of([(1, 0), (2, 1)], [(1, 0), (2, 1)]), "market1501")
     with pytest.raises(InputError, match="no identity has two pictures"):
         check_evaluation(dataset_of([(1, 0)], [(1, 0)]), "vehicleid")

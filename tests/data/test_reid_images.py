@@ -204,7 +204,7 @@ def test_masks_as_lists_of_counts(samples):
 def test_masks_that_do_not_fit(samples):
     with pytest.raises(InputError, match="00.png.*60x40.*40x60"):
         ReIDImages([samples[0]._replace(mask=run_lengths(BOX, WIDTH, HEIGHT))], PLAIN, with_masks=True)[0]
-    with pytest.raises(InputError, match="02.png.*--mask-target"):
+    with pytest.raises(InputError, match="02.png.*the mask target"):
         ReIDImages([*samples[:2], samples[2]._replace(mask=None)], PLAIN, with_masks=True)
 
 
