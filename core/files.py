@@ -42,8 +42,8 @@ def lock_for_process(file):
     """Lock an open file for this process; the lock ends with the process however that ends. Raises OSError (EACCES,
     EAGAIN) where another process has it.
 
-    The trap: a lock by flock lives on in the forked workers of a DataLoader when their parent is killed; this one is the
-    process's own. It is also given up when the process closes any other handle of the file.
+    The trap: a lock by flock lives on in the forked workers of a DataLoader when their parent is killed; this one is
+    the process's own. It is given up, too, when the process closes another handle of the file.
     """
     if os.name == "posix":
         import fcntl

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
 import pytest
@@ -308,7 +308,47 @@ def test_what_a_resumed_run_changes_is_said_and_a_refused_one_leaves_the_run_as_
     assert "without averaged weights" in refused(run, *options, "--resume", "--ema", 0.9)
     assert (tmp_path / "bags" / "args.json").read_bytes() == before
     code, said, _ = run(train_reid, *options, "--epochs", 2, "--seed", 5, "--resume")
-    assert code == 0 and "seed 0 -> 5" in said
+    assert code == 0 and "changed: epochs 1 -> 2, seed 0 -> 5" in said
+
+
+def test_with_more_epochs_the_rate_is_that_of_a_run_of_so_many(run, baggage, tmp_path):
+    options = [*SMALL, "--dataset", "mvb", "--data", baggage, "--output", tmp_path, "--schedule", "cosine"]
+    options += ["--warmup-epochs", 0, "--eval-every", 9]
+    assert run(train_reid, *options, "--name", "whole", "--epochs", 3)[0] == 0
+    assert run(train_reid, *options, "--name", "parts", "--epochs", 2)[0] == 0
+    assert run(train_reid, *options, "--name", "parts", "--epochs", 3, "--resume")[0] == 0
+    whole, parts = ([row["lr"] for row in read_log(tmp_path / name)][1:] for name in ("whole", "parts"))
+    assert parts[2] == whole[2] and len(set(whole)) == 3
+
+
+def test_a_run_is_not_continued_while_it_is_alive(run, baggage, tmp_path):
+    options = [*SMALL, "--dataset", "mvb", "--data", baggage, "--output", tmp_path, "--name", "bags", "--epochs", 1]
+    assert run(train_reid, *options)[0] == 0
+    before = (tmp_path / "bags" / "train.log").read_bytes()
+    hold = (
+        "import sys, time; from core.engine.checkpoint import lock_run; lock = lock_run(sys.argv[1]); print(flush=True)"
+    )
+    command = [sys.executable, "-c", f"{hold}; time.sleep(60)", str(tmp_path / "bags")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as holder:
+        holder.stdout.readline()
+        line = refused(run, *options, "--epochs", 2, "--resume")
+        holder.kill()
+    assert f"bags: its run is alive (process {holder.pid}" in line
+    assert (tmp_path / "bags" / "train.log").read_bytes() == before
+
+
+def test_an_identity_under_another_name_is_not_continued_with(run, tmp_path):
+    """Its place among the classes would be another, and so would those behind it."""
+    for number, name in enumerate(("blue", "red", "white", "yellow")):
+        for part, picture in product(("train", "test"), range(2)):
+            folder = tmp_path / "bags" / part / name
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (60 * number, 90 * picture, len(part))).save(folder / f"{picture}.png")
+    options = [*SMALL, "--dataset", "folder", "--data", tmp_path / "bags", "--output", tmp_path, "--epochs", 1]
+    assert run(train_reid, *options, "--name", "run")[0] == 0
+    (tmp_path / "bags" / "train" / "blue").rename(tmp_path / "bags" / "train" / "sky")
+    line = refused(run, *options, "--name", "run", "--epochs", 2, "--resume")
+    assert "trained on 4 identities, the data have 4, and they differ (['blue', 'sky'])" in line
 
 
 def test_frozen_backbone_stays_and_then_learns(run, baggage, tmp_path):

@@ -170,7 +170,7 @@ def lock_run(folder):
     """
     path = Path(folder) / ".lock"
     try:
-        file = open(path, "a+", encoding="utf-8")
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - it stays open
     except OSError as error:
         raise InputError(f"can't write {path}: {error.strerror}; give another --output") from error
     try:
@@ -179,12 +179,14 @@ def lock_run(folder):
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             return file
         file.seek(0)
+        owner = file.read()
+        file.close()
         raise InputError(
-            f"{folder}: its run is alive ({file.read()}); wait for its end or stop it, or begin another with --name"
+            f"{folder}: its run is alive ({owner}); wait for its end or stop it, or begin another with --name"
         ) from error
     file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
+    with suppress(OSError):  # a full disk: what the run writes next will tell
+        os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
     for leftover in path.parent.glob(".*.tmp"):
         leftover.unlink()
     return file

@@ -85,7 +85,7 @@ def setup(device: str | None = None, timeout_minutes: float = 10) -> torch.devic
 
 
 def _end_with_launcher(launcher: int) -> None:
-    """The trap: torchrun that is killed by SIGKILL leaves its ranks running, and one that is started again meets them."""
+    """Watches torchrun: killed by SIGKILL it leaves its ranks running, and if started again it would meet them."""
     while os.getppid() == launcher:
         time.sleep(1)
     _say_line(f"error: rank {rank()}: torchrun, which started it, is gone")

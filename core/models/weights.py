@@ -35,6 +35,7 @@ PUBLISHED = {
     "resnet101_ibn_a": "https://github.com/XingangPan/IBN-Net/releases/download/v1.0/resnet101_ibn_a-59ea0ac6.pth",
 }
 
+SHA256_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.pth$")  # its first digits, as torch.hub has them
 CONNECTION_TIMEOUT = 5.0  # seconds
 CHUNK = 1 << 20  # bytes
 COUNTER = "num_batches_tracked"
@@ -202,18 +203,17 @@ def load_file(path: str | Path, mmap: bool = False) -> object:
 def _check_sums(path: str | Path) -> None:
     """Raises RuntimeError where a part of the file is not what was written.
 
-    torch's format is a zip archive, whose CRC-32 of each part torch writes and never reads; published files also have
-    the start of their sha256 in the name. The trap: files of before torch 1.6 have neither, nor do archives that were
-    written without (`set_crc32_options(False)`), whose sums are all 0.
+    torch's format is a zip archive, whose CRC-32 of each part torch writes and never reads. The trap: archives that
+    were written without sums (`set_crc32_options(False)`) have 0 for all of them, and files of before torch 1.6 have
+    none; of those, published ones have the start of their sha256 in the name.
     """
-    named = re.search(r"-([0-9a-f]{8,64})\.pth$", Path(path).name)
-    if named and not _sha256(path).startswith(named[1]):
-        raise RuntimeError(f"its sha256 does not begin with {named[1]}")
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             has_sums = any(part.CRC for part in archive.infolist())
             if has_sums and (part := archive.testzip()):
                 raise RuntimeError(f"{part} is not what was written")
+    elif (named := SHA256_IN_NAME.search(Path(path).name)) and not _sha256(path).startswith(named[1]):
+        raise RuntimeError(f"its sha256 does not begin with {named[1]}")
 
 
 def copy_matching(model: nn.Module, content: object, name: str | Path, leave: Collection[str] = ()) -> WeightsReport:
@@ -281,8 +281,12 @@ def best_weights(state: dict) -> dict[str, Tensor]:
 
 
 def described(content: object, path: str | Path) -> str:
-    """What the report calls a file: its path, and that its averaged weights are taken where they are."""
-    return f"{path} (its averaged weights)" if _averaged(content) else str(path)
+    """What the report calls a file: its path, that its averaged weights are taken, or that nothing vouches for it."""
+    if _averaged(content):
+        return f"{path} (its averaged weights)"
+    if zipfile.is_zipfile(path) or SHA256_IN_NAME.search(Path(path).name):
+        return str(path)
+    return f"{path} (old format without checksums; sha256 {_sha256(path)[:16]}...)"
 
 
 def _averaged(content: object) -> dict[str, Tensor] | None:

@@ -2,6 +2,7 @@ import builtins
 import errno
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from core.engine import checkpoint
 from core.engine.checkpoint import (
     REQUIRED,
     fingerprint,
     load_checkpoint,
+    lock_run,
     open_output,
     open_run,
     save_checkpoint,
@@ -169,7 +172,7 @@ def test_on_a_disk_that_is_really_full_everything_is_one_line(tmp_path):
         for name in ("last.pth", "features.npz", "sheet.png", "train.log", "curves.png", "train.log")
     ], done.stderr
     assert all("No space left on device" in line for line in lines[:6])
-    assert lines[6:] == ["args.json", "train.log"]  # and no half-written file
+    assert lines[6:] == [".lock", "args.json", "train.log"]  # and no half-written file
 
 
 def test_a_fault_of_ours_while_writing_keeps_its_kind_and_the_old_file(tmp_path):
@@ -231,22 +234,84 @@ def test_resume_takes_the_newest_checkpoint_of_the_name(tmp_path):
     save_checkpoint(other / "last.pth", STATE)
     os.utime(tmp_path / "bags-2" / "last.pth", (2e9, 2e9))
     (tmp_path / "bags-2" / ".last.pth.123.tmp").write_bytes(b"half a checkpoint")
-    folder, checkpoint = open_run(tmp_path, "bags", "auto")
-    assert (folder.name, checkpoint) == ("bags-2", tmp_path / "bags-2" / "last.pth")
-    assert not list(folder.glob(".*"))
+    folder, found = open_run(tmp_path, "bags", "auto")
+    assert (folder.name, found) == ("bags-2", tmp_path / "bags-2" / "last.pth")
 
 
 def test_resume_without_a_checkpoint_starts_afresh(tmp_path):
-    folder, checkpoint = open_run(tmp_path, "bags", "auto")
-    assert folder.is_dir() and checkpoint is None
+    folder, found = open_run(tmp_path, "bags", "auto")
+    assert folder.is_dir() and found is None
 
 
 def test_a_run_that_dies_before_its_first_checkpoint_restarts_in_its_folder(tmp_path):
     """As torchrun does it, again and again: one folder, not a trail of them."""
     first = open_run(tmp_path, "bags")
-    (tmp_path / "bags" / ".args.json.123.tmp").write_bytes(b"half")
     assert [open_run(tmp_path, "bags", "auto") for _ in range(2)] == [first, first]
     assert [path.name for path in tmp_path.rglob("*")] == ["bags"]
+
+
+HOLDER = """
+import os, sys, time
+from core.engine.checkpoint import lock_run
+lock = lock_run(sys.argv[1])
+if os.fork() == 0:  # as a DataLoader's worker, which notices seconds later that its parent is gone
+    time.sleep(30)
+print("locked", flush=True)
+time.sleep(30)
+"""
+
+
+def test_a_run_folder_belongs_to_one_run_while_it_lives(tmp_path):
+    """Killed, it leaves the folder to the next at once, though its workers live on."""
+    leftover = tmp_path / ".last.pth.123.tmp"
+    leftover.write_bytes(b"half a checkpoint")
+    command, root = [sys.executable, "-c", HOLDER, str(tmp_path)], Path(__file__).resolve().parents[2]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root, start_new_session=True) as holder:
+        try:
+            assert holder.stdout.readline() == b"locked\n" and not leftover.exists()
+            leftover.write_bytes(b"what the live run is writing")
+            with pytest.raises(InputError, match=rf"alive \(process {holder.pid} on .*\); wait for its end") as caught:
+                lock_run(tmp_path)
+            assert "\n" not in str(caught.value) and leftover.exists()
+            holder.kill()
+            holder.wait()
+            lock_run(tmp_path).close()
+            assert not leftover.exists()
+        finally:
+            os.killpg(holder.pid, signal.SIGKILL)
+
+
+def test_a_file_system_without_locks_does_without(tmp_path, monkeypatch):
+    def no_locks(file):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    leftover = tmp_path / ".last.pth.123.tmp"
+    leftover.write_bytes(b"perhaps of a live run")
+    monkeypatch.setattr(checkpoint, "lock_for_process", no_locks)
+    lock_run(tmp_path).close()
+    assert leftover.exists()
+
+
+@pytest.mark.parametrize("spoil", ["bits", "zeros"])
+def test_damaged_tensors_are_found_by_their_checksums(tmp_path, spoil):
+    """Thirty flipped bits, one after another, all over the file's tensors; and a block of zeros in it."""
+    path = tmp_path / "best.pth"
+    save_checkpoint(path, {**STATE, "model": {f"weight{n}": torch.rand(100, 100) for n in range(5)}})
+    good = path.read_bytes()
+    random = torch.Generator().manual_seed(0)
+    start, length = good.find(b"FB" * 8), len(good) - 4096  # padding before the first tensor; the directory at the end
+    for place in torch.randint(max(start, 2048), length, (30,), generator=random).tolist():
+        damaged = bytearray(good)
+        if spoil == "bits":
+            damaged[place] ^= 1 << (place % 8)
+        else:
+            damaged[place : place + 1000] = bytes(1000)
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="damaged") as caught:
+            load_checkpoint(path)
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    path.write_bytes(good)
+    assert load_checkpoint(path)["epoch"] == 3
 
 
 def test_a_restart_takes_the_newest_folder_and_a_checkpoint_before_any_folder_without(tmp_path):

@@ -46,10 +46,21 @@ def test_a_run_of_before_mask_pooling_can_be_continued():
     loss = build_loss("cross_entropy", 2, network.feature_dim)
     step = build_step(network, loss, options(), CPU, batches_per_epoch=1)
     state = {"model": network.state_dict(), "loss": loss.state_dict(), **step.state_dict()}
-    state["network"] = {"backbone": "resnet18"}
-    reid.resume(state, "last.pth", network, how, loss, step)
+    state |= {"network": {"backbone": "resnet18"}, "identities": ["a", "b"]}
+    data = ReIDDataset([Sample("", 0, 0, name="a"), Sample("", 1, 0, name="b")], [], [])
+    reid.resume(state, "last.pth", network, how, loss, step, data)
     with pytest.raises(InputError, match="mask_pooling is off there and soft here"):
-        reid.resume(state, "last.pth", network, {**how, "mask_pooling": "soft"}, loss, step)
+        reid.resume(state, "last.pth", network, {**how, "mask_pooling": "soft"}, loss, step, data)
+
+
+@pytest.mark.parametrize(
+    "names, found", [("abd", r"\['c', 'd'\]"), ("ab", r"\['c'\]"), ("abcd", r"\['d'\]"), ("acb", "another order")]
+)
+def test_a_run_is_continued_on_its_own_identities_alone(names, found):
+    """Renamed, gone, new or in another order: the classes behind would be others."""
+    data = ReIDDataset([Sample("", number, 0, name=name) for number, name in enumerate(names)], [], [])
+    with pytest.raises(InputError, match=f"trained on 3 identities, .* differ \\({found}\\)"):
+        reid.resume({"identities": ["a", "b", "c"]}, "last.pth", None, {}, None, None, data)
 
 
 def test_box_and_gaussian_targets_by_hand():

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from core.engine import distributed
+from core.engine.optim import build_scheduler
 from core.engine.step import Step, autocast
 from core.errors import InputError
 from core.losses import build_loss
@@ -155,6 +156,56 @@ def test_saved_and_loaded_it_goes_on_as_if_nothing_had_happened():
     assert torch.equal(second.weight, straight.weight)
     assert torch.equal(after.evaluated[0].weight, step.evaluated[0].weight)
     assert after.scheduler.get_last_lr() == step.scheduler.get_last_lr() and after.epoch == 4
+
+
+def test_a_resumed_schedule_is_that_of_now():
+    """More epochs, and another base rate: in every epoch the rate of a run that never stopped, and the moments stay."""
+    settings = {"optimizer": "adam", "schedule": "cosine", "min_lr": 0.001}
+
+    def rates_of(step, epochs):
+        rates = []
+        for _ in range(epochs):
+            rates += step.scheduler.get_last_lr()
+            assert step.optimizers[0].param_groups[0]["lr"] == rates[-1]
+            run(step, network, [mean_of(torch.ones(4, 3))])
+            step.end_epoch()
+        return rates
+
+    network, whole = make(**settings, epochs=12, lr=0.2)
+    expected = rates_of(whole, 12)
+    network, short = make(**settings, epochs=6)
+    rates_of(short, 6)
+    network, longer = make(**settings, epochs=12, lr=0.2, weight_decay=0.5)
+    longer.load_state_dict(short.state_dict())
+    assert longer.optimizers[0].param_groups[0]["weight_decay"] == 0.5
+    moments = [next(iter(step.optimizers[0].state.values()))["exp_avg"] for step in (short, longer)]
+    assert torch.equal(*moments)
+    assert rates_of(longer, 6) == expected[6:]
+
+
+@pytest.mark.parametrize("batches, accumulate", [(10, 1), (4, 2), (20, 1)])
+def test_a_resumed_schedule_of_updates_goes_on_at_its_time(batches, accumulate):
+    """Ten updates an epoch, then two or twenty, since the batch, --accumulate or the processes changed."""
+    how = {"schedule": "cosine", "epochs": 8}
+
+    def make_per_update(batches, accumulate):
+        network, step = make(**how, accumulate=accumulate, batches=batches)
+        args = SimpleNamespace(**{**OPTIONS, **how, "accumulate": accumulate})
+        updates = -(-batches // accumulate)
+        scheduler = build_scheduler(step.optimizers[0], "cosine", epochs=8, steps_per_epoch=updates)
+        return network, Step(
+            [network], step.optimizers, scheduler, args, CPU, batches_per_epoch=batches, per_update=True
+        )
+
+    network, before = make_per_update(10, 1)
+    for _ in range(3):
+        run(before, network, [mean_of(torch.ones(1, 3))] * 10)
+        before.end_epoch()
+    network, after = make_per_update(batches, accumulate)
+    after.load_state_dict(before.state_dict())
+    assert after.scheduler.last_epoch == 3 * -(-batches // accumulate)
+    assert after.scheduler.get_last_lr() == pytest.approx([0.1 * (1 + math.cos(math.pi * 3 / 8)) / 2])
+    assert after.optimizers[0].param_groups[0]["lr"] == after.scheduler.get_last_lr()[0]
 
 
 def test_a_state_of_before_several_averages_is_read():

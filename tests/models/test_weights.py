@@ -223,6 +223,35 @@ def test_the_averaged_weights_of_our_checkpoint_are_taken(tmp_path):
     assert "its averaged" not in load_weights(model, str(path), "resnet18").message and same(model, last.state_dict())
 
 
+@pytest.mark.parametrize("kind", ["state_dict", "old and named"])
+def test_damaged_weights_are_refused(tmp_path, kind):
+    """By the sums that torch writes, or by the digits in the name of a published file."""
+    path = tmp_path / "w.pth"
+    torch.save(resnet18().state_dict(), path, _use_new_zipfile_serialization=kind != "old and named")
+    if "named" in kind:
+        path = path.rename(tmp_path / f"resnet18-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.pth")
+    assert load_weights(resnet18(), str(path), "resnet18").message.endswith(f"tensors from {path}")
+    good = path.read_bytes()
+    for place in range(100_000, len(good), len(good) // 8):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        with pytest.raises(InputError, match="damaged"):
+            load_weights(resnet18(), str(path), "resnet18")
+
+
+def test_what_has_no_checksums_is_read_and_the_line_says_so(tmp_path):
+    """Files of before torch 1.6, whose sha256 a person can compare; and archives that were written without sums."""
+    old, bare = tmp_path / "old.pth", tmp_path / "bare.pth"
+    torch.save(resnet18().state_dict(), old, _use_new_zipfile_serialization=False)
+    digest = hashlib.sha256(old.read_bytes()).hexdigest()
+    assert f"without checksums; sha256 {digest[:16]}" in load_weights(resnet18(), str(old), "resnet18").message
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(resnet18().state_dict(), bare)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert load_weights(resnet18(), str(bare), "resnet18").loaded == 122
+
+
 def test_old_files_without_batch_counters_are_complete(tmp_path):
     state = {key: value for key, value in resnet18().state_dict().items() if "num_batches" not in key}
     message = load_weights(resnet18(), str(saved(state, tmp_path / "w.pth")), "resnet18").message
