@@ -25,7 +25,9 @@ from core.data.coco_checks import (
     check_reference,
     check_size,
     check_stored_sizes,
+    drop_repeats,
     entries_by_id,
+    merge_by_file,
     read_json,
 )
 from core.data.images import read_stored_image
@@ -87,7 +89,8 @@ def coco_paths(root, split):
 def read_coco(annotations, images, *, categories=None, check_sizes=True):
     """Read and check an annotation file.
 
-    Pictures keep the order of the file, annotations the order within their picture. A file that gives a picture no
+    Pictures keep the order of the file, annotations the order within their picture. Entries of one picture, as some
+    exporters write one for each object, become one, with the id of the first. A file that gives a picture no
     width and height gets those of the picture as it is stored, whatever its EXIF orientation; an annotation without
     `iscrowd` is a single object, and one without `area` gets that of its mask.
 
@@ -115,19 +118,24 @@ def read_coco(annotations, images, *, categories=None, check_sizes=True):
     ]
     ordered, labels = _own_labels(listed) if categories is None else _labels_by_name(listed, categories, annotations)
     notes = []
-    pictures = _read_pictures(content, annotations, images, notes)
+    pictures, first_ids = _read_pictures(content, annotations, images, notes)
     if check_sizes:
         check_stored_sizes(pictures.values())
-    names = dict(listed)
+    names, entries = dict(listed), {number: [] for number in pictures}
     for number, entry in entries_by_id(content, "annotations", annotations).items():
         where = f"{annotations}, annotation {number}"
-        picture = pictures.get(check_reference(entry, "image_id", where))
-        if picture is None:
+        first = first_ids.get(check_reference(entry, "image_id", where))
+        if first is None:
             raise InputError(f"{where}: image {entry['image_id']} is not listed under images; list it or remove this")
         category = check_reference(entry, "category_id", where)
         if category not in labels:
             raise InputError(f"{where}: {_unknown_category(category, names, ordered)}")
-        picture.annotations.append(_read_annotation(entry, number, labels[category], picture, where))
+        entries[first].append(entry)
+    for picture in pictures.values():
+        for entry in entries[picture.id]:
+            where = f"{annotations}, annotation {entry['id']}"
+            picture.annotations.append(_read_annotation(entry, labels[entry["category_id"]], picture, where))
+    notes += drop_repeats(pictures, first_ids, annotations)
     return CocoData(list(pictures.values()), ordered, str(annotations), notes, {})
 
 
@@ -175,7 +183,11 @@ def _name_list(categories):
 
 
 def _read_pictures(content, annotations, images, notes):
-    """Picture id -> CocoPicture, still without annotations. Raises InputError where one is not on the disk."""
+    """(image id -> CocoPicture, still without annotations; id of every entry -> the id that its picture has here).
+
+    Entries of one file are one picture, with the id of the first. Raises InputError where one is not on the disk, or
+    entries of one file disagree.
+    """
     if not os.path.isdir(images):
         raise InputError(f"{images}: no such folder; give the folder with the pictures of {annotations}")
     pictures = {}
@@ -184,16 +196,17 @@ def _read_pictures(content, annotations, images, notes):
         path = os.path.join(images, check_name(entry, "file_name", where))
         pictures[number] = CocoPicture(number, path, *check_size(entry, where), [])
     check_on_disk(pictures.values(), annotations)
+    pictures, first_ids = merge_by_file(pictures, annotations)
     unsized = [picture for picture in pictures.values() if picture.width is None]
     for picture in unsized:
         width, height = read_stored_image(picture.path)[0].size
         pictures[picture.id] = picture._replace(width=width, height=height)
     if unsized:
         notes.append(f"{annotations}: images without width and height ({len(unsized)}): those of the stored picture")
-    return pictures
+    return pictures, first_ids
 
 
-def _read_annotation(entry, number, label, picture, where):
+def _read_annotation(entry, label, picture, where):
     box = check_box(entry.get("bbox"), where)
     if entry.get("segmentation") in (None, []):
         raise InputError(f"{where}: has no segmentation; a box alone trains no mask: add polygons or run lengths")
@@ -205,7 +218,7 @@ def _read_annotation(entry, number, label, picture, where):
         area = coco_mask.area(encode_mask(segmentation, picture.width, picture.height))
     elif type(area) not in (int, float) or not 0 <= area < float("inf"):
         raise InputError(f"{where}: area has to be a number of pixels, 0 or more, found {area!r:.80}")
-    return CocoAnnotation(label, box, segmentation, bool(crowd), float(area), number)
+    return CocoAnnotation(label, box, segmentation, bool(crowd), float(area), entry["id"])
 
 
 def encode_mask(segmentation, width, height):

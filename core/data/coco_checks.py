@@ -1,6 +1,8 @@
 """Whether a COCO annotation file and its entries are what the format says: each fault is one line that names it."""
 
+import functools
 import json
+import os
 from array import array
 
 import numpy as np
@@ -76,6 +78,59 @@ def check_size(entry, where):
             f"{height!r:.40}; correct them"
         )
     return width, height
+
+
+def merge_by_file(pictures, path):
+    """Make one picture of the entries of one file, as exporters write them that give every object an image of its own.
+
+    Args:
+        pictures: image id -> picture. Paths may differ in their spelling: "a.jpg", "./a.jpg", "x/../a.jpg".
+
+    Returns:
+        (id -> picture for the first entry of each file, id of every entry -> that of the first)
+
+    Raises:
+        InputError: entries of one file disagree about its width and height.
+    """
+    real = functools.cache(os.path.realpath)  # asked once a folder: asking for every file takes minutes on a network
+    first_of, first_ids, merged = {}, {}, {}
+    for number, picture in pictures.items():
+        folder, name = os.path.split(picture.path)
+        first_ids[number] = first_of.setdefault((real(folder), name), number)
+        first = merged.setdefault(first_ids[number], picture)
+        if first.width is None:
+            merged[first.id] = first._replace(width=picture.width, height=picture.height)
+        elif picture.width is not None and (first.width, first.height) != (picture.width, picture.height):
+            raise InputError(
+                f"{path}: images {first.id} and {number} are both {picture.path}, the one of {first.width}x"
+                f"{first.height} pixels and the other of {picture.width}x{picture.height}; correct width and height"
+            )
+    return merged, first_ids
+
+
+def drop_repeats(pictures, first_ids, path):
+    """Count once what the entries of one file list each: annotations with the same category, box and outline.
+
+    Args:
+        pictures, first_ids: as from `merge_by_file`; annotations of merged pictures are removed where they repeat.
+
+    Returns:
+        list of lines for the log: one, or none where no entries were merged.
+    """
+    merged = {first for number, first in first_ids.items() if number != first}
+    repeats = 0
+    for number in merged:
+        annotations, seen, once = pictures[number].annotations, {}, []
+        for annotation in annotations:
+            alike = seen.setdefault(annotation.box, [])
+            if annotation[:4] not in alike:  # all but area and id
+                alike.append(annotation[:4])
+                once.append(annotation)
+        repeats += len(annotations) - len(once)
+        annotations[:] = once
+    again = f"; annotations listed more than once ({repeats}) count once" if repeats else ""
+    line = f"{path}: pictures listed under several image ids ({len(merged)}): merged, each under its first id{again}"
+    return [line] if merged else []
 
 
 def check_stored_sizes(pictures):

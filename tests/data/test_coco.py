@@ -1,6 +1,8 @@
 """COCO files: what is read, what is left out for training, the split, the ground truth, and one line for each fault."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,6 +71,14 @@ def write(tmp_path):
         return path, tmp_path / "images"
 
     return to_disk
+
+
+def alike(images, numbers, width=WIDTH, height=HEIGHT):
+    """An entry for each id, with a file of its own."""
+    for number in numbers:
+        if not (images / f"{number}.png").exists():
+            os.link(images / "a.png", images / f"{number}.png")
+    return [{"id": number, "file_name": f"{number}.png", "width": width, "height": height} for number in numbers]
 
 
 def annotations_of(data):
@@ -313,6 +323,112 @@ def test_of_two_categories_of_one_name_that_no_id_tells_apart_the_first_counts(w
     assert [category.id for category in read.categories] == [3, 2, 18, 5]
 
 
+# --- Entries of one file
+
+
+def one_an_object(*names, **fields):
+    """The content above with its first picture listed once more for each name, with an object each; a fresh outline."""
+    data = content()
+    data["images"] += [
+        {"id": 30 + place, "file_name": name, "width": WIDTH, "height": HEIGHT} | fields
+        for place, name in enumerate(names)
+    ]
+    data["annotations"] += [
+        annotation(40 + place, 30 + place, bbox=[place, 20, 5, 5], segmentation=square(place, 20, 5))
+        for place in range(len(names))
+    ]
+    return data
+
+
+def square(x, y, side):
+    return [[x, y, x + side, y, x + side, y + side, x, y + side]]
+
+
+def test_entries_of_one_file_are_one_picture(write):
+    path, images = write(one_an_object("a.png", "a.png", "a.png"))
+    read = read_coco(path, images)
+    assert [(picture.id, picture.path) for picture in read.pictures] == [
+        (5, str(images / "a.png")),
+        (2, str(images / "more/b.png")),
+    ]
+    assert [entry.id for entry in read.pictures[0].annotations] == [0, 7, 4, 40, 41, 42]
+    assert read.notes == [
+        f"{path}: pictures listed under several image ids (1): merged, each under its first id"
+    ]  # one line, for all of them
+    ground_truth = coco_ground_truth(read)
+    assert ground_truth.getImgIds() == [5, 2] and len(ground_truth.getAnnIds(imgIds=[5])) == 6
+
+
+@pytest.mark.parametrize("name", ["./a.png", "more/../a.png", "more/.././a.png", ".//a.png", "link/a.png", "whole"])
+def test_the_spelling_of_a_path_makes_no_other_picture(write, name):
+    _, images = write(content())
+    os.symlink(images, images / "link")
+    read = read_coco(*write(one_an_object(str(images / "a.png") if name == "whole" else name)))
+    assert ids_of(read) == [5, 2] and [entry.id for entry in read.pictures[0].annotations] == [0, 7, 4, 40]
+    assert len(read.notes) == 1 and "several image ids (1)" in read.notes[0]
+
+
+def test_files_of_one_name_in_two_folders_are_two_pictures(write):
+    _, images = write(content())
+    os.link(images / "a.png", images / "more" / "a.png")
+    read = read_coco(*write(one_an_object("more/a.png")))
+    assert ids_of(read) == [5, 2, 30] and read.notes == []
+
+
+def test_entries_of_one_file_that_disagree_about_its_size(write):
+    for fields in ({"width": 41}, {"width": HEIGHT, "height": WIDTH}):
+        with pytest.raises(
+            InputError, match=r"images 5 and 30 are both .*a.png, the one of 40x30 .* other of "
+        ) as caught:
+            read_coco(*write(one_an_object("./a.png", **fields)), check_sizes=False)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("without", [0, 2])
+def test_one_entry_may_know_the_size_for_all(write, without):
+    data = one_an_object("a.png")
+    del data["images"][without]["width"], data["images"][without]["height"]
+    read = read_coco(*write(data))
+    assert read.pictures[0][:1] + read.pictures[0][2:4] == (5, WIDTH, HEIGHT)
+    assert len(read.notes) == 1 and "several image ids" in read.notes[0]
+
+
+def test_an_annotation_that_each_entry_repeats_counts_once(write):
+    data = one_an_object("a.png", "a.png")
+    for image in (30, 31):
+        data["annotations"] += [
+            annotation(10 * image, image),
+            annotation(10 * image + 1, image, category=3, bbox=[4, 10, 2, 10], area=20, segmentation=compressed()),
+            annotation(10 * image + 2, image, category=3),  # another class: another object
+            annotation(10 * image + 3, image, segmentation=square(10, 5, 10)),  # another outline
+        ]
+    path, images = write(data)
+    read = read_coco(path, images)
+    assert [entry.id for entry in read.pictures[0].annotations] == [0, 7, 4, 40, 41, 302, 303]
+    assert read.notes == [
+        f"{path}: pictures listed under several image ids (1): merged, each under its first id; annotations listed "
+        "more than once (6) count once"
+    ]
+
+
+def test_one_picture_is_never_in_both_parts(write):
+    data = many(write, [[1], [2], [1], [2]])
+    assert data.notes == []
+    listed = json.loads(Path(data.annotations_path).read_text())
+    again = [entry | {"id": 100 + entry["id"]} for entry in listed["images"]]
+    listed["images"] += again
+    listed["annotations"] += [
+        annotation(1000 + entry["id"], entry["id"], 3, bbox=[1, 1, 9, 9], segmentation=square(1, 1, 9))
+        for entry in again
+    ]
+    read = read_coco(*write(listed))
+    for seed in range(5):
+        train, val = split_coco(read, 0.5, seed)
+        paths = [picture.path for picture in train.pictures + val.pictures]
+        assert len(paths) == len(set(paths)) == 4
+        assert all(len(picture.annotations) == 2 for picture in train.pictures + val.pictures)
+
+
 # --- Width and height beside the headers of the pictures
 
 
@@ -353,8 +469,7 @@ def test_a_broken_header_is_left_to_the_reading(write, tmp_path, damage):
 
 def test_many_headers_are_not_read(write):
     data = content()
-    entry = {"file_name": "a.png", "width": 80, "height": 60}
-    data["images"] += [entry | {"id": 10 + number} for number in range(MOST_HEADERS - 1)]
+    data["images"] += alike(write(data)[1], range(10, MOST_HEADERS + 9), 80, 60)
     assert len(read_coco(*write(data)).pictures) == MOST_HEADERS + 1
     del data["images"][1]
     with pytest.raises(InputError, match="says 80x60"):
@@ -420,12 +535,11 @@ def test_nothing_to_train_on(write):
 
 
 def many(write, labels):
-    """Data with one picture (all of the same file) for each set of category ids."""
+    """Data with one picture for each set of category ids."""
     data = content()
+    path, images = write(data)
     data["categories"] = [{"id": number, "name": str(number)} for number in (1, 2, 3)]
-    data["images"] = [
-        {"id": number, "file_name": "a.png", "width": WIDTH, "height": HEIGHT} for number in range(len(labels))
-    ]
+    data["images"] = alike(images, range(len(labels)))
     data["annotations"] = [
         annotation(10 * image + category, image, category) for image, some in enumerate(labels) for category in some
     ]
@@ -468,7 +582,7 @@ def test_val_has_a_picture_even_where_a_category_is_lost(write):
 def test_splits_that_can_not_be(write):
     data = many(write, [[1], [1]])
     for fraction in (0, 1, -0.5, float("nan")):
-        with pytest.raises(InputError, match="--val-fraction"):
+        with pytest.raises(InputError, match="val_fraction"):
             split_coco(data, fraction, 0)
     with pytest.raises(InputError, match="single picture"):
         split_coco(many(write, [[1]]), 0.5, 0)
