@@ -19,6 +19,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from core.data.coco_checks import (
+    MIN_SIDE,
     check_box,
     check_name,
     check_outline,
@@ -30,13 +31,11 @@ from core.data.coco_checks import (
     merge_by_file,
     read_json,
 )
+from core.data.coco_masks import check_against_masks, encode_mask
 from core.data.images import read_stored_image
 from core.data.randomness import derive_seed
 from core.data.samples import check_on_disk, clip_box
 from core.errors import InputError
-
-# Pixels. The box coding takes logarithms of a width, and thinner ones vanish in float32 (spacing 0.0005 at 4,096).
-MIN_SIDE = 0.01
 
 
 class CocoCategory(NamedTuple):
@@ -136,6 +135,7 @@ def read_coco(annotations, images, *, categories=None, check_sizes=True):
             where = f"{annotations}, annotation {entry['id']}"
             picture.annotations.append(_read_annotation(entry, labels[entry["category_id"]], picture, where))
     notes += drop_repeats(pictures, first_ids, annotations)
+    notes += check_against_masks(pictures.values(), annotations)
     return CocoData(list(pictures.values()), ordered, str(annotations), notes, {})
 
 
@@ -219,15 +219,6 @@ def _read_annotation(entry, label, picture, where):
     elif type(area) not in (int, float) or not 0 <= area < float("inf"):
         raise InputError(f"{where}: area has to be a number of pixels, 0 or more, found {area!r:.80}")
     return CocoAnnotation(label, box, segmentation, bool(crowd), float(area), entry["id"])
-
-
-def encode_mask(segmentation, width, height):
-    """Polygons or run lengths -> COCO's compressed run lengths, of a picture of width x height pixels."""
-    if isinstance(segmentation, list):
-        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation["counts"], list):
-        return coco_mask.frPyObjects(segmentation, height, width)
-    return segmentation
 
 
 def for_training(data):

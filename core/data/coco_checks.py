@@ -14,6 +14,8 @@ from core.errors import InputError
 
 # Pixels. What lies farther out is a mistake of units, and rasterising walks along every pixel of an outline.
 FARTHEST = 1e5
+# Pixels. The box coding takes logarithms of a width, and thinner ones vanish in float32 (spacing 0.0005 at 4,096).
+MIN_SIDE = 0.01
 # Pictures whose headers are read before a run: that takes a second on a disk, and many times that over a network.
 MOST_HEADERS = 2000
 

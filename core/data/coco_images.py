@@ -14,8 +14,8 @@ from pycocotools import mask as coco_mask
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
-from core.data.coco import encode_mask
 from core.data.coco_checks import wrong_size
+from core.data.coco_masks import encode_mask
 from core.data.images import SWAPS_SIDES, read_stored_image
 from core.data.loading import PictureDataset, find_broken
 from core.data.randomness import seeded

@@ -429,6 +429,182 @@ def test_one_picture_is_never_in_both_parts(write):
         assert all(len(picture.annotations) == 2 for picture in train.pictures + val.pictures)
 
 
+# --- Boxes and areas beside their masks
+
+
+def scattered(count=12, boxes=lambda x, y, w, h: [x, y, w, h], areas=lambda area, w, h: area, **fields):
+    """Content with `count` objects of several shapes and sizes, boxes and areas as `boxes`, `areas` write them."""
+    data = content()
+    data["annotations"] = []
+    for number in range(count):
+        x, y, w, h = 3 + 2 * number % 21, 2 + 3 * number % 17, 5 + number % 7, 4 + number % 5
+        if number % 3 == 0:
+            outline, area = [[x, y, x + w, y, x, y + h]], w * h / 2
+        elif number % 3 == 1:
+            outline, area = compressed((x, y, x + w, y + h)), w * h
+        else:
+            decoded = coco_mask.decode(compressed((x, y, x + w, y + h)))
+            changes = np.flatnonzero(np.diff(decoded.ravel(order="F"), prepend=0, append=2))
+            outline, area = {"size": [HEIGHT, WIDTH], "counts": np.diff(changes, prepend=0).tolist()}, w * h
+        data["annotations"].append(
+            annotation(number, bbox=boxes(x, y, w, h), area=areas(area, w, h), segmentation=outline, **fields)
+        )
+    return data
+
+
+def test_right_boxes_and_areas_pass_in_silence(write):
+    assert read_coco(*write(scattered(1000))).notes == []
+    assert read_coco(*write(scattered(areas=lambda area, w, h: w * h))).notes == []  # the box's, as many write it
+    assert read_coco(*write(scattered(areas=lambda area, w, h: area * 1.8))).notes == []
+    assert read_coco(*write(scattered(boxes=lambda x, y, w, h: [x - 1, y - 1, w + 2, h + 2]))).notes == []
+
+
+WRONG_BOXES = [
+    (lambda x, y, w, h: [x, y, x + w, y + h], r"\[x1, y1, x2, y2\];"),
+    (lambda x, y, w, h: [x + w / 2, y + h / 2, w, h], r"\[center x, center y, width, height\];"),
+    (lambda x, y, w, h: [y, x, h, w], r"\[y, x, height, width\];"),
+    (lambda x, y, w, h: [y, x, y + h, x + w], r"\[y1, x1, y2, x2\];"),
+    (lambda x, y, w, h: [x / WIDTH, y / HEIGHT, w / WIDTH, h / HEIGHT], r"\[x, y, width, height\] as fractions of"),
+    (
+        lambda x, y, w, h: [(x + w / 2) / WIDTH, (y + h / 2) / HEIGHT, w / WIDTH, h / HEIGHT],
+        r"\[center x, center y, width, height\] as fractions of",
+    ),
+    (
+        lambda x, y, w, h: [100 * x / WIDTH, 100 * y / HEIGHT, 100 * w / WIDTH, 100 * h / HEIGHT],
+        r"\[x, y, width, height\] in per cent",
+    ),
+    (lambda x, y, w, h: [2 * x, 2 * y, 2 * w, 2 * h], "of a picture 2 times as wide and 2 times as high"),
+    (lambda x, y, w, h: [0.7 * x, 0.8 * y, 0.7 * w, 0.8 * h], "of a picture 0.7 times as wide and 0.8 times as high"),
+    (lambda x, y, w, h: [x + 3, y - 3, w, h], "moved by 3 and -3"),
+    (lambda x, y, w, h: [(7 * x) % 20, (5 * y) % 11, h, 2 * w], "boxes and outlines do not belong together"),
+]
+
+
+@pytest.mark.parametrize(("boxes", "says"), WRONG_BOXES)
+def test_boxes_that_are_not_those_of_their_masks_are_refused_with_the_reason(write, boxes, says):
+    with pytest.raises(InputError, match=r"boxes that are not those of their masks \(\d+ of 12\).*" + says) as caught:
+        read_coco(*write(scattered(boxes=boxes)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("boxes", "says"), WRONG_BOXES[:3])
+def test_a_single_object_tells_too(write, boxes, says):
+    data = content()
+    data["annotations"] = [annotation(0, bbox=boxes(15, 4, 12, 6), segmentation=[[15, 4, 27, 4, 27, 10, 15, 10]])]
+    with pytest.raises(InputError, match=says):
+        read_coco(*write(data))
+
+
+def test_corners_of_large_objects_are_found_though_they_overlap_as_sizes(write):
+    """[1, 1, 30, 20] as corners or as sizes: the IoU is 0.9 to 0.8."""
+    data = content()
+    data["annotations"] = [
+        annotation(x, bbox=[x, 3, x + 20, 25], area=440, segmentation=[[x, 3, x + 20, 3, x + 20, 25, x, 25]])
+        for x in (4, 5, 6)
+    ]
+    with pytest.raises(InputError, match=r"boxes .*\(3 of 3\).*look like \[x1, y1, x2, y2\]"):
+        read_coco(*write(data))
+
+
+def test_some_wrong_boxes_are_counted_in_one_line(write):
+    data = scattered()
+    for entry in data["annotations"][3:7]:
+        entry["bbox"][0] += 12
+    path, images = write(data)
+    x, y, w, h = data["annotations"][3]["bbox"]
+    assert read_coco(path, images).notes == [
+        f"{path}: boxes that are not those of their masks (4 of 12), such as annotation 3: [{x}, {y}, {w}, {h}], its "
+        f"mask has [{x - 12}, {y}, {w}, {h}]"
+    ]
+    assert read_coco(path, images).pictures[0].annotations[3].box == (x, y, x + w, y + h)
+
+
+def test_what_for_training_drops_anyway_is_not_held_against_a_mask(write):
+    data = scattered(3)
+    data["annotations"] += [
+        annotation(20 + number, bbox=[20, 2, 0, 10] if number % 2 else [25, 2, 0.001, 5]) for number in range(9)
+    ]
+    data["annotations"] += [annotation(30 + number, bbox=[25, 2, 9, 9], iscrowd=1) for number in range(9)]
+    empty = {"size": [HEIGHT, WIDTH], "counts": [WIDTH * HEIGHT]}
+    outside = [[60, 5, 70, 5, 60, 15]]
+    for number, outline in enumerate([empty, outside, [[5, 5, 5, 5, 5, 5]], [[1, 1, 9, 1, 5, 1]]] * 2):
+        data["annotations"].append(annotation(50 + number, bbox=[25, 2, 9, 9], area=3, segmentation=outline))
+    assert read_coco(*write(data)).notes == []
+    data["annotations"] = data["annotations"][3:]
+    assert read_coco(*write(data)).notes == []
+
+
+def test_a_box_outside_the_picture_is_not_that_of_a_mask_inside(write):
+    with pytest.raises(InputError, match=r"boxes that are not those of their masks \(12 of 12\).*moved by 60 and 0"):
+        read_coco(*write(scattered(boxes=lambda x, y, w, h: [x + 60, y, w, h])))
+
+
+def test_of_an_object_across_the_border_what_is_inside_counts(write):
+    data = content()
+    outline = [[-20, 4, 10, 4, 10, 14, -20, 14]]
+    data["annotations"] = [
+        annotation(1, bbox=[-20, 4, 30, 10], area=300, segmentation=outline),
+        annotation(2, bbox=[0, 4, 10, 10], area=100, segmentation=outline),
+        annotation(3, bbox=[-20, 4, 30, 10], area=100, segmentation=compressed((0, 4, 10, 14))),
+    ]
+    assert read_coco(*write(data)).notes == []
+
+
+WRONG_AREAS = [
+    (lambda area, w, h: area / (WIDTH * HEIGHT), "fractions of the picture"),
+    (lambda area, w, h: 0, "all of them are 0"),
+    (lambda area, w, h: 1200, "all of them are 1200"),
+    (lambda area, w, h: area / 100, "areas and outlines do not belong together"),
+    (lambda area, w, h: area * 4, "areas and outlines do not belong together"),
+]
+
+
+@pytest.mark.parametrize(("areas", "says"), WRONG_AREAS)
+def test_areas_that_are_not_those_of_their_masks_are_refused_with_the_reason(write, areas, says):
+    says = r"areas that are not those of their masks \(\d+ of 12\).*" + says + ".*leave area out"
+    with pytest.raises(InputError, match=says) as caught:
+        read_coco(*write(scattered(areas=areas)))
+    assert "\n" not in str(caught.value)
+    data = scattered(areas=areas)
+    for entry in data["annotations"]:
+        del entry["area"]
+    assert read_coco(*write(data)).notes == []
+
+
+def test_some_wrong_areas_are_counted_in_one_line(write):
+    data = scattered()
+    for entry in data["annotations"][4:6]:
+        entry["area"] *= 5
+    path, images = write(data)
+    area = data["annotations"][4]["area"]
+    assert read_coco(path, images).notes == [
+        f"{path}: areas that are not those of their masks (2 of 12), such as annotation 4: [{area}], its mask has "
+        f"[{area // 5}]"
+    ]
+
+
+def test_outlines_that_cross_have_the_area_of_what_they_cover(write):
+    bow = [[5, 5, 25, 25, 25, 5, 5, 25]]  # its two halves are walked around in opposite directions
+    data = content()
+    data["annotations"] = [annotation(1, bbox=[5, 5, 20, 20], segmentation=bow)]
+    del data["annotations"][0]["area"]
+    read = read_coco(*write(data))
+    assert read.notes == [] and 150 < read.pictures[0].annotations[0].area < 250
+    data["annotations"] = [annotation(1, bbox=[0, 5, 30, 5], area=60, segmentation=[[0, 5, 30, 5, 0, 9]] * 6)]
+    assert read_coco(*write(data)).notes == []
+
+
+@pytest.mark.parametrize("name", ["nuts", "pennfudan", "tiny"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_real_files_hold_against_their_masks(shared_data, name, split):
+    root = shared_data / f"{name}_coco"
+    images, path = coco_paths(root, split)
+    if name != "tiny":
+        images, path = root / "images", root / "annotations" / f"instances_{split}.json"
+    data = read_coco(path, images)
+    assert data.notes == [] and data.pictures
+
+
 # --- Width and height beside the headers of the pictures
 
 
@@ -484,10 +660,10 @@ def test_for_training_leaves_out_what_can_not_be_learnt_and_counts_it(write):
     data["annotations"] += [
         annotation(20, bbox=[10, 5, 0, 10]),
         annotation(21, bbox=[10, 5, 10, 0.001]),
-        annotation(22, bbox=[WIDTH, 5, 10, 10]),
-        annotation(23, bbox=[-10, 5, 10, 10]),
-        annotation(24, bbox=[10, -20, 10, 10]),
-        annotation(28, bbox=[WIDTH - 0.001, 5, 10, 10]),
+        annotation(22, bbox=[WIDTH, 5, 10, 10], segmentation=square(WIDTH, 5, 10)),
+        annotation(23, bbox=[-10, 5, 10, 10], segmentation=square(-10, 5, 10)),
+        annotation(24, bbox=[10, -20, 10, 10], segmentation=square(10, -20, 10)),
+        annotation(28, bbox=[WIDTH - 0.001, 5, 10, 10], segmentation=square(WIDTH, 5, 10)),
         annotation(25, segmentation=[[60, 5, 70, 5, 60, 15]]),
         annotation(26, segmentation={"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}),
         annotation(27, bbox=[-5, 20, 10, 30], segmentation=[[-5, 20, 5, 20, 5, 50, -5, 50]]),
