@@ -25,14 +25,13 @@ from core.data.coco_checks import (
     check_outline,
     check_reference,
     check_size,
-    check_stored_sizes,
     drop_repeats,
     entries_by_id,
     merge_by_file,
     read_json,
 )
 from core.data.coco_masks import check_against_masks, encode_mask
-from core.data.images import read_stored_image
+from core.data.coco_views import settle_view
 from core.data.randomness import derive_seed
 from core.data.samples import check_on_disk, clip_box
 from core.errors import InputError
@@ -70,13 +69,15 @@ class CocoPicture(NamedTuple):
 
 class CocoData(NamedTuple):
     """What an annotation file says. categories: in the order of their labels. notes: lines for the log.
-    dropped: what `for_training` left out, reason -> number of objects."""
+    dropped: what `for_training` left out, reason -> number of objects. upright: whether the objects of a picture whose
+    width and height fit both views lie on the one turned upright by its EXIF orientation, and not on the stored one."""
 
     pictures: list[CocoPicture]
     categories: list[CocoCategory]
     annotations_path: str
     notes: list[str]
     dropped: dict[str, int]
+    upright: bool = True
 
 
 def coco_paths(root, split):
@@ -90,11 +91,11 @@ def read_coco(annotations, images, *, categories=None, check_sizes=True):
 
     Pictures keep the order of the file, annotations the order within their picture. Entries of one picture, as some
     exporters write one for each object, become one, with the id of the first. A file that gives a picture no
-    width and height gets those of the picture as it is stored, whatever its EXIF orientation; an annotation without
-    `iscrowd` is a single object, and one without `area` gets that of its mask.
+    width and height gets those of the picture itself; an annotation without `iscrowd` is a single object, and one
+    without `area` gets that of its mask. Boxes and areas are held against the masks: see `core.data.coco_masks`.
 
-    Where the file lists 2,000 pictures or fewer, their width and height are compared with the headers of the pictures;
-    where there are more, or a header can't be read, a wrong size is found when the picture is read.
+    Width and height are compared with the headers of 2,000 pictures at most, spread evenly; in others, or where a
+    header can't be read, a wrong size is found when the picture is read.
 
     Args:
         annotations: path of the JSON file.
@@ -116,10 +117,7 @@ def read_coco(annotations, images, *, categories=None, check_sizes=True):
         for number, category in entries_by_id(content, "categories", annotations).items()
     ]
     ordered, labels = _own_labels(listed) if categories is None else _labels_by_name(listed, categories, annotations)
-    notes = []
-    pictures, first_ids = _read_pictures(content, annotations, images, notes)
-    if check_sizes:
-        check_stored_sizes(pictures.values())
+    pictures, first_ids = _read_pictures(content, annotations, images)
     names, entries = dict(listed), {number: [] for number in pictures}
     for number, entry in entries_by_id(content, "annotations", annotations).items():
         where = f"{annotations}, annotation {number}"
@@ -130,13 +128,14 @@ def read_coco(annotations, images, *, categories=None, check_sizes=True):
         if category not in labels:
             raise InputError(f"{where}: {_unknown_category(category, names, ordered)}")
         entries[first].append(entry)
+    upright, notes = settle_view(pictures, entries, annotations, check_sizes)
     for picture in pictures.values():
         for entry in entries[picture.id]:
             where = f"{annotations}, annotation {entry['id']}"
             picture.annotations.append(_read_annotation(entry, labels[entry["category_id"]], picture, where))
     notes += drop_repeats(pictures, first_ids, annotations)
     notes += check_against_masks(pictures.values(), annotations)
-    return CocoData(list(pictures.values()), ordered, str(annotations), notes, {})
+    return CocoData(list(pictures.values()), ordered, str(annotations), notes, {}, upright)
 
 
 def _own_labels(listed):
@@ -182,12 +181,9 @@ def _name_list(categories):
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def _read_pictures(content, annotations, images, notes):
-    """(image id -> CocoPicture, still without annotations; id of every entry -> the id that its picture has here).
-
-    Entries of one file are one picture, with the id of the first. Raises InputError where one is not on the disk, or
-    entries of one file disagree.
-    """
+def _read_pictures(content, annotations, images):
+    """As `merge_by_file`: CocoPicture still without annotations, and some without size. Raises InputError where one is
+    not on the disk, or entries of one file disagree."""
     if not os.path.isdir(images):
         raise InputError(f"{images}: no such folder; give the folder with the pictures of {annotations}")
     pictures = {}
@@ -196,14 +192,7 @@ def _read_pictures(content, annotations, images, notes):
         path = os.path.join(images, check_name(entry, "file_name", where))
         pictures[number] = CocoPicture(number, path, *check_size(entry, where), [])
     check_on_disk(pictures.values(), annotations)
-    pictures, first_ids = merge_by_file(pictures, annotations)
-    unsized = [picture for picture in pictures.values() if picture.width is None]
-    for picture in unsized:
-        width, height = read_stored_image(picture.path)[0].size
-        pictures[picture.id] = picture._replace(width=width, height=height)
-    if unsized:
-        notes.append(f"{annotations}: images without width and height ({len(unsized)}): those of the stored picture")
-    return pictures, first_ids
+    return merge_by_file(pictures, annotations)
 
 
 def _read_annotation(entry, label, picture, where):

@@ -6,9 +6,7 @@ import os
 from array import array
 
 import numpy as np
-from PIL import Image
 
-from core.data.images import BROKEN_FILE_ERRORS, EXIF_ORIENTATION, SWAPS_SIDES, TO_UPRIGHT
 from core.data.samples import read_text
 from core.errors import InputError
 
@@ -16,8 +14,6 @@ from core.errors import InputError
 FARTHEST = 1e5
 # Pixels. The box coding takes logarithms of a width, and thinner ones vanish in float32 (spacing 0.0005 at 4,096).
 MIN_SIDE = 0.01
-# Pictures whose headers are read before a run: that takes a second on a disk, and many times that over a network.
-MOST_HEADERS = 2000
 
 
 def read_json(path):
@@ -133,33 +129,6 @@ def drop_repeats(pictures, first_ids, path):
     again = f"; annotations listed more than once ({repeats}) count once" if repeats else ""
     line = f"{path}: pictures listed under several image ids ({len(merged)}): merged, each under its first id{again}"
     return [line] if merged else []
-
-
-def check_stored_sizes(pictures):
-    """Compare width and height of each picture with the header of its file; more than `MOST_HEADERS` are not compared.
-
-    A file whose header can't be read passes: reading the picture will tell.
-    """
-    for picture in pictures if len(pictures) <= MOST_HEADERS else ():
-        size = (picture.width, picture.height)
-        try:
-            with Image.open(picture.path) as image:
-                # The orientation is asked for only where it matters: of a PNG it costs the decoding.
-                turn = TO_UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION)) if image.size == size[::-1] else None
-                fits = image.size == size or turn in SWAPS_SIDES
-                found = image.size
-        except BROKEN_FILE_ERRORS:
-            continue
-        if not fits:
-            raise wrong_size(picture.path, found, size)
-
-
-def wrong_size(path, found, said):
-    """The InputError about a picture of another (width, height) than the annotation file says."""
-    return InputError(
-        f"{path}: the picture has {found[0]}x{found[1]} pixels and the annotation file says {said[0]}x{said[1]}; "
-        "correct width and height there, or give the picture that was annotated"
-    )
 
 
 def check_box(bbox, where):

@@ -126,10 +126,11 @@ def _wrong_boxes(objects):
 
 
 def _compare(corners, objects):
-    """Whether boxes (N, 4), x1, y1, x2, y2 in pixels, fit those of the masks closely, and whether they are others."""
+    """(N,) whether boxes (N, 4), x1, y1, x2, y2 in pixels, fit those of the masks closely, and (N,) whether they are
+    not those of the masks."""
     corners = np.clip(corners, 0, np.tile(objects.sizes, 2))
-    shared = _sides(np.hstack([np.maximum(corners, objects.tight)[:, :2], np.minimum(corners, objects.tight)[:, 2:]]))
-    shared = shared.prod(1)
+    both = np.hstack([np.maximum(corners, objects.tight)[:, :2], np.minimum(corners, objects.tight)[:, 2:]])
+    shared = _sides(both).prod(1)
     iou = shared / (_sides(corners).prod(1) + _sides(objects.tight).prod(1) - shared)
     off = abs(corners - objects.tight).max(1)
     return (iou >= 0.9) | (off <= 2), (iou < 0.5) & (off > 2)

@@ -2,11 +2,12 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -20,7 +21,8 @@ from core.data.coco import (
     read_coco,
     split_coco,
 )
-from core.data.coco_checks import MOST_HEADERS, _total
+from core.data.coco_checks import _total
+from core.data.coco_views import MOST_HEADERS
 from core.errors import InputError
 
 WIDTH, HEIGHT = 40, 30
@@ -643,13 +645,114 @@ def test_a_broken_header_is_left_to_the_reading(write, tmp_path, damage):
     assert len(sized(write, WIDTH, HEIGHT).pictures) == 2
 
 
-def test_many_headers_are_not_read(write):
+def test_of_many_headers_some_are_read_spread_evenly(write, monkeypatch):
     data = content()
-    data["images"] += alike(write(data)[1], range(10, MOST_HEADERS + 9), 80, 60)
-    assert len(read_coco(*write(data)).pictures) == MOST_HEADERS + 1
-    del data["images"][1]
+    data["images"] = alike(write(data)[1], range(10, 2 * MOST_HEADERS + 10), 80, 60)
+    data["annotations"] = []
+    opened, real = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda path: opened.append(os.path.basename(path)) or real(path))
+    assert len(read_coco(*write(data), check_sizes=False).pictures) == 2 * MOST_HEADERS
+    assert opened == [f"{number}.png" for number in range(10, 2 * MOST_HEADERS + 10, 2)]
     with pytest.raises(InputError, match="says 80x60"):
         read_coco(*write(data))
+
+
+# --- Pictures with an EXIF orientation
+
+
+def turned(path, orientation, size=(WIDTH, HEIGHT), kind="JPEG"):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", size, "grey").save(path, format=kind, exif=exif)
+
+
+def photographs(write, *pictures):
+    """Data of pictures (orientation, stored size, size in the file or None), each with an object near its origin."""
+    data = content()
+    _, images = write(data)
+    data["images"], data["annotations"] = [], []
+    for number, (orientation, stored, said) in enumerate(pictures):
+        turned(images / f"{number}.jpg", orientation, stored)
+        size = {} if said is None else {"width": said[0], "height": said[1]}
+        data["images"].append({"id": number, "file_name": f"{number}.jpg", **size})
+        data["annotations"].append(annotation(number, number))
+    return data
+
+
+SQUARE = (6, (30, 30), (30, 30))
+HALF_TURN = (3, (40, 30), (40, 30))
+MIRRORED = (2, (40, 30), (40, 30))
+AS_STORED = (6, (40, 30), (40, 30))
+AS_UPRIGHT = (8, (40, 30), (30, 40))
+PLAIN = (1, (40, 30), (40, 30))
+
+
+@pytest.mark.parametrize(
+    ("pictures", "upright", "says"),
+    [
+        ([PLAIN, PLAIN], True, None),
+        ([PLAIN, AS_STORED], False, None),
+        ([AS_UPRIGHT, PLAIN], True, None),
+        ([SQUARE], True, r"(1 of 1 looked at): outlines are taken to lie on the upright picture, as no other .* tells"),
+        ([HALF_TURN, PLAIN, MIRRORED], True, r"(2 of 3 looked at).* upright picture, as no other picture tells"),
+        ([SQUARE, AS_STORED], False, r"(1 of 2 looked at).* stored picture, as in 1 of 1 others"),
+        ([SQUARE, HALF_TURN, AS_UPRIGHT], True, r"(2 of 3 looked at).* upright picture, as in 1 of 1 others"),
+        ([MIRRORED, AS_STORED, AS_UPRIGHT, AS_STORED], False, r"(1 of 4 .* stored picture, as in 2 of 3 others"),
+        ([MIRRORED, AS_STORED, AS_UPRIGHT], True, r"(1 of 3 .* upright picture, as in 1 of 2 others"),
+    ],
+)
+def test_pictures_that_do_not_tell_follow_those_that_do(write, pictures, upright, says):
+    path, images = write(photographs(write, *pictures))
+    for check_sizes in (True, False):
+        data = read_coco(path, images, check_sizes=check_sizes)
+        assert data.upright is upright and len(data.notes) == (says is not None)
+        if says:
+            assert re.search(re.sub(r"[()]", r"\\\g<0>", says), data.notes[0]) and data.notes[0].startswith(f"{path}: ")
+        assert for_training(data).upright is upright
+        if len(pictures) > 1:
+            assert {part.upright for part in split_coco(data, 0.5, 0)} == {upright}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "MPO"])
+def test_the_orientation_is_read_from_every_kind_of_header(write, tmp_path, kind):
+    for orientation, size, told in ((6, (30, 40), True), (6, (40, 30), False), (3, (40, 30), None)):
+        turned(tmp_path / "images" / "a.png", orientation, kind=kind)
+        data = content()
+        data["images"][0].update(width=size[0], height=size[1])
+        data["annotations"] = []
+        read = read_coco(*write(data))
+        assert read.upright is (told is not False) and len(read.notes) == (told is None)
+
+
+def test_no_picture_is_decoded_for_its_orientation(write, monkeypatch):
+    data = photographs(write, SQUARE, AS_STORED, PLAIN)
+    data["images"].append({"id": 9, "file_name": "a.png", "width": WIDTH, "height": HEIGHT})
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
+    assert read_coco(*write(data)).upright is False
+
+
+def test_a_picture_without_size_follows_its_objects_or_the_others(write):
+    unsized = (6, (40, 30), None)
+    path, images = write(data := photographs(write, unsized, unsized))
+    read = read_coco(path, images)  # the objects lie within both views
+    assert [picture[2:4] for picture in read.pictures] == [(30, 40)] * 2 and read.upright
+    assert len(read.notes) == 2 and "images without width and height (2)" in read.notes[0]
+    assert "(2 of 2 looked at): outlines are taken to lie on the upright picture, as no other" in read.notes[1]
+    data["annotations"][0].update(bbox=[30, 5, 10, 10], segmentation=square(30, 5, 10))
+    read = read_coco(*write(data))  # one of the first lies within the stored view alone
+    assert [picture[2:4] for picture in read.pictures] == [(40, 30)] * 2 and not read.upright
+    assert "(1 of 2 looked at): outlines are taken to lie on the stored picture, as in 1 of 1" in read.notes[1]
+    data["annotations"][0].update(bbox=[5, 30, 10, 10], segmentation=square(5, 30, 10))
+    read = read_coco(*write(data))  # and now within the upright one
+    assert [picture[2:4] for picture in read.pictures] == [(30, 40)] * 2 and read.upright
+    data["annotations"][1].update(segmentation=compressed((10, 5, 20, 15)))
+    read = read_coco(*write(data))  # run lengths say the size
+    assert [picture[2:4] for picture in read.pictures] == [(30, 40), (40, 30)] and len(read.notes) == 1
+    read = read_coco(*write(photographs(write, unsized, AS_STORED)))
+    assert [picture[2:4] for picture in read.pictures] == [(40, 30)] * 2 and not read.upright
+    read = read_coco(*write(photographs(write, (3, (40, 30), None), (1, (40, 30), None), AS_UPRIGHT)))
+    assert [picture[2:4] for picture in read.pictures] == [(40, 30), (40, 30), (30, 40)] and read.upright
+    assert "(1 of 3 looked at)" in read.notes[1]
 
 
 # --- What is left out for training
