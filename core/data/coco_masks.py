@@ -139,11 +139,12 @@ def _compare(corners, objects):
 def _readings(objects):
     """Yields (name, x1, y1, x2, y2 in pixels (N, 4)): what else the four numbers of the boxes may be."""
     picture = np.tile(objects.sizes, 2)
+    units = (("", 1), (" as fractions of the picture", picture), (" in per cent of the picture", picture / 100))
     for x, y, width, height, numbers in (
         ("x", "y", "width", "height", objects.boxes),
         ("y", "x", "height", "width", objects.boxes[:, [1, 0, 3, 2]]),
     ):
-        for unit, scale in (("", 1), (" as fractions of the picture", picture), (" in per cent of it", picture / 100)):
+        for unit, scale in units:
             first, second = np.hsplit(numbers * scale, 2)
             yield f"[{x}1, {y}1, {x}2, {y}2]{unit}", np.hstack([first, second])
             yield f"[{x}, {y}, {width}, {height}]{unit}", np.hstack([first, first + second])

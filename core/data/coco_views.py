@@ -85,12 +85,11 @@ def _view_by_objects(path, entries, annotations):
     def fits(entry, width, height):
         if isinstance(entry.get("segmentation"), dict):
             return entry["segmentation"].get("size") == [height, width]
-        x1, y1, x2, y2 = check_box(entry.get("bbox"), f"{annotations}, annotation {entry['id']}")
+        _, _, x2, y2 = check_box(entry.get("bbox"), f"{annotations}, annotation {entry['id']}")
         return x2 <= width + 2 and y2 <= height + 2  # some are drawn a little too large
 
-    return _one_view(
-        [view for view, size in sizes.items() if all(fits(entry, *size) for entry in entries)], turn
-    ), sizes
+    fitting = [view for view, size in sizes.items() if all(fits(entry, *size) for entry in entries)]
+    return _one_view(fitting, turn), sizes
 
 
 def _sizes(stored, turn):
