@@ -19,22 +19,22 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from core.data.coco_checks import (
+    MIN_SIDE,
     check_box,
     check_name,
     check_outline,
     check_reference,
     check_size,
-    check_stored_sizes,
+    drop_repeats,
     entries_by_id,
+    merge_by_file,
     read_json,
 )
-from core.data.images import read_stored_image
+from core.data.coco_masks import check_against_masks, encode_mask
+from core.data.coco_views import settle_view
 from core.data.randomness import derive_seed
 from core.data.samples import check_on_disk, clip_box
 from core.errors import InputError
-
-# Pixels. The box coding takes logarithms of a width, and thinner ones vanish in float32 (spacing 0.0005 at 4,096).
-MIN_SIDE = 0.01
 
 
 class CocoCategory(NamedTuple):
@@ -69,13 +69,15 @@ class CocoPicture(NamedTuple):
 
 class CocoData(NamedTuple):
     """What an annotation file says. categories: in the order of their labels. notes: lines for the log.
-    dropped: what `for_training` left out, reason -> number of objects."""
+    dropped: what `for_training` left out, reason -> number of objects. upright: whether the objects of a picture whose
+    width and height fit both views lie on the one turned upright by its EXIF orientation, and not on the stored one."""
 
     pictures: list[CocoPicture]
     categories: list[CocoCategory]
     annotations_path: str
     notes: list[str]
     dropped: dict[str, int]
+    upright: bool = True
 
 
 def coco_paths(root, split):
@@ -87,12 +89,13 @@ def coco_paths(root, split):
 def read_coco(annotations, images, *, categories=None, check_sizes=True):
     """Read and check an annotation file.
 
-    Pictures keep the order of the file, annotations the order within their picture. A file that gives a picture no
-    width and height gets those of the picture as it is stored, whatever its EXIF orientation; an annotation without
-    `iscrowd` is a single object, and one without `area` gets that of its mask.
+    Pictures keep the order of the file, annotations the order within their picture. Entries of one picture, as some
+    exporters write one for each object, become one, with the id of the first. A file that gives a picture no
+    width and height gets those of the picture itself; an annotation without `iscrowd` is a single object, and one
+    without `area` gets that of its mask. Boxes and areas are held against the masks: see `core.data.coco_masks`.
 
-    Where the file lists 2,000 pictures or fewer, their width and height are compared with the headers of the pictures;
-    where there are more, or a header can't be read, a wrong size is found when the picture is read.
+    Width and height are compared with the headers of 2,000 pictures at most, spread evenly; in others, or where a
+    header can't be read, a wrong size is found when the picture is read.
 
     Args:
         annotations: path of the JSON file.
@@ -114,21 +117,25 @@ def read_coco(annotations, images, *, categories=None, check_sizes=True):
         for number, category in entries_by_id(content, "categories", annotations).items()
     ]
     ordered, labels = _own_labels(listed) if categories is None else _labels_by_name(listed, categories, annotations)
-    notes = []
-    pictures = _read_pictures(content, annotations, images, notes)
-    if check_sizes:
-        check_stored_sizes(pictures.values())
-    names = dict(listed)
+    pictures, first_ids = _read_pictures(content, annotations, images)
+    names, entries = dict(listed), {number: [] for number in pictures}
     for number, entry in entries_by_id(content, "annotations", annotations).items():
         where = f"{annotations}, annotation {number}"
-        picture = pictures.get(check_reference(entry, "image_id", where))
-        if picture is None:
+        first = first_ids.get(check_reference(entry, "image_id", where))
+        if first is None:
             raise InputError(f"{where}: image {entry['image_id']} is not listed under images; list it or remove this")
         category = check_reference(entry, "category_id", where)
         if category not in labels:
             raise InputError(f"{where}: {_unknown_category(category, names, ordered)}")
-        picture.annotations.append(_read_annotation(entry, number, labels[category], picture, where))
-    return CocoData(list(pictures.values()), ordered, str(annotations), notes, {})
+        entries[first].append(entry)
+    upright, notes = settle_view(pictures, entries, annotations, check_sizes)
+    for picture in pictures.values():
+        for entry in entries[picture.id]:
+            where = f"{annotations}, annotation {entry['id']}"
+            picture.annotations.append(_read_annotation(entry, labels[entry["category_id"]], picture, where))
+    notes += drop_repeats(pictures, first_ids, annotations)
+    notes += check_against_masks(pictures.values(), annotations)
+    return CocoData(list(pictures.values()), ordered, str(annotations), notes, {}, upright)
 
 
 def _own_labels(listed):
@@ -174,8 +181,9 @@ def _name_list(categories):
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def _read_pictures(content, annotations, images, notes):
-    """Picture id -> CocoPicture, still without annotations. Raises InputError where one is not on the disk."""
+def _read_pictures(content, annotations, images):
+    """As `merge_by_file`: CocoPicture still without annotations, and some without size. Raises InputError where one is
+    not on the disk, or entries of one file disagree."""
     if not os.path.isdir(images):
         raise InputError(f"{images}: no such folder; give the folder with the pictures of {annotations}")
     pictures = {}
@@ -184,16 +192,10 @@ def _read_pictures(content, annotations, images, notes):
         path = os.path.join(images, check_name(entry, "file_name", where))
         pictures[number] = CocoPicture(number, path, *check_size(entry, where), [])
     check_on_disk(pictures.values(), annotations)
-    unsized = [picture for picture in pictures.values() if picture.width is None]
-    for picture in unsized:
-        width, height = read_stored_image(picture.path)[0].size
-        pictures[picture.id] = picture._replace(width=width, height=height)
-    if unsized:
-        notes.append(f"{annotations}: images without width and height ({len(unsized)}): those of the stored picture")
-    return pictures
+    return merge_by_file(pictures, annotations)
 
 
-def _read_annotation(entry, number, label, picture, where):
+def _read_annotation(entry, label, picture, where):
     box = check_box(entry.get("bbox"), where)
     if entry.get("segmentation") in (None, []):
         raise InputError(f"{where}: has no segmentation; a box alone trains no mask: add polygons or run lengths")
@@ -205,16 +207,7 @@ def _read_annotation(entry, number, label, picture, where):
         area = coco_mask.area(encode_mask(segmentation, picture.width, picture.height))
     elif type(area) not in (int, float) or not 0 <= area < float("inf"):
         raise InputError(f"{where}: area has to be a number of pixels, 0 or more, found {area!r:.80}")
-    return CocoAnnotation(label, box, segmentation, bool(crowd), float(area), number)
-
-
-def encode_mask(segmentation, width, height):
-    """Polygons or run lengths -> COCO's compressed run lengths, of a picture of width x height pixels."""
-    if isinstance(segmentation, list):
-        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation["counts"], list):
-        return coco_mask.frPyObjects(segmentation, height, width)
-    return segmentation
+    return CocoAnnotation(label, box, segmentation, bool(crowd), float(area), entry["id"])
 
 
 def for_training(data):

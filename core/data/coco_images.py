@@ -14,9 +14,9 @@ from pycocotools import mask as coco_mask
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
-from core.data.coco import encode_mask
-from core.data.coco_checks import wrong_size
-from core.data.images import SWAPS_SIDES, read_stored_image
+from core.data.coco_masks import encode_mask
+from core.data.coco_views import wrong_size
+from core.data.images import read_stored_image
 from core.data.loading import PictureDataset, find_broken
 from core.data.randomness import seeded
 from core.errors import InputError
@@ -54,6 +54,7 @@ class CocoImages(PictureDataset):
         self.max_side = max_side
         self.seed = seed
         self.with_targets = with_targets
+        self.upright = data.upright
         packed = [pickle.dumps(picture, pickle.HIGHEST_PROTOCOL) for picture in data.pictures]
         self.ends = torch.from_numpy(np.cumsum([len(part) for part in packed], dtype=np.int64))
         self.packed = torch.frombuffer(bytearray().join(packed), dtype=torch.uint8)
@@ -69,7 +70,7 @@ class CocoImages(PictureDataset):
     def __getitem__(self, key):
         epoch, slot, index = key if isinstance(key, tuple) else (0, key, key)
         picture = self.picture(index)
-        loaded = load_picture(picture, self.with_targets, self.max_side)
+        loaded = load_picture(picture, self.with_targets, self.max_side, upright=self.upright)
         transformed = loaded
         if self.transform is not None:
             with seeded("augmentation", self.seed, epoch, slot):
@@ -88,13 +89,14 @@ def collate_detection(items):
     return items if isinstance(items, InputError) else {key: [item[key] for item in items] for key in items[0]}
 
 
-def load_picture(picture, with_targets=True, max_side=None):
+def load_picture(picture, with_targets=True, max_side=None, *, upright=True):
     """Read a `CocoPicture`: dict with "image" uint8 (3, H, W) and, `with_targets`, "boxes" float (G, 4), "labels"
     int64 (G,) and "masks" uint8 (G, H, W). Image, boxes and masks are tv_tensors, for torchvision.transforms.v2.
 
     A picture with a side of more than `max_side` pixels is shrunk to it, less the objects that this leaves no pixel of.
+    upright: `CocoData.upright`.
     """
-    image = _at_most(read_as_annotated(picture.path, picture.width, picture.height), max_side)
+    image = _at_most(read_as_annotated(picture.path, picture.width, picture.height, upright), max_side)
     width, height = image.size
     shrunk = image.size != (picture.width, picture.height)
     loaded = {"image": functional.to_image(image)}
@@ -118,12 +120,12 @@ def _at_most(image, max_side):
     return image.resize(size, Image.Resampling.BILINEAR)  # which is antialiased in Pillow
 
 
-def read_as_annotated(path, width, height):
+def read_as_annotated(path, width, height, upright=True):
     """Read a picture the way it lay before the person who outlined its objects.
 
     Some tools show a picture turned upright by its EXIF orientation, others as it is stored. The file's width and
-    height tell: where they fit the stored picture it stays as it is (also where they fit both, as after half a turn),
-    and only where they fit the upright one alone is it turned.
+    height tell where they fit one view alone. Where they fit both, as after half a turn, `upright` (`CocoData.upright`)
+    says which it is.
 
     Returns:
         PIL image, mode RGB, of width x height.
@@ -131,12 +133,12 @@ def read_as_annotated(path, width, height):
     Raises:
         InputError: it can't be read, or has neither size.
     """
-    image, turn = read_stored_image(path)
-    if image.size == (width, height):
-        return image
-    if turn in SWAPS_SIDES and image.size == (height, width):
-        return image.transpose(turn)
-    raise wrong_size(path, image.size, (width, height))
+    stored, turn = read_stored_image(path)
+    views = [stored] if turn is None else [stored, stored.transpose(turn)]
+    for view in reversed(views) if upright else views:
+        if view.size == (width, height):
+            return view
+    raise wrong_size(path, stored.size, (width, height))
 
 
 def split_broken(data):
@@ -146,7 +148,7 @@ def split_broken(data):
         (data without them, list of InputError: one for each, in the order of the pictures)
     """
     problems = find_broken(
-        data.pictures, lambda picture: read_as_annotated(picture.path, picture.width, picture.height)
+        data.pictures, lambda picture: read_as_annotated(picture.path, picture.width, picture.height, data.upright)
     )
     readable = [picture for picture, error in zip(data.pictures, problems, strict=True) if error is None]
     return data._replace(pictures=readable), [error for error in problems if error is not None]

@@ -1,10 +1,13 @@
 """COCO files: what is read, what is left out for training, the split, the ground truth, and one line for each fault."""
 
 import json
+import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -18,7 +21,8 @@ from core.data.coco import (
     read_coco,
     split_coco,
 )
-from core.data.coco_checks import MOST_HEADERS, _total
+from core.data.coco_checks import _total
+from core.data.coco_views import MOST_HEADERS
 from core.errors import InputError
 
 WIDTH, HEIGHT = 40, 30
@@ -69,6 +73,14 @@ def write(tmp_path):
         return path, tmp_path / "images"
 
     return to_disk
+
+
+def alike(images, numbers, width=WIDTH, height=HEIGHT):
+    """An entry for each id, with a file of its own."""
+    for number in numbers:
+        if not (images / f"{number}.png").exists():
+            os.link(images / "a.png", images / f"{number}.png")
+    return [{"id": number, "file_name": f"{number}.png", "width": width, "height": height} for number in numbers]
 
 
 def annotations_of(data):
@@ -313,6 +325,288 @@ def test_of_two_categories_of_one_name_that_no_id_tells_apart_the_first_counts(w
     assert [category.id for category in read.categories] == [3, 2, 18, 5]
 
 
+# --- Entries of one file
+
+
+def one_an_object(*names, **fields):
+    """The content above with its first picture listed once more for each name, with an object each; a fresh outline."""
+    data = content()
+    data["images"] += [
+        {"id": 30 + place, "file_name": name, "width": WIDTH, "height": HEIGHT} | fields
+        for place, name in enumerate(names)
+    ]
+    data["annotations"] += [
+        annotation(40 + place, 30 + place, bbox=[place, 20, 5, 5], segmentation=square(place, 20, 5))
+        for place in range(len(names))
+    ]
+    return data
+
+
+def square(x, y, side):
+    return [[x, y, x + side, y, x + side, y + side, x, y + side]]
+
+
+def test_entries_of_one_file_are_one_picture(write):
+    path, images = write(one_an_object("a.png", "a.png", "a.png"))
+    read = read_coco(path, images)
+    assert [(picture.id, picture.path) for picture in read.pictures] == [
+        (5, str(images / "a.png")),
+        (2, str(images / "more/b.png")),
+    ]
+    assert [entry.id for entry in read.pictures[0].annotations] == [0, 7, 4, 40, 41, 42]
+    assert read.notes == [
+        f"{path}: pictures listed under several image ids (1): merged, each under its first id"
+    ]  # one line, for all of them
+    ground_truth = coco_ground_truth(read)
+    assert ground_truth.getImgIds() == [5, 2] and len(ground_truth.getAnnIds(imgIds=[5])) == 6
+
+
+@pytest.mark.parametrize("name", ["./a.png", "more/../a.png", "more/.././a.png", ".//a.png", "link/a.png", "whole"])
+def test_the_spelling_of_a_path_makes_no_other_picture(write, name):
+    _, images = write(content())
+    os.symlink(images, images / "link")
+    read = read_coco(*write(one_an_object(str(images / "a.png") if name == "whole" else name)))
+    assert ids_of(read) == [5, 2] and [entry.id for entry in read.pictures[0].annotations] == [0, 7, 4, 40]
+    assert len(read.notes) == 1 and "several image ids (1)" in read.notes[0]
+
+
+def test_files_of_one_name_in_two_folders_are_two_pictures(write):
+    _, images = write(content())
+    os.link(images / "a.png", images / "more" / "a.png")
+    read = read_coco(*write(one_an_object("more/a.png")))
+    assert ids_of(read) == [5, 2, 30] and read.notes == []
+
+
+def test_entries_of_one_file_that_disagree_about_its_size(write):
+    for fields in ({"width": 41}, {"width": HEIGHT, "height": WIDTH}):
+        with pytest.raises(
+            InputError, match=r"images 5 and 30 are both .*a.png, the one of 40x30 .* other of "
+        ) as caught:
+            read_coco(*write(one_an_object("./a.png", **fields)), check_sizes=False)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("without", [0, 2])
+def test_one_entry_may_know_the_size_for_all(write, without):
+    data = one_an_object("a.png")
+    del data["images"][without]["width"], data["images"][without]["height"]
+    read = read_coco(*write(data))
+    assert read.pictures[0][:1] + read.pictures[0][2:4] == (5, WIDTH, HEIGHT)
+    assert len(read.notes) == 1 and "several image ids" in read.notes[0]
+
+
+def test_an_annotation_that_each_entry_repeats_counts_once(write):
+    data = one_an_object("a.png", "a.png")
+    for image in (30, 31):
+        data["annotations"] += [
+            annotation(10 * image, image),
+            annotation(10 * image + 1, image, category=3, bbox=[4, 10, 2, 10], area=20, segmentation=compressed()),
+            annotation(10 * image + 2, image, category=3),  # another class: another object
+            annotation(10 * image + 3, image, segmentation=square(10, 5, 10)),  # another outline
+        ]
+    path, images = write(data)
+    read = read_coco(path, images)
+    assert [entry.id for entry in read.pictures[0].annotations] == [0, 7, 4, 40, 41, 302, 303]
+    assert read.notes == [
+        f"{path}: pictures listed under several image ids (1): merged, each under its first id; annotations listed "
+        "more than once (6) count once"
+    ]
+
+
+def test_one_picture_is_never_in_both_parts(write):
+    data = many(write, [[1], [2], [1], [2]])
+    assert data.notes == []
+    listed = json.loads(Path(data.annotations_path).read_text())
+    again = [entry | {"id": 100 + entry["id"]} for entry in listed["images"]]
+    listed["images"] += again
+    listed["annotations"] += [
+        annotation(1000 + entry["id"], entry["id"], 3, bbox=[1, 1, 9, 9], segmentation=square(1, 1, 9))
+        for entry in again
+    ]
+    read = read_coco(*write(listed))
+    for seed in range(5):
+        train, val = split_coco(read, 0.5, seed)
+        paths = [picture.path for picture in train.pictures + val.pictures]
+        assert len(paths) == len(set(paths)) == 4
+        assert all(len(picture.annotations) == 2 for picture in train.pictures + val.pictures)
+
+
+# --- Boxes and areas beside their masks
+
+
+def scattered(count=12, boxes=lambda x, y, w, h: [x, y, w, h], areas=lambda area, w, h: area, **fields):
+    """Content with `count` objects of several shapes and sizes, boxes and areas as `boxes`, `areas` write them."""
+    data = content()
+    data["annotations"] = []
+    for number in range(count):
+        x, y, w, h = 3 + 2 * number % 21, 2 + 3 * number % 17, 5 + number % 7, 4 + number % 5
+        if number % 3 == 0:
+            outline, area = [[x, y, x + w, y, x, y + h]], w * h / 2
+        elif number % 3 == 1:
+            outline, area = compressed((x, y, x + w, y + h)), w * h
+        else:
+            decoded = coco_mask.decode(compressed((x, y, x + w, y + h)))
+            changes = np.flatnonzero(np.diff(decoded.ravel(order="F"), prepend=0, append=2))
+            outline, area = {"size": [HEIGHT, WIDTH], "counts": np.diff(changes, prepend=0).tolist()}, w * h
+        data["annotations"].append(
+            annotation(number, bbox=boxes(x, y, w, h), area=areas(area, w, h), segmentation=outline, **fields)
+        )
+    return data
+
+
+def test_right_boxes_and_areas_pass_in_silence(write):
+    assert read_coco(*write(scattered(1000))).notes == []
+    assert read_coco(*write(scattered(areas=lambda area, w, h: w * h))).notes == []  # the box's, as many write it
+    assert read_coco(*write(scattered(areas=lambda area, w, h: area * 1.8))).notes == []
+    assert read_coco(*write(scattered(boxes=lambda x, y, w, h: [x - 1, y - 1, w + 2, h + 2]))).notes == []
+
+
+WRONG_BOXES = [
+    (lambda x, y, w, h: [x, y, x + w, y + h], r"\[x1, y1, x2, y2\];"),
+    (lambda x, y, w, h: [x + w / 2, y + h / 2, w, h], r"\[center x, center y, width, height\];"),
+    (lambda x, y, w, h: [y, x, h, w], r"\[y, x, height, width\];"),
+    (lambda x, y, w, h: [y, x, y + h, x + w], r"\[y1, x1, y2, x2\];"),
+    (lambda x, y, w, h: [x / WIDTH, y / HEIGHT, w / WIDTH, h / HEIGHT], r"\[x, y, width, height\] as fractions of"),
+    (
+        lambda x, y, w, h: [(x + w / 2) / WIDTH, (y + h / 2) / HEIGHT, w / WIDTH, h / HEIGHT],
+        r"\[center x, center y, width, height\] as fractions of",
+    ),
+    (
+        lambda x, y, w, h: [100 * x / WIDTH, 100 * y / HEIGHT, 100 * w / WIDTH, 100 * h / HEIGHT],
+        r"\[x, y, width, height\] in per cent",
+    ),
+    (lambda x, y, w, h: [2 * x, 2 * y, 2 * w, 2 * h], "of a picture 2 times as wide and 2 times as high"),
+    (lambda x, y, w, h: [0.7 * x, 0.8 * y, 0.7 * w, 0.8 * h], "of a picture 0.7 times as wide and 0.8 times as high"),
+    (lambda x, y, w, h: [x + 3, y - 3, w, h], "moved by 3 and -3"),
+    (lambda x, y, w, h: [(7 * x) % 20, (5 * y) % 11, h, 2 * w], "boxes and outlines do not belong together"),
+]
+
+
+@pytest.mark.parametrize(("boxes", "says"), WRONG_BOXES)
+def test_boxes_that_are_not_those_of_their_masks_are_refused_with_the_reason(write, boxes, says):
+    with pytest.raises(InputError, match=r"boxes that are not those of their masks \(\d+ of 12\).*" + says) as caught:
+        read_coco(*write(scattered(boxes=boxes)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("boxes", "says"), WRONG_BOXES[:3])
+def test_a_single_object_tells_too(write, boxes, says):
+    data = content()
+    data["annotations"] = [annotation(0, bbox=boxes(15, 4, 12, 6), segmentation=[[15, 4, 27, 4, 27, 10, 15, 10]])]
+    with pytest.raises(InputError, match=says):
+        read_coco(*write(data))
+
+
+def test_corners_of_large_objects_are_found_though_they_overlap_as_sizes(write):
+    """[1, 1, 30, 20] as corners or as sizes: the IoU is 0.9 to 0.8."""
+    data = content()
+    data["annotations"] = [
+        annotation(x, bbox=[x, 3, x + 20, 25], area=440, segmentation=[[x, 3, x + 20, 3, x + 20, 25, x, 25]])
+        for x in (4, 5, 6)
+    ]
+    with pytest.raises(InputError, match=r"boxes .*\(3 of 3\).*look like \[x1, y1, x2, y2\]"):
+        read_coco(*write(data))
+
+
+def test_some_wrong_boxes_are_counted_in_one_line(write):
+    data = scattered()
+    for entry in data["annotations"][3:7]:
+        entry["bbox"][0] += 12
+    path, images = write(data)
+    x, y, w, h = data["annotations"][3]["bbox"]
+    assert read_coco(path, images).notes == [
+        f"{path}: boxes that are not those of their masks (4 of 12), such as annotation 3: [{x}, {y}, {w}, {h}], its "
+        f"mask has [{x - 12}, {y}, {w}, {h}]"
+    ]
+    assert read_coco(path, images).pictures[0].annotations[3].box == (x, y, x + w, y + h)
+
+
+def test_what_for_training_drops_anyway_is_not_held_against_a_mask(write):
+    data = scattered(3)
+    data["annotations"] += [
+        annotation(20 + number, bbox=[20, 2, 0, 10] if number % 2 else [25, 2, 0.001, 5]) for number in range(9)
+    ]
+    data["annotations"] += [annotation(30 + number, bbox=[25, 2, 9, 9], iscrowd=1) for number in range(9)]
+    empty = {"size": [HEIGHT, WIDTH], "counts": [WIDTH * HEIGHT]}
+    outside = [[60, 5, 70, 5, 60, 15]]
+    for number, outline in enumerate([empty, outside, [[5, 5, 5, 5, 5, 5]], [[1, 1, 9, 1, 5, 1]]] * 2):
+        data["annotations"].append(annotation(50 + number, bbox=[25, 2, 9, 9], area=3, segmentation=outline))
+    assert read_coco(*write(data)).notes == []
+    data["annotations"] = data["annotations"][3:]
+    assert read_coco(*write(data)).notes == []
+
+
+def test_a_box_outside_the_picture_is_not_that_of_a_mask_inside(write):
+    with pytest.raises(InputError, match=r"boxes that are not those of their masks \(12 of 12\).*moved by 60 and 0"):
+        read_coco(*write(scattered(boxes=lambda x, y, w, h: [x + 60, y, w, h])))
+
+
+def test_of_an_object_across_the_border_what_is_inside_counts(write):
+    data = content()
+    outline = [[-20, 4, 10, 4, 10, 14, -20, 14]]
+    data["annotations"] = [
+        annotation(1, bbox=[-20, 4, 30, 10], area=300, segmentation=outline),
+        annotation(2, bbox=[0, 4, 10, 10], area=100, segmentation=outline),
+        annotation(3, bbox=[-20, 4, 30, 10], area=100, segmentation=compressed((0, 4, 10, 14))),
+    ]
+    assert read_coco(*write(data)).notes == []
+
+
+WRONG_AREAS = [
+    (lambda area, w, h: area / (WIDTH * HEIGHT), "fractions of the picture"),
+    (lambda area, w, h: 0, "all of them are 0"),
+    (lambda area, w, h: 1200, "all of them are 1200"),
+    (lambda area, w, h: area / 100, "areas and outlines do not belong together"),
+    (lambda area, w, h: area * 4, "areas and outlines do not belong together"),
+]
+
+
+@pytest.mark.parametrize(("areas", "says"), WRONG_AREAS)
+def test_areas_that_are_not_those_of_their_masks_are_refused_with_the_reason(write, areas, says):
+    says = r"areas that are not those of their masks \(\d+ of 12\).*" + says + ".*leave area out"
+    with pytest.raises(InputError, match=says) as caught:
+        read_coco(*write(scattered(areas=areas)))
+    assert "\n" not in str(caught.value)
+    data = scattered(areas=areas)
+    for entry in data["annotations"]:
+        del entry["area"]
+    assert read_coco(*write(data)).notes == []
+
+
+def test_some_wrong_areas_are_counted_in_one_line(write):
+    data = scattered()
+    for entry in data["annotations"][4:6]:
+        entry["area"] *= 5
+    path, images = write(data)
+    area = data["annotations"][4]["area"]
+    assert read_coco(path, images).notes == [
+        f"{path}: areas that are not those of their masks (2 of 12), such as annotation 4: [{area}], its mask has "
+        f"[{area // 5}]"
+    ]
+
+
+def test_outlines_that_cross_have_the_area_of_what_they_cover(write):
+    bow = [[5, 5, 25, 25, 25, 5, 5, 25]]  # its two halves are walked around in opposite directions
+    data = content()
+    data["annotations"] = [annotation(1, bbox=[5, 5, 20, 20], segmentation=bow)]
+    del data["annotations"][0]["area"]
+    read = read_coco(*write(data))
+    assert read.notes == [] and 150 < read.pictures[0].annotations[0].area < 250
+    data["annotations"] = [annotation(1, bbox=[0, 5, 30, 5], area=60, segmentation=[[0, 5, 30, 5, 0, 9]] * 6)]
+    assert read_coco(*write(data)).notes == []
+
+
+@pytest.mark.parametrize("name", ["nuts", "pennfudan", "tiny"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_real_files_hold_against_their_masks(shared_data, name, split):
+    root = shared_data / f"{name}_coco"
+    images, path = coco_paths(root, split)
+    if name != "tiny":
+        images, path = root / "images", root / "annotations" / f"instances_{split}.json"
+    data = read_coco(path, images)
+    assert data.notes == [] and data.pictures
+
+
 # --- Width and height beside the headers of the pictures
 
 
@@ -351,14 +645,114 @@ def test_a_broken_header_is_left_to_the_reading(write, tmp_path, damage):
     assert len(sized(write, WIDTH, HEIGHT).pictures) == 2
 
 
-def test_many_headers_are_not_read(write):
+def test_of_many_headers_some_are_read_spread_evenly(write, monkeypatch):
     data = content()
-    entry = {"file_name": "a.png", "width": 80, "height": 60}
-    data["images"] += [entry | {"id": 10 + number} for number in range(MOST_HEADERS - 1)]
-    assert len(read_coco(*write(data)).pictures) == MOST_HEADERS + 1
-    del data["images"][1]
+    data["images"] = alike(write(data)[1], range(10, 2 * MOST_HEADERS + 10), 80, 60)
+    data["annotations"] = []
+    opened, real = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda path: opened.append(os.path.basename(path)) or real(path))
+    assert len(read_coco(*write(data), check_sizes=False).pictures) == 2 * MOST_HEADERS
+    assert opened == [f"{number}.png" for number in range(10, 2 * MOST_HEADERS + 10, 2)]
     with pytest.raises(InputError, match="says 80x60"):
         read_coco(*write(data))
+
+
+# --- Pictures with an EXIF orientation
+
+
+def turned(path, orientation, size=(WIDTH, HEIGHT), kind="JPEG"):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", size, "grey").save(path, format=kind, exif=exif)
+
+
+def photographs(write, *pictures):
+    """Data of pictures (orientation, stored size, size in the file or None), each with an object near its origin."""
+    data = content()
+    _, images = write(data)
+    data["images"], data["annotations"] = [], []
+    for number, (orientation, stored, said) in enumerate(pictures):
+        turned(images / f"{number}.jpg", orientation, stored)
+        size = {} if said is None else {"width": said[0], "height": said[1]}
+        data["images"].append({"id": number, "file_name": f"{number}.jpg", **size})
+        data["annotations"].append(annotation(number, number))
+    return data
+
+
+SQUARE = (6, (30, 30), (30, 30))
+HALF_TURN = (3, (40, 30), (40, 30))
+MIRRORED = (2, (40, 30), (40, 30))
+AS_STORED = (6, (40, 30), (40, 30))
+AS_UPRIGHT = (8, (40, 30), (30, 40))
+PLAIN = (1, (40, 30), (40, 30))
+
+
+@pytest.mark.parametrize(
+    ("pictures", "upright", "says"),
+    [
+        ([PLAIN, PLAIN], True, None),
+        ([PLAIN, AS_STORED], False, None),
+        ([AS_UPRIGHT, PLAIN], True, None),
+        ([SQUARE], True, r"(1 of 1 looked at): outlines are taken to lie on the upright picture, as no other .* tells"),
+        ([HALF_TURN, PLAIN, MIRRORED], True, r"(2 of 3 looked at).* upright picture, as no other picture tells"),
+        ([SQUARE, AS_STORED], False, r"(1 of 2 looked at).* stored picture, as in 1 of 1 others"),
+        ([SQUARE, HALF_TURN, AS_UPRIGHT], True, r"(2 of 3 looked at).* upright picture, as in 1 of 1 others"),
+        ([MIRRORED, AS_STORED, AS_UPRIGHT, AS_STORED], False, r"(1 of 4 .* stored picture, as in 2 of 3 others"),
+        ([MIRRORED, AS_STORED, AS_UPRIGHT], True, r"(1 of 3 .* upright picture, as in 1 of 2 others"),
+    ],
+)
+def test_pictures_that_do_not_tell_follow_those_that_do(write, pictures, upright, says):
+    path, images = write(photographs(write, *pictures))
+    for check_sizes in (True, False):
+        data = read_coco(path, images, check_sizes=check_sizes)
+        assert data.upright is upright and len(data.notes) == (says is not None)
+        if says:
+            assert re.search(re.sub(r"[()]", r"\\\g<0>", says), data.notes[0]) and data.notes[0].startswith(f"{path}: ")
+        assert for_training(data).upright is upright
+        if len(pictures) > 1:
+            assert {part.upright for part in split_coco(data, 0.5, 0)} == {upright}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "MPO"])
+def test_the_orientation_is_read_from_every_kind_of_header(write, tmp_path, kind):
+    for orientation, size, told in ((6, (30, 40), True), (6, (40, 30), False), (3, (40, 30), None)):
+        turned(tmp_path / "images" / "a.png", orientation, kind=kind)
+        data = content()
+        data["images"][0].update(width=size[0], height=size[1])
+        data["annotations"] = []
+        read = read_coco(*write(data))
+        assert read.upright is (told is not False) and len(read.notes) == (told is None)
+
+
+def test_no_picture_is_decoded_for_its_orientation(write, monkeypatch):
+    data = photographs(write, SQUARE, AS_STORED, PLAIN)
+    data["images"].append({"id": 9, "file_name": "a.png", "width": WIDTH, "height": HEIGHT})
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
+    assert read_coco(*write(data)).upright is False
+
+
+def test_a_picture_without_size_follows_its_objects_or_the_others(write):
+    unsized = (6, (40, 30), None)
+    path, images = write(data := photographs(write, unsized, unsized))
+    read = read_coco(path, images)  # the objects lie within both views
+    assert [picture[2:4] for picture in read.pictures] == [(30, 40)] * 2 and read.upright
+    assert len(read.notes) == 2 and "images without width and height (2)" in read.notes[0]
+    assert "(2 of 2 looked at): outlines are taken to lie on the upright picture, as no other" in read.notes[1]
+    data["annotations"][0].update(bbox=[30, 5, 10, 10], segmentation=square(30, 5, 10))
+    read = read_coco(*write(data))  # one of the first lies within the stored view alone
+    assert [picture[2:4] for picture in read.pictures] == [(40, 30)] * 2 and not read.upright
+    assert "(1 of 2 looked at): outlines are taken to lie on the stored picture, as in 1 of 1" in read.notes[1]
+    data["annotations"][0].update(bbox=[5, 30, 10, 10], segmentation=square(5, 30, 10))
+    read = read_coco(*write(data))  # and now within the upright one
+    assert [picture[2:4] for picture in read.pictures] == [(30, 40)] * 2 and read.upright
+    data["annotations"][1].update(segmentation=compressed((10, 5, 20, 15)))
+    read = read_coco(*write(data))  # run lengths say the size
+    assert [picture[2:4] for picture in read.pictures] == [(30, 40), (40, 30)] and len(read.notes) == 1
+    read = read_coco(*write(photographs(write, unsized, AS_STORED)))
+    assert [picture[2:4] for picture in read.pictures] == [(40, 30)] * 2 and not read.upright
+    read = read_coco(*write(photographs(write, (3, (40, 30), None), (1, (40, 30), None), AS_UPRIGHT)))
+    assert [picture[2:4] for picture in read.pictures] == [(40, 30), (40, 30), (30, 40)] and read.upright
+    assert "(1 of 3 looked at)" in read.notes[1]
 
 
 # --- What is left out for training
@@ -369,10 +763,10 @@ def test_for_training_leaves_out_what_can_not_be_learnt_and_counts_it(write):
     data["annotations"] += [
         annotation(20, bbox=[10, 5, 0, 10]),
         annotation(21, bbox=[10, 5, 10, 0.001]),
-        annotation(22, bbox=[WIDTH, 5, 10, 10]),
-        annotation(23, bbox=[-10, 5, 10, 10]),
-        annotation(24, bbox=[10, -20, 10, 10]),
-        annotation(28, bbox=[WIDTH - 0.001, 5, 10, 10]),
+        annotation(22, bbox=[WIDTH, 5, 10, 10], segmentation=square(WIDTH, 5, 10)),
+        annotation(23, bbox=[-10, 5, 10, 10], segmentation=square(-10, 5, 10)),
+        annotation(24, bbox=[10, -20, 10, 10], segmentation=square(10, -20, 10)),
+        annotation(28, bbox=[WIDTH - 0.001, 5, 10, 10], segmentation=square(WIDTH, 5, 10)),
         annotation(25, segmentation=[[60, 5, 70, 5, 60, 15]]),
         annotation(26, segmentation={"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}),
         annotation(27, bbox=[-5, 20, 10, 30], segmentation=[[-5, 20, 5, 20, 5, 50, -5, 50]]),
@@ -420,12 +814,11 @@ def test_nothing_to_train_on(write):
 
 
 def many(write, labels):
-    """Data with one picture (all of the same file) for each set of category ids."""
+    """Data with one picture for each set of category ids."""
     data = content()
+    path, images = write(data)
     data["categories"] = [{"id": number, "name": str(number)} for number in (1, 2, 3)]
-    data["images"] = [
-        {"id": number, "file_name": "a.png", "width": WIDTH, "height": HEIGHT} for number in range(len(labels))
-    ]
+    data["images"] = alike(images, range(len(labels)))
     data["annotations"] = [
         annotation(10 * image + category, image, category) for image, some in enumerate(labels) for category in some
     ]

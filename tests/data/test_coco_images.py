@@ -1,5 +1,6 @@
 """COCO pictures with their masks: what an item holds, turned pictures, randomness by key, workers, broken pictures."""
 
+import json
 import pickle
 
 import numpy as np
@@ -280,13 +281,14 @@ def save_turned(path, orientation):
 def test_outlines_fit_whether_drawn_on_stored_or_on_upright_pixels(tmp_path, orientation, suffix):
     path = tmp_path / f"a.{suffix}"
     stored = save_turned(path, orientation)
-    drawn = [("stored", stored)]
-    if orientation in (5, 6, 7, 8):  # only a quarter turn shows in width and height
-        drawn.append(("upright", stored.transpose(TO_UPRIGHT[orientation])))
-    for _, picture in drawn:
+    turn = TO_UPRIGHT.get(orientation)
+    upright = stored if turn is None else stored.transpose(turn)
+    tells = orientation in (5, 6, 7, 8)  # only a quarter turn shows in width and height
+    cases = [(stored, False), (upright, True)] + [(stored, True), (upright, False)] * tells
+    for picture, lies_upright in cases:
         rows, columns = np.nonzero(np.asarray(picture)[..., 0])
         box = [int(n) for n in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)]
-        loaded = load_picture(CocoPicture(1, str(path), *picture.size, [rectangle(1, *box)]))
+        loaded = load_picture(CocoPicture(1, str(path), *picture.size, [rectangle(1, *box)]), upright=lies_upright)
         assert np.array_equal(loaded["image"].permute(1, 2, 0).numpy(), np.asarray(picture))
         assert torch.equal((loaded["image"][0] > 0).byte(), loaded["masks"][0].as_subclass(torch.Tensor))
         assert loaded["boxes"].tolist() == [box]
@@ -302,12 +304,42 @@ def test_wrong_width_and_height_in_the_file(tmp_path, orientation):
             read_as_annotated(path, width, height)
 
 
-def test_a_square_picture_stays_as_it_is_stored(tmp_path):
+@pytest.mark.parametrize("upright", [True, False])
+@pytest.mark.parametrize("orientation", [2, 3, 4, 5, 6, 7, 8])
+def test_masks_lie_on_the_objects_of_square_pictures(tmp_path, orientation, upright):
+    """The square one follows what the file's other picture tells: in items, in `split_broken`."""
+    pixels = np.zeros((40, 40, 3), np.uint8)
+    pixels[3:9, 2:18] = 255
+    outlined = {False: pixels, True: np.asarray(Image.fromarray(pixels).transpose(TO_UPRIGHT[orientation]))}[upright]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "square.png", exif=exif)
+    save_turned(tmp_path / "telling.png", 6)
+    mask = np.asfortranarray(outlined[..., 0] // 255)
+    code = coco_mask.encode(mask)
+    entry = {"id": 1, "image_id": 1, "category_id": 1, "bbox": coco_mask.toBbox(code).tolist(), "area": int(mask.sum())}
+    entry["segmentation"] = {"size": [40, 40], "counts": code["counts"].decode()}
+    sizes = {"width": 30, "height": 40} if upright else {"width": 40, "height": 30}
+    images = [
+        {"id": 1, "file_name": "square.png", "width": 40, "height": 40},
+        {"id": 2, "file_name": "telling.png", **sizes},
+    ]
+    content = {"images": images, "annotations": [entry], "categories": [{"id": 1, "name": "bag"}]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    data = for_training(read_coco(tmp_path / "a.json", tmp_path))
+    assert data.upright is upright and len(data.notes) == 1
+    assert split_broken(data) == (data, [])
+    item = CocoImages(data)[0]
+    assert torch.equal((item["image"][0] > 0).byte(), item["target"]["masks"][0])
+    assert np.array_equal(np.asarray(read_as_annotated(tmp_path / "square.png", 40, 40, upright)), outlined)
+
+
+def test_a_picture_that_tells_of_no_view_is_taken_upright(tmp_path):
     stored = np.arange(300, dtype=np.uint8).reshape(10, 10, 3)
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
-    assert np.array_equal(np.asarray(read_as_annotated(tmp_path / "a.png", 10, 10)), stored)
+    assert np.array_equal(np.asarray(read_as_annotated(tmp_path / "a.png", 10, 10)), np.rot90(stored, -1))
 
 
 def test_real_photographs(shared_data):
