@@ -10,7 +10,6 @@ from core.data.coco_checks import MIN_SIDE
 from core.errors import InputError
 
 AT_ONCE = 10_000  # objects: the points of a whole file would take as much memory again
-FEW = 10  # objects: boxes of fewer may be off alike by chance
 
 
 class _Objects(NamedTuple):
@@ -139,7 +138,7 @@ def _compare(corners, objects):
 def _readings(objects):
     """Yields (name, x1, y1, x2, y2 in pixels (N, 4)): what else the four numbers of the boxes may be."""
     picture = np.tile(objects.sizes, 2)
-    units = (("", 1), (" as fractions of the picture", picture), (" in per cent of the picture", picture / 100))
+    units = (("", 1), (" as fractions of the picture", picture))
     for x, y, width, height, numbers in (
         ("x", "y", "width", "height", objects.boxes),
         ("y", "x", "height", "width", objects.boxes[:, [1, 0, 3, 2]]),
@@ -150,13 +149,6 @@ def _readings(objects):
             yield f"[{x}, {y}, {width}, {height}]{unit}", np.hstack([first, first + second])
             centered = np.hstack([first - second / 2, first + second / 2])
             yield f"[center {x}, center {y}, {width}, {height}]{unit}", centered
-    if len(objects.boxes) >= FEW:
-        corners = np.hstack([objects.boxes[:, :2], objects.boxes[:, :2] + objects.boxes[:, 2:]])
-        wide, high = np.median(_sides(objects.tight) / objects.boxes[:, 2:], axis=0)
-        name = f"[x, y, width, height] of a picture {1 / wide:.3g} times as wide and {1 / high:.3g} times as high"
-        yield name, corners * [wide, high, wide, high]
-        dx, dy = np.median((objects.tight - corners).reshape(-1, 2, 2).mean(1), axis=0)
-        yield f"[x, y, width, height] moved by {0 - dx:.4g} and {0 - dy:.4g}", corners + [dx, dy, dx, dy]
 
 
 def _wrong_areas(objects):
