@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageStat
+from PIL import ImageStat
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
@@ -16,7 +16,7 @@ from baggage.faults import make_fault
 from baggage.perceptual_hash import find_copies, picture_grids
 from core.data.coco import encode_mask
 from core.data.coco_checks import check_outline
-from core.data.images import SWAPS_SIDES, read_stored_image
+from core.data.images import SWAPS_SIDES, open_image, read_stored_image
 from core.data.samples import clip_box
 from core.errors import InputError
 
@@ -84,7 +84,7 @@ def _highest_of_few_bits(path, stored):
     """
     if max(high for _, high in stored.getextrema()) >= FILLED >> 8:
         return None
-    with Image.open(path) as image:
+    with open_image(path) as image:
         values = np.asarray(image) if image.mode.startswith("I") else np.zeros(1)
     highest = int(values.max())
     return highest if values.std() * 255 >= FLAT * max(highest, 255) else None

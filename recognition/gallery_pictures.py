@@ -6,10 +6,9 @@ import sys
 from collections import Counter
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from core.data.images import BROKEN_FILE_ERRORS, list_images, read_image
+from core.data.images import list_images, open_image, read_image
 from core.data.mvb import parse_name
 from core.engine.log import progress_is_shown
 from core.errors import InputError
@@ -139,6 +138,7 @@ def to_jpeg(picture):
 def from_jpeg(content):
     """PIL picture, or None where a gallery keeps none, or a damaged one."""
     try:
-        return Image.open(io.BytesIO(content)).convert("RGB") if content else None
-    except BROKEN_FILE_ERRORS:
+        with open_image(io.BytesIO(content), formats=("JPEG",)) as image:  # a gallery may come from anywhere
+            return image.convert("RGB")
+    except InputError:
         return None

@@ -4,9 +4,8 @@ import json
 from array import array
 
 import numpy as np
-from PIL import Image
 
-from core.data.images import BROKEN_FILE_ERRORS, EXIF_ORIENTATION, SWAPS_SIDES, TO_UPRIGHT
+from core.data.images import EXIF_ORIENTATION, SWAPS_SIDES, TO_UPRIGHT, open_image
 from core.data.samples import read_text
 from core.errors import InputError
 
@@ -86,12 +85,12 @@ def check_stored_sizes(pictures):
     for picture in pictures if len(pictures) <= MOST_HEADERS else ():
         size = (picture.width, picture.height)
         try:
-            with Image.open(picture.path) as image:
+            with open_image(picture.path) as image:
                 # The orientation is asked for only where it matters: of a PNG it costs the decoding.
                 turn = TO_UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION)) if image.size == size[::-1] else None
                 fits = image.size == size or turn in SWAPS_SIDES
                 found = image.size
-        except BROKEN_FILE_ERRORS:
+        except InputError:
             continue
         if not fits:
             raise wrong_size(picture.path, found, size)

@@ -1,8 +1,10 @@
 """Pictures from files: every kind that people have, as 8-bit RGB, or one clear line about the file at fault."""
 
 import os
+import stat
 import struct
 import zlib
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -10,15 +12,27 @@ from PIL import Image, UnidentifiedImageError
 from core.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+# Pillow's names of what these hold. It knows more, and for one of them, EPS, runs the program that the file is.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
-# What Pillow raises for damaged bytes: it has no common class for them, and each reader has its own.
+# What Pillow raises for damaged bytes: it has no common class for them, and each reader has its own. A reader that
+# trusts the bytes may end in any error but those that stop a program (KeyboardInterrupt, SystemExit).
 BROKEN_FILE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    IndexError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BufferError,
     EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    SystemError,
+    TypeError,
+    ValueError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -71,22 +85,53 @@ def read_stored_image(path):
     Raises:
         InputError, as `read_image`.
     """
-    if os.path.isdir(path):
-        raise InputError(f"{path} is a folder where a picture is needed; give a file")
-    try:
-        with Image.open(path) as image:
-            turn = TO_UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION))  # asked first: a TIFF forgets it in load()
-            image.load()
-            picture = _to_rgb(image)
-            if turn is not None and image.format == "TIFF":  # the trap: Pillow turns this format, and no other
-                picture = picture.transpose(BACK.get(turn, turn))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such picture; check the path") from error
-    except BROKEN_FILE_ERRORS as error:
-        raise InputError(
-            f"{path}: can't be read as a picture ({_reason(path, error)}); replace or remove it"
-        ) from error
+    with open_image(path) as image:
+        turn = TO_UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION))  # asked first: a TIFF forgets it in load()
+        image.load()
+        picture = _to_rgb(image)
+        if turn is not None and image.format == "TIFF":  # the trap: Pillow turns this format, and no other
+            picture = picture.transpose(BACK.get(turn, turn))
     return picture, turn
+
+
+@contextmanager
+def open_image(file, formats=FORMATS):
+    """The one way to open a picture: `with open_image(path) as image`, a PIL image of which only the header is read.
+
+    Args:
+        file: a path, or a binary file object.
+        formats: Pillow's names of what it may be; one that this Pillow lacks is not recognised.
+
+    Raises:
+        InputError: names the file; also for whatever Pillow raises within the `with`, so keep other work out of it.
+    """
+    Image.init()  # so that `Image.OPEN` is complete
+    formats = [name for name in formats if name in Image.OPEN]
+    try:
+        if not hasattr(file, "read"):
+            _check_file(file)
+        with Image.open(file, formats=formats) as image:
+            yield image
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{file}: no such picture; check the path") from error
+    except BROKEN_FILE_ERRORS as error:
+        reason = str(error).replace("\n", " ") or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = f"no picture format is recognised, of {', '.join(formats)}"
+        raise InputError(f"{file}: can't be read as a picture ({reason}); replace or remove it") from error
+
+
+def _check_file(path):
+    """Only regular files are opened: a pipe would wait for ever, and a device may never end."""
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise InputError(f"{path} is a folder where a picture is needed; give a file")
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path} is a pipe, a socket or a device where a picture is needed; give a file")
+    if status.st_size == 0:
+        raise ValueError("the file is empty")
 
 
 def turn_box(box, turn, width, height):
@@ -115,14 +160,6 @@ def _to_rgb(image):
         picture = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     return image.convert("RGB")
-
-
-def _reason(path, error):
-    if os.path.isfile(path) and os.path.getsize(path) == 0:
-        return "the file is empty"
-    if isinstance(error, UnidentifiedImageError):
-        return "no picture format is recognised"
-    return str(error).replace("\n", " ") or type(error).__name__
 
 
 def list_images(folder, recursive=False):

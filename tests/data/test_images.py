@@ -1,11 +1,18 @@
+import io
+import os
+import re
+import socket
 import struct
+import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import EpsImagePlugin, Image, ImageFile
 
-from core.data.images import TO_UPRIGHT, list_images, read_image, read_stored_image, turn_box
+from core.data import images
+from core.data.images import TO_UPRIGHT, list_images, open_image, read_image, read_stored_image, turn_box
 from core.errors import InputError
 
 
@@ -167,6 +174,167 @@ def test_zero_bytes_text_folder_and_absent_file_are_named(tmp_path):
 def test_pictures_without_a_range_are_refused(tmp_path, values):
     with pytest.raises(InputError, match="no fixed range"):
         read_image(save(tmp_path / "range.tif", values))
+
+
+# What is opened, and how a broken picture is met
+
+
+def broken_line(path):
+    """The one line about a picture that can't be read."""
+    with pytest.raises(InputError) as caught:
+        read_image(path)
+    line = str(caught.value)
+    assert str(path) in line and "\n" not in line and line.split(": ", 1)[-1]
+    return line
+
+
+def test_no_program_in_a_picture_is_run(tmp_path, monkeypatch):
+    """Pillow hands an EPS file of whatever name to Ghostscript, which runs it: { } loop never ends."""
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *arguments, **options: started.append(arguments))
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n{ } loop\n%%EOF\n"
+    for name in ("bag.jpg", "bag.png", "bag.tif", "bag.eps", "bag"):
+        (tmp_path / name).write_bytes(program)
+        assert "no picture format is recognised, of JPEG, PNG, " in broken_line(tmp_path / name)
+    assert started == []
+
+
+def test_pictures_are_opened_in_one_place():
+    root = Path(__file__).resolve().parents[2]
+    rooms = [path for room in ("core", "baggage", "recognition") for path in (root / room).rglob("*.py")]
+    sources = [*root.glob("*.py"), *rooms]
+    found = {path.relative_to(root).as_posix() for path in sources if "Image.open(" in path.read_text("utf-8")}
+    assert found == {"core/data/images.py"} and len(sources) > 80
+
+
+def test_only_regular_files_are_opened(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a socket's path may have about 100 bytes
+    os.mkfifo("pipe.jpg")
+    (tmp_path / "link.jpg").symlink_to("pipe.jpg")
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind("socket.jpg")
+    for name in ("pipe.jpg", "link.jpg", "socket.jpg", "/dev/zero", "/dev/null"):
+        assert f"{name} is a pipe, a socket or a device" in broken_line(name)
+    listening.close()
+
+
+def written(tmp_path):
+    """Name -> path of a picture of 32 x 24 pixels, in every format that Pillow can write here, and in further modes.
+
+    All are called .jpg; written into memory, since Pillow's writer of SPIDER takes a file's suffix for its own.
+    """
+    Image.init()
+    colours = Image.fromarray(colour_picture(24, 32))
+    deep = Image.fromarray(np.arange(24 * 32, dtype=np.uint16).reshape(24, 32) * 80)
+    wanted = [(name, mode, {}) for name in sorted(Image.SAVE) for mode in ("RGB", "L", "1")]
+    wanted += [("GIF", "P", {}), ("PNG", "RGBA", {}), ("WEBP", "RGBA", {}), ("JPEG", "CMYK", {}), ("TIFF", "CMYK", {})]
+    wanted += [(name, "I;16", {}) for name in ("PNG", "TIFF", "PPM")]
+    wanted += [("TIFF", mode, {"compression": "tiff_lzw"}) for mode in ("RGB", "I;16")]
+    paths = {}
+    for name, mode, options in wanted:
+        picture = deep if mode == "I;16" else colours.convert(mode)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                picture.save(buffer := io.BytesIO(), name, **options)
+        except (OSError, ValueError):  # this Pillow can't write it, or not in this mode
+            continue
+        path = paths[f"{name} {mode} {options}"] = tmp_path / f"{len(paths)}.jpg"
+        path.write_bytes(buffer.getvalue())
+    return paths
+
+
+# A phone's JPEG with a second picture in it is MPO to Pillow, which opens it as JPEG.
+READ = {*images.FORMATS, "MPO"}
+
+
+def is_read(name):
+    return name.split()[0] in READ
+
+
+def test_of_all_that_pillow_knows_the_formats_of_pictures_are_read(tmp_path):
+    for name, path in written(tmp_path).items():
+        if is_read(name):
+            assert read_image(path).size == (32, 24), name
+        else:
+            assert "no picture format is recognised" in broken_line(path), name
+
+
+def test_a_phone_s_picture_with_a_second_one_in_it(tmp_path):
+    first, second = (Image.new("RGB", (32, 24), color) for color in ("red", "blue"))
+    first.save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=[second])
+    with open_image(tmp_path / "phone.jpg") as image:
+        assert image.format == "MPO" and image.n_frames == 2
+    assert pixels(tmp_path / "phone.jpg")[0, 0, 0] > 240
+
+
+def test_a_format_that_this_pillow_lacks_is_one_line(tmp_path, monkeypatch):
+    colours = colour_picture()
+    path, other = save(tmp_path / "a.webp", colours, lossless=True), save(tmp_path / "b.png", colours)
+    monkeypatch.delitem(Image.OPEN, "WEBP")
+    assert "no picture format is recognised, of " in (line := broken_line(path)) and "WEBP" not in line
+    np.testing.assert_array_equal(pixels(other), colours)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [KeyError("x"), IndexError(), AttributeError("a"), AssertionError(), OverflowError("o"), ZeroDivisionError(),
+     RuntimeError("r"), NotImplementedError(), RecursionError(), MemoryError(), SystemError("s"), EOFError(),
+     BufferError(), SyntaxError("two\nlines"), TypeError(), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x"),
+     UnboundLocalError("u"), ImportError("i"), OSError(5, "Input/output error"), zlib.error("z"), struct.error("t"),
+     Image.DecompressionBombError("b")],
+)  # fmt: skip
+def test_whatever_a_decoder_raises_is_a_broken_picture(tmp_path, monkeypatch, error):
+    def fail(image):
+        raise error
+
+    path = save(tmp_path / "a.png", colour_picture())
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    assert f"can't be read as a picture ({str(error).splitlines()[0] if str(error) else type(error).__name__}" in (
+        broken_line(path)
+    )
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_what_stops_a_program_stops_it(tmp_path, monkeypatch, stop):
+    def fail(image):
+        raise stop
+
+    path = save(tmp_path / "a.png", colour_picture())
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    with pytest.raises(stop):
+        read_image(path)
+
+
+def test_damaged_bytes_of_every_format_are_a_picture_or_one_line(tmp_path):
+    """Bits flipped, bytes overwritten, the end cut off or repeated: nothing but InputError comes out."""
+    random, counts = np.random.default_rng(0), {"read": 0, "broken": 0}
+    paths = {name: path for name, path in written(tmp_path).items() if is_read(name)}
+    for name, path in paths.items():
+        whole = np.frombuffer(path.read_bytes(), np.uint8)
+        for trial in range(12):
+            bytes_ = whole.copy()
+            header = min(len(whole), 200) if trial % 2 else len(whole)
+            places = random.integers(0, header, 1 + trial // 3)
+            if trial % 3 == 0:
+                bytes_[places] ^= 1 << random.integers(0, 8, len(places)).astype(np.uint8)
+            elif trial % 3 == 1:
+                bytes_[places] = random.choice([0, 1, 127, 128, 255], len(places))
+            else:
+                bytes_ = np.concatenate([bytes_[: places[0]], bytes_[places[0] + 4 * trial :]])
+            path.write_bytes(bytes_.tobytes())
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    assert read_image(path).mode == "RGB"
+                counts["read"] += 1
+            except InputError as error:
+                assert re.fullmatch(rf"{re.escape(str(path))}[: ].+", str(error)), (name, trial)
+                counts["broken"] += 1
+    assert min(counts.values()) > 50
+
+
+# Folders
 
 
 def test_list_images_is_sorted_and_knows_suffixes_in_either_case(tmp_path):
