@@ -50,7 +50,7 @@ from contextlib import nullcontext
 
 from tqdm import tqdm
 
-from core.data.images import IMAGE_SUFFIXES, list_images, read_image
+from core.data.images import IMAGE_SUFFIXES, folder_entries, list_files, list_images, read_image, say_unread
 from core.engine import distributed, options
 from core.engine.checkpoint import open_output
 from core.engine.log import progress_is_shown
@@ -239,11 +239,13 @@ def write_page(folder, about, cards, skipped, total):
 def list_pictures(patterns):
     """Paths of the pictures that files, folders and patterns name, each once, in that order.
 
-    Raises InputError for one that names none. A file that is named itself needs no suffix of a picture.
+    Raises InputError for one that names none, and for a folder that can't be read. A file that is named itself needs no
+    suffix of a picture.
     """
     found = {}
     for pattern in patterns:
         if os.path.isdir(pattern):
+            say_unread(list_files(pattern), pattern, say)
             paths = list_images(pattern)
             if not paths:
                 raise InputError(
@@ -252,7 +254,11 @@ def list_pictures(patterns):
         elif os.path.exists(pattern):
             paths = [pattern]
         else:
+            looked_in = pattern if pattern.endswith("**") else os.path.dirname(pattern) or os.curdir
+            for folder in glob.glob(os.path.join(looked_in, ""), recursive=True):
+                folder_entries(folder)  # the trap: glob leaves out what can't be read without a word
             matches = sorted(glob.glob(pattern, recursive=True))
+            say_unread(matches, pattern, say)
             paths = [path for path in matches if path.lower().endswith(IMAGE_SUFFIXES) and os.path.isfile(path)]
             if not paths:
                 raise InputError(f"{pattern}: no such picture; check the path")
@@ -303,7 +309,7 @@ def stop_for(skipped, total, what_now=""):
 
 def build_gallery(args, device):
     """A gallery out of the pictures in a folder, or more of them for one that exists; each shows one object."""
-    paths = gallery_pictures.pictures_of_gallery(args.build_gallery)
+    paths = gallery_pictures.pictures_of_gallery(args.build_gallery, say)
     if not args.add and os.path.lexists(args.gallery):
         what = "a folder:" if os.path.isdir(args.gallery) else "there already: --add adds to it, or"
         raise InputError(f"{args.gallery} is {what} give another name")

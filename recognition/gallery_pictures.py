@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 from tqdm import tqdm
 
-from core.data.images import list_images, open_image, read_image
+from core.data.images import list_files, list_images, open_image, read_image, say_unread
 from core.data.mvb import parse_name
 from core.engine.log import progress_is_shown
 from core.errors import InputError
@@ -77,8 +77,12 @@ def grown(before, after):
     return sorted(name for name, count in before.items() if after.get(name, 0) > count)
 
 
-def pictures_of_gallery(root):
-    """Paths of the pictures in a folder and its sub-folders. Raises InputError where there are none."""
+def pictures_of_gallery(root, say=print):
+    """Paths of the pictures in a folder and its sub-folders; those of kinds that are not read are counted in one line.
+
+    Raises InputError where there are none.
+    """
+    say_unread(list_files(root, recursive=True), root, say)
     paths = list_images(root, recursive=True)
     if not paths:
         raise InputError(f"{root}: no pictures in this folder or its sub-folders; a gallery is made of pictures")

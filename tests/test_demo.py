@@ -16,6 +16,7 @@ from pycocotools import mask as rle_codec
 import demo
 from core.data.images import read_image
 from core.engine.checkpoint import REQUIRED
+from core.errors import InputError
 from core.models import weights
 from core.models.mask_rcnn import MaskRCNN
 from core.visualize.instances import PANELS
@@ -224,6 +225,29 @@ def test_pictures_are_found_by_pattern(photos):
     ]
     (photos / "[x].jpg").write_bytes(b"")  # a name that is a pattern as well
     assert demo.list_pictures([f"{photos}/[x].jpg"]) == [f"{photos}/[x].jpg"]
+
+
+@pytest.mark.parametrize("given", ["photos", "photos/*", "photos/**", "photos/*.[hH]*"])
+def test_pictures_of_kinds_that_are_not_read_are_said(photos, capsys, given):
+    for name in ("a.heic", "b.HEIC", "c.cr2.txt"):
+        (photos / name).touch()
+    paths = None
+    if given == "photos/*.[hH]*":
+        with pytest.raises(InputError, match="no such picture"):
+            demo.list_pictures([given])
+    else:
+        paths = demo.list_pictures([given])
+    assert paths in (None, ["photos/one.png", "photos/turned.jpg"])
+    assert capsys.readouterr().out == f"not read: 2 .heic pictures in {given}; convert them to JPEG or PNG\n"
+
+
+@pytest.mark.parametrize("given", ["photos/deep", "photos/**", "photos/**/*.png", "photos/d*/*.png"])
+def test_a_folder_without_permission_is_named(photos, no_right_to, given):
+    (photos / "deep").mkdir()
+    no_right_to(photos / "deep")
+    with pytest.raises(InputError, match=r"photos/deep/?: the folder can't be read \(Permission denied\)"):
+        demo.list_pictures([given])
+    assert len(demo.list_pictures(["photos", "photos/*", "photos/*.png"])) == 2  # what lies deeper is not looked for
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import os
 import stat
 import struct
 import zlib
+from collections import Counter
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,9 +12,22 @@ from PIL import Image, UnidentifiedImageError
 
 from core.errors import InputError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+# fmt: off
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm",
+    ".pbm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".avif", ".avifs",
+)
+# Of pictures that are not read: `say_unread` counts them.
+UNREAD_SUFFIXES = (
+    ".heic", ".heif", ".hif", ".jxl", ".jxr", ".pjpeg", ".pjp", ".dib", ".pcx", ".tga", ".ico", ".icns", ".cur", ".psd",
+    ".psb", ".xcf", ".svg", ".svgz", ".eps", ".wmf", ".emf", ".exr", ".hdr", ".pfm", ".pam", ".dds", ".sgi", ".rgb",
+    ".ras", ".xbm", ".xpm", ".qoi", ".bpg", ".dcm", ".raw", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw",
+    ".srf", ".sr2", ".raf", ".orf", ".rw2", ".rwl", ".pef", ".srw", ".x3f", ".3fr", ".fff", ".iiq", ".mef", ".mos",
+    ".mrw", ".erf", ".dcr", ".kdc", ".gpr",
+)
+# fmt: on
 # Pillow's names of what these hold. It knows more, and for one of them, EPS, runs the program that the file is.
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 # What Pillow raises for damaged bytes: it has no common class for them, and each reader has its own. A reader that
 # trusts the bytes may end in any error but those that stop a program (KeyboardInterrupt, SystemExit).
@@ -165,16 +179,30 @@ def _to_rgb(image):
 def list_images(folder, recursive=False):
     """Paths of the pictures in `folder`, sorted, known by their suffix in either case; hidden files are left out.
 
-    Raises InputError where `folder` is no folder. An empty list is the caller's to judge.
+    Raises InputError, as `walk_folders`. An empty list is the caller's to judge.
     """
-    if not os.path.isdir(folder):
-        raise InputError(f"{folder}: no such folder; check the path")
+    return [path for path in list_files(folder, recursive) if path.lower().endswith(IMAGE_SUFFIXES)]
+
+
+def list_files(folder, recursive=False):
+    """Paths of all files in `folder`, with `recursive` also of those below it, sorted; hidden ones are left out."""
     found = []
     for parent, names in walk_folders(folder):
-        found += [os.path.join(parent, name) for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
+        found += [os.path.join(parent, name) for name in names]
         if not recursive:
             break
     return sorted(found)
+
+
+def say_unread(files, place, say):
+    """Say in one line how many of `files` are pictures of kinds that are not read, by suffix; nothing of none.
+
+    place: where they lie, for the line.
+    """
+    counts = Counter(os.path.splitext(path)[1].lower() for path in files)
+    unread = [f"{count} {suffix}" for suffix, count in counts.most_common() if suffix in UNREAD_SUFFIXES]
+    if unread:
+        say(f"not read: {', '.join(unread)} pictures in {place}; convert them to JPEG or PNG")
 
 
 def walk_folders(folder):
@@ -182,9 +210,12 @@ def walk_folders(folder):
 
     Links are followed. The trap: one to a folder above leads round and round, so no folder is entered twice, under
     whatever name.
+
+    Raises:
+        InputError: a folder is none, or may not be read: its pictures would be left out without a word.
     """
     seen = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_folder):
         place = os.path.realpath(parent)
         if place in seen:
             folders.clear()
@@ -192,3 +223,22 @@ def walk_folders(folder):
         seen.add(place)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield parent, [name for name in names if not name.startswith(".")]
+
+
+def folder_entries(folder):
+    """The os.DirEntry of all that is in a folder, sorted; none where it isn't there. InputError: it can't be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no folder can have such a name
+        return []
+    except OSError as error:
+        _refuse_folder(error)
+
+
+def _refuse_folder(error):
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise InputError(f"{error.filename}: no such folder; check the path") from error
+    raise InputError(
+        f"{error.filename}: the folder can't be read ({error.strerror}); give the right to read it, or move it away"
+    ) from error

@@ -12,7 +12,18 @@ import pytest
 from PIL import EpsImagePlugin, Image, ImageFile
 
 from core.data import images
-from core.data.images import TO_UPRIGHT, list_images, open_image, read_image, read_stored_image, turn_box
+from core.data.images import (
+    TO_UPRIGHT,
+    folder_entries,
+    list_files,
+    list_images,
+    open_image,
+    read_image,
+    read_stored_image,
+    say_unread,
+    turn_box,
+    walk_folders,
+)
 from core.errors import InputError
 
 
@@ -98,7 +109,7 @@ def test_16_bit_colour_is_scaled_not_clipped(tmp_path):
     np.testing.assert_array_equal(pixels(path), values.astype(np.int64) >> 8)
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp", "avif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_turns_the_picture_upright(tmp_path, orientation, suffix):
     # A camera that stores `stored` with this orientation saw `upright`: left half dark, upper left corner brightest.
@@ -111,6 +122,8 @@ def test_exif_orientation_turns_the_picture_upright(tmp_path, orientation, suffi
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"turned.{suffix}"
+    if path.suffix not in Image.registered_extensions():
+        pytest.skip(f"this Pillow knows no {suffix}")
     stored.save(path, exif=exif)
     assert np.abs(pixels(path).astype(int) - upright).max() < 30
     # Pillow itself turns a TIFF while loading: it is neither turned twice nor taken for the stored pixels.
@@ -349,6 +362,60 @@ def test_list_images_is_sorted_and_knows_suffixes_in_either_case(tmp_path):
         list_images(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
     assert list_images(tmp_path / "empty") == []
+
+
+NAMES = [
+    "a.jpg", "a.JPEG", "a.jpe", "a.jfif", "a.png", "a.bmp", "a.gif", "a.webp", "a.tif", "a.tiff", "a.ppm", "a.pgm",
+    "a.jp2", "a.Avif",
+]  # fmt: skip
+
+
+def test_what_is_read_is_listed_and_what_only_looks_like_a_picture_is_counted_once(tmp_path):
+    others = ["a.heic", "b.HEIC", "c.heif", "d.jxl", "e.psd", "f.svg", "g.tga", "h.cr2", "i.CR3", "j.nef", "k.arw",
+              "l.dng", "m.raw", "n.eps", "o.ico", "p.orf", "deeper/q.Heic"]  # fmt: skip
+    no_pictures = ["notes.txt", "a.jpg.txt", "heic", ".b.heic", "mask.npy", "list.json", ".hidden/c.heic"]
+    for name in NAMES + others + no_pictures:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert list_images(tmp_path, recursive=True) == sorted(str(tmp_path / name) for name in NAMES)
+    said = []
+    say_unread(list_files(tmp_path, recursive=True), "bags", said.append)
+    assert len(said) == 1 and said[0].startswith("not read: 3 .heic, 1 ")
+    assert said[0].endswith(" pictures in bags; convert them to JPEG or PNG") and said[0].count(", ") == 14
+    say_unread([*NAMES, "notes.txt", "a.jpg.txt", "heic"], "bags", said.append)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "jpe", "avif", "jp2", "j2k", "apng", "pnm", "mpo"])
+def test_what_is_listed_is_read(tmp_path, suffix):
+    name = {"jfif": "JPEG", "jpe": "JPEG", "avif": "AVIF", "jp2": "JPEG2000", "j2k": "JPEG2000"}.get(suffix)
+    Image.init()
+    if name and name not in Image.SAVE:
+        pytest.skip(f"this Pillow can't write {name}")
+    path = tmp_path / f"a.{suffix}"
+    name = name or {"apng": "PNG", "pnm": "PPM", "mpo": "MPO"}[suffix]
+    Image.new("RGB", (32, 24), (200, 30, 60)).save(path, format=name)
+    assert list_images(tmp_path) == [str(path)]
+    assert np.abs(pixels(path).astype(int) - (200, 30, 60)).max() < 8
+
+
+def test_a_folder_that_can_not_be_read_is_named(tmp_path, no_right_to):
+    for name in ("set/a.jpg", "set/deeper/b.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    no_right_to(tmp_path / "set/deeper")
+    assert list_images(tmp_path / "set") == [str(tmp_path / "set/a.jpg")]  # it isn't looked into
+    line = r"set/deeper: the folder can't be read \(Permission denied\)"
+    for listing in (lambda: list_images(tmp_path / "set", True), lambda: list(walk_folders(tmp_path / "set"))):
+        with pytest.raises(InputError, match=line):
+            listing()
+    with pytest.raises(InputError, match=line):
+        folder_entries(tmp_path / "set/deeper")
+    with pytest.raises(InputError, match=line):
+        list_images(tmp_path / "set/deeper")
+    assert [entry.name for entry in folder_entries(tmp_path / "set")] == ["a.jpg", "deeper"]
+    for nothing in ("absent", "set/a.jpg", "a\0b"):
+        assert folder_entries(f"{tmp_path}/{nothing}") == []
 
 
 def test_list_images_follows_links_and_none_of_them_round_and_round(tmp_path):

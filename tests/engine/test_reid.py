@@ -280,6 +280,62 @@ def test_skip_broken_leaves_out_pictures_of_every_part_and_numbers_identities_an
     assert all(line.startswith("left out: ") for line in said[:2] + said[3:4])
 
 
+def paint(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), "red").save(root / name, format="PNG")
+
+
+# Each layout, its pictures, and what a phone or a camera left there of a third identity.
+LAYOUTS = {
+    "folder": (["train/a/1.png", "train/b/1.jfif", "test/x/1.png", "test/x/2.png"], ["train/c/1.heic", "test/y/1.CR2"]),
+    "market1501": (
+        [f"{part}/000{i}_c{i}_0.png" for part in ("bounding_box_train", "bounding_box_test") for i in (1, 2)]
+        + ["query/0001_c2_0.png"],
+        ["bounding_box_train/0003_c1_0.heic", "bounding_box_test/0003_c1_0.CR2"],
+    ),
+    "mvb": (
+        [f"bounding_box_train/000{i}_{side}_1.png" for i in (1, 2) for side in "gp"]
+        + ["query/0003_p_1.png", "bounding_box_test/0003_g_1.png"],
+        ["bounding_box_train/0004_g_1.heic", "query/0005_p_1.CR2"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("around", [False, True])
+def test_pictures_of_kinds_that_are_not_read_are_said_once(tmp_path, name, around):
+    pictures, others = LAYOUTS[name]
+    published = {"market1501": "Market-1501-v15.09.15", "mvb": "MVB"}.get(name, "") if around else ""
+    paint(tmp_path / published, *pictures)
+    paint(tmp_path, "beside/originals.nef", ".hidden/1.heic")
+    said = []
+    args = options(dataset=name, data=str(tmp_path))
+    reid.load_data(args, said.append, training=True)
+    assert said == []
+    paint(tmp_path / published, *others)
+    data = reid.load_data(args, said.append, training=True)
+    assert said == [f"not read: 1 .heic, 1 .cr2 pictures in {tmp_path}; convert them to JPEG or PNG"] or (
+        said == [f"not read: 1 .cr2, 1 .heic pictures in {tmp_path}; convert them to JPEG or PNG"]
+    )
+    assert len({sample.id for sample in data.train}) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("folder", "."), ("folder", "train"), ("folder", "train/b"), ("folder", "test/x"), ("market1501", "query"),
+     ("market1501", "bounding_box_train"), ("mvb", "bounding_box_test")],
+)  # fmt: skip
+def test_a_folder_without_permission_is_named(tmp_path, no_right_to, name, folder):
+    paint(tmp_path, *LAYOUTS[name][0])
+    if folder == ".":  # whoever may enter it, and not list it, finds what has a known name
+        (tmp_path / "train").rename(tmp_path / "hidden")
+        (tmp_path / "test").rename(tmp_path / "hidden too")
+    no_right_to(tmp_path / folder)
+    with pytest.raises(InputError, match=rf"{tmp_path / folder}: the folder can't be read \(Permission denied\)"):
+        reid.load_data(options(dataset=name, data=str(tmp_path)), print, training=True)
+
+
 def test_too_few_identities_for_the_ranks(data, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 4)
     with pytest.raises(InputError, match="for each of 4 processes.*set ids_per_batch to 1"):

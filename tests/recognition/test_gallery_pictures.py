@@ -41,6 +41,18 @@ def test_a_folder_without_pictures_is_one_line(tmp_path):
             gallery_pictures.pictures_of_gallery(folder)
 
 
+def test_what_a_gallery_leaves_out_is_said(tmp_path, no_right_to):
+    for name in ("red/1.jfif", "blue/1.HEIC", "blue/2.arw"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    said = []
+    assert gallery_pictures.pictures_of_gallery(tmp_path, said.append) == [str(tmp_path / "red/1.jfif")]
+    assert said == [f"not read: 1 .heic, 1 .arw pictures in {tmp_path}; convert them to JPEG or PNG"]
+    no_right_to(tmp_path / "blue")
+    with pytest.raises(InputError, match="blue: the folder can't be read"):
+        gallery_pictures.pictures_of_gallery(tmp_path)
+
+
 def test_a_damaged_thumbnail_is_none():
     content = gallery_pictures.to_jpeg(plain(RED, 96, 60))
     for damaged in (bytes(len(content)), content[:40], content[:-200], content[:2] + bytes(len(content) - 2)):
