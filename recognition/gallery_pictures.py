@@ -95,15 +95,16 @@ class Subjects:
     Args:
         paths, identities: as from `pictures_of_gallery` and `name_identities`.
         encoder, detector: `recognition.networks`; without a detector whole pictures are embedded.
+        bits: of 16 those in use, as `core.data.images.bits_in_use` finds it.
 
     Attributes, complete at the end:
         skipped: a line for each picture that can't be read. whole: paths of those in which no object was found, though
             there is a detector.
     """
 
-    def __init__(self, paths, identities, encoder, detector):
+    def __init__(self, paths, identities, encoder, detector, bits=16):
         self.pairs = list(zip(paths, identities, strict=True))
-        self.encoder, self.detector = encoder, detector
+        self.encoder, self.detector, self.bits = encoder, detector, bits
         self.skipped, self.whole = [], []
 
     def __iter__(self):
@@ -120,7 +121,7 @@ class Subjects:
         for path, identity in pairs:
             self.bar.update()
             try:
-                picture = read_image(path)
+                picture = read_image(path, self.bits)
             except InputError as error:
                 self.skipped.append(str(error))
                 self.bar.write(f"skipped: {printable(error)}", file=sys.stderr)

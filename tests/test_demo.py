@@ -185,7 +185,7 @@ def test_as_many_as_the_network_returns_may_not_be_all(run, checkpoint, photos, 
 def test_a_run_that_is_interrupted_shows_what_is_done(run, checkpoint, photos, monkeypatch, links_of):
     shown = []
 
-    def interrupted(path):
+    def interrupted(path, bits):
         if shown:
             raise KeyboardInterrupt
         shown.append(path)
@@ -196,6 +196,19 @@ def test_a_run_that_is_interrupted_shows_what_is_done(run, checkpoint, photos, m
     assert (code, err) == (130, "") and "runs/demo/index.html shows it" in out
     assert {Path(link).parts[0] for link in links_of(Path("runs/demo/index.html"))} == {"one"}
     assert "<h1>1 of 2 pictures</h1>" in Path("runs/demo/index.html").read_text()
+
+
+def test_12_bits_of_16_are_shown(run, checkpoint, photos):
+    grey = np.asarray(Image.open(photos / "one.png").convert("L"))
+    deep = Path("deep")
+    deep.mkdir()
+    Image.fromarray(grey.astype(np.uint16) * 16).save(deep / "one.png")
+    Image.fromarray(grey).save(deep / "plain.png")
+    code, out, err = run(demo, deep, "--weights", checkpoint, "--score", 0.2, "--device", "cpu")
+    assert (code, err) == (0, "")
+    assert out.count("pictures of 16 bits use 12 of them: 0 .. 4,095 is taken as black .. white\n") == 1
+    one, plain = (read(Path("runs/demo") / name) for name in ("one", "plain"))
+    assert one["instances"] == plain["instances"] != []
 
 
 @pytest.mark.parametrize("output", ["file", "file/x"])

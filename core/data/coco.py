@@ -69,13 +69,15 @@ class CocoPicture(NamedTuple):
 
 class CocoData(NamedTuple):
     """What an annotation file says. categories: in the order of their labels. notes: lines for the log.
-    dropped: what `for_training` left out, reason -> number of objects."""
+    dropped: what `for_training` left out, reason -> number of objects. bits: of 16 those that the pictures use, as
+    `core.data.images.bits_in_use` finds it."""
 
     pictures: list[CocoPicture]
     categories: list[CocoCategory]
     annotations_path: str
     notes: list[str]
     dropped: dict[str, int]
+    bits: int = 16
 
 
 def coco_paths(root, split):

@@ -5,14 +5,12 @@ from array import array
 
 import numpy as np
 
-from core.data.images import EXIF_ORIENTATION, SWAPS_SIDES, TO_UPRIGHT, open_image
+from core.data.images import EXIF_ORIENTATION, MOST_HEADERS, SWAPS_SIDES, TO_UPRIGHT, open_image
 from core.data.samples import read_text
 from core.errors import InputError
 
 # Pixels. What lies farther out is a mistake of units, and rasterising walks along every pixel of an outline.
 FARTHEST = 1e5
-# Pictures whose headers are read before a run: that takes a second on a disk, and many times that over a network.
-MOST_HEADERS = 2000
 
 
 def read_json(path):

@@ -54,6 +54,7 @@ class CocoImages(PictureDataset):
         self.max_side = max_side
         self.seed = seed
         self.with_targets = with_targets
+        self.bits = data.bits
         packed = [pickle.dumps(picture, pickle.HIGHEST_PROTOCOL) for picture in data.pictures]
         self.ends = torch.from_numpy(np.cumsum([len(part) for part in packed], dtype=np.int64))
         self.packed = torch.frombuffer(bytearray().join(packed), dtype=torch.uint8)
@@ -69,7 +70,7 @@ class CocoImages(PictureDataset):
     def __getitem__(self, key):
         epoch, slot, index = key if isinstance(key, tuple) else (0, key, key)
         picture = self.picture(index)
-        loaded = load_picture(picture, self.with_targets, self.max_side)
+        loaded = load_picture(picture, self.with_targets, self.max_side, self.bits)
         transformed = loaded
         if self.transform is not None:
             with seeded("augmentation", self.seed, epoch, slot):
@@ -88,13 +89,13 @@ def collate_detection(items):
     return items if isinstance(items, InputError) else {key: [item[key] for item in items] for key in items[0]}
 
 
-def load_picture(picture, with_targets=True, max_side=None):
+def load_picture(picture, with_targets=True, max_side=None, bits=16):
     """Read a `CocoPicture`: dict with "image" uint8 (3, H, W) and, `with_targets`, "boxes" float (G, 4), "labels"
     int64 (G,) and "masks" uint8 (G, H, W). Image, boxes and masks are tv_tensors, for torchvision.transforms.v2.
 
     A picture with a side of more than `max_side` pixels is shrunk to it, less the objects that this leaves no pixel of.
     """
-    image = _at_most(read_as_annotated(picture.path, picture.width, picture.height), max_side)
+    image = _at_most(read_as_annotated(picture.path, picture.width, picture.height, bits), max_side)
     width, height = image.size
     shrunk = image.size != (picture.width, picture.height)
     loaded = {"image": functional.to_image(image)}
@@ -118,12 +119,12 @@ def _at_most(image, max_side):
     return image.resize(size, Image.Resampling.BILINEAR)  # which is antialiased in Pillow
 
 
-def read_as_annotated(path, width, height):
+def read_as_annotated(path, width, height, bits=16):
     """Read a picture the way it lay before the person who outlined its objects.
 
     Some tools show a picture turned upright by its EXIF orientation, others as it is stored. The file's width and
     height tell: where they fit the stored picture it stays as it is (also where they fit both, as after half a turn),
-    and only where they fit the upright one alone is it turned.
+    and only where they fit the upright one alone is it turned. bits: as in `core.data.images.read_image`.
 
     Returns:
         PIL image, mode RGB, of width x height.
@@ -131,7 +132,7 @@ def read_as_annotated(path, width, height):
     Raises:
         InputError: it can't be read, or has neither size.
     """
-    image, turn = read_stored_image(path)
+    image, turn = read_stored_image(path, bits)
     if image.size == (width, height):
         return image
     if turn in SWAPS_SIDES and image.size == (height, width):

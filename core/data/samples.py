@@ -14,7 +14,7 @@ class Sample(NamedTuple):
     path: the file. id: identity; in training 0 .. C-1, in query and gallery the data set's own number.
     camera: from 0; only equality means something, so numbers may have gaps. box: (x1, y1, x2, y2) of the object in
     pixels, or None. mask: the object's pixels as COCO's run lengths {"size": [height, width], "counts": ...}, or None.
-    name: the identity as the data calls it.
+    name: the identity as the data calls it. bits: of 16 those in use, as `core.data.images.bits_in_use` finds it.
     """
 
     path: str
@@ -23,6 +23,7 @@ class Sample(NamedTuple):
     box: tuple[float, float, float, float] | None = None
     mask: dict | None = None
     name: str = ""
+    bits: int = 16
 
 
 class ReIDDataset(NamedTuple):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from core.data.images import list_files, say_unread
+from core.data.images import bits_in_use, list_files, say_unread
 from core.data.loading import batches, build_loader
 from core.data.reid_datasets import check_evaluation, check_training, default_protocol, load_reid_dataset
 from core.data.reid_images import ReIDImages, collate, split_broken
@@ -63,6 +63,9 @@ def load_data(args, say=print, training=False):
     distributed.on_main(lambda: _say_unread(dataset, root, say))
     if args.skip_broken:
         dataset = _without_broken(dataset, say, with_masks=training and may_read_masks(args))
+    paths = [sample.path for part in dataset for sample in part]
+    bits = distributed.on_main(lambda: bits_in_use(paths, say))
+    dataset = ReIDDataset(*([sample._replace(bits=bits) for sample in part] for part in dataset))
     data = ReIDData(*dataset, name, root, args.protocol or default_protocol(name))
     if training:
         check_training(data)

@@ -14,6 +14,7 @@ from PIL import EpsImagePlugin, Image, ImageFile
 from core.data import images
 from core.data.images import (
     TO_UPRIGHT,
+    bits_in_use,
     folder_entries,
     list_files,
     list_images,
@@ -96,17 +97,158 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path, suffix):
     np.testing.assert_array_equal(pixels(path)[0, :, 0], [0, 0, 1, 128, 255])
 
 
-def test_16_bit_colour_is_scaled_not_clipped(tmp_path):
-    values = np.array([[[0, 255, 256], [32768, 65535, 4096]]], dtype=">u2")  # (1, 2, 3)
+def deep_png(path, values, *chunks):
+    """A PNG of 16 bits out of (H, W, C) values, which Pillow can't write: grey, grey and alpha, RGB, RGBA."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)  # width, height, 16 bits, colour type RGB
-    rows = zlib.compress(b"\0" + values.tobytes())
-    path = tmp_path / "deep.png"
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
-    np.testing.assert_array_equal(pixels(path), values.astype(np.int64) >> 8)
+    height, width, channels = values.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in values))
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", rows), (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+    return path
+
+
+def deep_tiff(path, values, order, packed=False):
+    """A TIFF of 16 bits out of (H, W, 3) values, in one strip, in the order of bytes "<" or ">"."""
+    height, width, _ = values.shape
+    data = values.astype(f"{order}u2").tobytes()
+    compression, data = (8, zlib.compress(data)) if packed else (1, data)
+    entries = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, 8 + len(data)), (259, 3, 1, compression),
+               (262, 3, 1, 2), (273, 4, 1, 8), (277, 3, 1, 3), (278, 3, 1, height), (279, 4, 1, len(data))]  # fmt: skip
+    bits = struct.pack(f"{order}3H", 16, 16, 16)
+    table = struct.pack(f"{order}H", len(entries))
+    for tag, kind, count, value in entries:
+        short = kind == 3 and count == 1
+        table += struct.pack(f"{order}HHI", tag, kind, count)
+        table += struct.pack(f"{order}HH", value, 0) if short else struct.pack(f"{order}I", value)
+    start = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + len(data) + len(bits))
+    path.write_bytes(start + data + bits + table + bytes(4))
+    return path
+
+
+def test_16_bit_colour_is_scaled_not_clipped(tmp_path):
+    values = np.array([[[0, 255, 256], [32768, 65535, 4096]]])  # (1, 2, 3)
+    for path in (deep_png(tmp_path / "a.png", values), deep_tiff(tmp_path / "a.tif", values, "<")):
+        np.testing.assert_array_equal(pixels(path), values >> 8)
+
+
+# Bits in use
+
+
+def bits_of(*paths):
+    """(bits in use, lines that were said)."""
+    said = []
+    return bits_in_use(map(str, paths), said.append), said
+
+
+def deep_values(bits, channels=1, seed=0):
+    """(6, 8, C): 0 and the highest value of `bits` bits are among them."""
+    values = np.random.default_rng(seed).integers(0, 2**bits, (6, 8, channels))
+    values[0, 0], values[0, 1] = 0, 2**bits - 1
+    return values
+
+
+def write_deep(path, values, kind):
+    """A picture of 16 bits of (H, W, C) values in one of KINDS."""
+    if kind == "png":
+        return deep_png(path, values)
+    if kind.startswith("tif "):
+        return deep_tiff(path, values, kind[4], "packed" in kind)
+    return save(path, values[..., 0].astype(np.uint16), format=kind)
+
+
+KINDS = [("png", 1), ("TIFF", 1), ("PPM", 1), ("png", 3), ("png", 4), ("tif <", 3), ("tif >", 3), ("tif < packed", 3)]
+
+
+@pytest.mark.parametrize(("kind", "channels"), KINDS)
+@pytest.mark.parametrize("bits", range(8, 17))
+def test_the_bits_that_a_set_uses_are_shown(tmp_path, kind, channels, bits):
+    """12 bits of 16, 0 .. 4,095: a value is shown by the highest 8 of these 12, in every picture of the set."""
+    values = deep_values(bits, channels)
+    if channels == 4:
+        values[..., 3] = 65535  # opaque
+    darker = values // 8
+    if channels == 4:
+        darker[..., 3] = 65535
+    path, dark = (write_deep(tmp_path / name, each, kind) for name, each in (("a", values), ("b", darker)))
+    plain = save(tmp_path / "c.jpg", colour_picture())
+    found, said = bits_of(plain, dark, path, tmp_path / "absent.png")
+    line = f"pictures of 16 bits use {bits} of them: 0 .. {2**bits - 1:,} is taken as black .. white"
+    assert found == bits and said == [line] * (bits < 16)
+    for each, one in ((path, values), (dark, darker)):
+        shown = np.broadcast_to(one[..., :3] >> bits - 8, (6, 8, 3))
+        np.testing.assert_array_equal(np.asarray(read_image(each, bits)), shown)
+        np.testing.assert_array_equal(np.asarray(read_stored_image(each, bits)[0]), shown)
+    np.testing.assert_array_equal(np.asarray(read_image(plain, bits)), pixels(plain))
+
+
+def test_12_bits_that_a_tiff_packs(tmp_path):
+    """The file says 12 bits; Pillow gives 0 .. 4,095."""
+    values = deep_values(12)[..., 0]  # (6, 8)
+    pairs = values.reshape(-1, 2)
+    packed = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], axis=1)
+    data = packed.astype(np.uint8).tobytes()
+    entries = [(256, 3, 8), (257, 3, 6), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1), (278, 3, 6),
+               (279, 4, len(data))]  # fmt: skip
+    table = struct.pack("<H", len(entries)) + b"".join(
+        struct.pack("<HHII", tag, kind, 1, v) for tag, kind, v in entries
+    )
+    path = tmp_path / "packed.tif"
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(data)) + data + table + bytes(4))
+    assert bits_of(path)[0] == 12
+    np.testing.assert_array_equal(np.asarray(read_image(path, 12))[..., 0], values >> 4)
+
+
+def test_a_png_says_by_sbit_that_it_was_scaled_to_16_bits(tmp_path):
+    """PNG specification, 11.3.2.4: 12 significant bits, of samples that were scaled to the full 16."""
+    path = deep_png(tmp_path / "a.png", deep_values(12) << 4, (b"sBIT", b"\x0c"))
+    assert bits_of(path) == (16, [])
+    as_they_are = deep_png(tmp_path / "b.png", deep_values(12), (b"sBIT", b"\x0c"))  # against the specification
+    assert bits_of(as_they_are)[0] == 12
+
+
+def test_sets_without_16_bits_have_nothing_to_say(tmp_path):
+    colours = colour_picture()
+    paths = [save(tmp_path / f"a.{suffix}", colours) for suffix in ("jpg", "png", "bmp", "gif", "webp", "tif", "ppm")]
+    paths += [save(tmp_path / "grey.png", colours[..., 0]), save(tmp_path / "bits.png", colours[..., 0], mode="1")]
+    (tmp_path / "empty.png").touch()
+    os.mkfifo(tmp_path / "pipe.png")
+    assert bits_of(*paths, tmp_path / "empty.png", tmp_path / "pipe.png") == (16, []) and bits_of() == (16, [])
+    black = deep_png(tmp_path / "black.png", np.zeros((6, 8, 1), np.int64))
+    assert bits_of(*paths, black)[0] == 8 and not np.asarray(read_image(black, 8)).any()
+
+
+def test_headers_spread_over_the_set_tell_whether_all_are_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MOST_HEADERS", 10)
+    deep = [write_deep(tmp_path / f"{number}.png", deep_values(bits), "png") for number, bits in enumerate((9, 12, 10))]
+    plain = save(tmp_path / "plain.png", colour_picture())
+    paths = [plain] * 100
+    assert bits_of(*paths) == (16, [])
+    paths[40] = deep[0]  # the headers of 0, 10, 20, ... are read
+    assert bits_of(*paths)[0] == 9
+    paths[41], paths[99] = deep[1:]
+    assert bits_of(*paths)[0] == 12
+    paths[7] = write_deep(tmp_path / "full.png", deep_values(16), "png")
+    assert bits_of(*paths) == (16, [])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_picture_that_needs_more_bits_than_its_set_is_one_line(tmp_path, channels):
+    path = deep_png(tmp_path / "a.png", deep_values(13, channels))
+    with pytest.raises(InputError, match=r"its values reach 8,191, those of its set use 12 bits"):
+        read_image(path, 12)
+
+
+def test_16_bit_grey_with_transparency_over_white(tmp_path):
+    values = deep_values(16, 2)
+    values[..., 1] = 65535
+    np.testing.assert_array_equal(pixels(deep_png(tmp_path / "a.png", values))[..., 0], values[..., 0] >> 8)
+    assert bits_of(deep_png(tmp_path / "b.png", np.stack([values[..., 0] >> 4, values[..., 1]], axis=2)))[0] == 12
+    with pytest.raises(InputError, match="b.png: can't be read as a picture"):  # Pillow gives its high bytes alone
+        read_image(tmp_path / "b.png", 12)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp", "avif"])
