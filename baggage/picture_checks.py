@@ -34,6 +34,7 @@ class Measure(NamedTuple):
     highest: the highest value of one with 16 bits that is nearly black beside others of its set, None of all others.
     box_share, mask_share: how much of the picture they cover, 0 .. 1; None where there is none, or none that fits.
     mask_area: pixels of the mask; None where there is none that fits, and where its run lengths are damaged.
+    bits: of 16 those that all pictures together use.
     """
 
     size: tuple[int, int]
@@ -44,6 +45,7 @@ class Measure(NamedTuple):
     colors: np.ndarray  # uint8 (8, 8, 3)
     box_share: float | None
     mask_area: int | None
+    bits: int
 
     @property
     def mask_share(self):
@@ -71,7 +73,7 @@ def measure_pictures(pictures, num_threads=8):
         fits = picture.mask and tuple(picture.mask["size"][::-1]) == stored.size
         area = mask_area(picture) if fits else None
         highest = _highest_of_few_bits(picture.path, stored)
-        return Measure(size, stored.size, flat, highest, *grids, _box_share(picture.box, stored.size), area)
+        return Measure(size, stored.size, flat, highest, *grids, _box_share(picture.box, stored.size), area, bits)
 
     with ThreadPoolExecutor(num_threads) as pool:  # decoding releases the interpreter's lock
         return list(tqdm(pool.map(measure, pictures), "reading pictures", len(pictures), unit="img", disable=None))
@@ -105,10 +107,8 @@ def picture_faults(survey, measures, min_side=MIN_SIDE):
         if measure is not None:
             width, height = measure.size
             if measure.highest is not None:
-                message = (
-                    f"its values reach {measure.highest:,}, those of other pictures 16 times as high or more, so "
-                    "training sees it nearly black; scale them"
-                )
+                message = f"its values reach {measure.highest:,} of {2**measure.bits - 1:,}"
+                message += ", so training sees it nearly black; scale them"
                 faults.append(make_fault("wrong_bit_depth", where, message))
             elif measure.flat:
                 faults.append(make_fault("single_coloured", where, f"{width}x{height} pixels of one colour"))
