@@ -50,7 +50,15 @@ from contextlib import nullcontext
 
 from tqdm import tqdm
 
-from core.data.images import IMAGE_SUFFIXES, list_images, read_image
+from core.data.images import (
+    IMAGE_SUFFIXES,
+    bits_in_use,
+    folder_entries,
+    list_files,
+    list_images,
+    read_image,
+    say_unread,
+)
 from core.engine import distributed, options
 from core.engine.checkpoint import open_output
 from core.engine.log import progress_is_shown
@@ -194,12 +202,13 @@ def show(args, device):
         if not detector.is_own and not args.segment:
             say(f"to train for your own objects: {TRAIN_MASKS} finds them, {TRAIN_REID} recognises them")
         cards, skipped = [], []
+        bits = bits_in_use(paths, say)
         places = list(zip(paths, titles_of(paths), distinct_names(paths, taken={"index.html"}), strict=True))
         bar = tqdm(places, disable=not progress_is_shown(), unit="picture")
         try:
             for path, title, folder in bar:
                 try:
-                    picture = read_image(path)
+                    picture = read_image(path, bits)
                 except InputError as error:
                     skipped.append(str(error))
                     bar.write(f"skipped: {printable(error)}", file=sys.stderr)
@@ -239,11 +248,13 @@ def write_page(folder, about, cards, skipped, total):
 def list_pictures(patterns):
     """Paths of the pictures that files, folders and patterns name, each once, in that order.
 
-    Raises InputError for one that names none. A file that is named itself needs no suffix of a picture.
+    Raises InputError for one that names none, and for a folder that can't be read. A file that is named itself needs no
+    suffix of a picture.
     """
     found = {}
     for pattern in patterns:
         if os.path.isdir(pattern):
+            say_unread(list_files(pattern), pattern, say)
             paths = list_images(pattern)
             if not paths:
                 raise InputError(
@@ -252,7 +263,11 @@ def list_pictures(patterns):
         elif os.path.exists(pattern):
             paths = [pattern]
         else:
+            looked_in = pattern if pattern.endswith("**") else os.path.dirname(pattern) or os.curdir
+            for folder in glob.glob(os.path.join(looked_in, ""), recursive=True):
+                folder_entries(folder)  # the trap: glob leaves out what can't be read without a word
             matches = sorted(glob.glob(pattern, recursive=True))
+            say_unread(matches, pattern, say)
             paths = [path for path in matches if path.lower().endswith(IMAGE_SUFFIXES) and os.path.isfile(path)]
             if not paths:
                 raise InputError(f"{pattern}: no such picture; check the path")
@@ -303,7 +318,7 @@ def stop_for(skipped, total, what_now=""):
 
 def build_gallery(args, device):
     """A gallery out of the pictures in a folder, or more of them for one that exists; each shows one object."""
-    paths = gallery_pictures.pictures_of_gallery(args.build_gallery)
+    paths = gallery_pictures.pictures_of_gallery(args.build_gallery, say)
     if not args.add and os.path.lexists(args.gallery):
         what = "a folder:" if os.path.isdir(args.gallery) else "there already: --add adds to it, or"
         raise InputError(f"{args.gallery} is {what} give another name")
@@ -316,7 +331,7 @@ def build_gallery(args, device):
         names = gallery_pictures.name_identities(paths, args.build_gallery, known.names if args.add else ())
         before = gallery_pictures.pictures_of_each(known) if args.add else {}
         renamed = gallery_pictures.renamed(known, paths, names) if args.add else []
-    subjects = gallery_pictures.Subjects(paths, names, encoder, detector)
+    subjects = gallery_pictures.Subjects(paths, names, encoder, detector, bits_in_use(paths, say))
     if args.add:
         _, replaced = gallery.add_to_gallery(args.gallery, subjects, fingerprint=encoder.fingerprint)
         say(f"replaced, since they were in it before: {replaced} of {len(paths)} pictures")
@@ -394,7 +409,8 @@ def say_names(names, one, many):
 
 def compare(args, device):
     """Do two pictures show the same object? Says the distance and, where there is a threshold, yes or no."""
-    pictures = [read_image(path) for path in args.pictures]
+    bits = bits_in_use(args.pictures, say)
+    pictures = [read_image(path, bits) for path in args.pictures]
     with open_output(args.output) as output:
         encoder = load_encoder(args.reid, device, args.amp)
         say(encoder.message)

@@ -257,7 +257,7 @@ def write_reid_results(folder, results, threshold, query, gallery, data, args):
 
 def evaluate_detection(args, state, device, say):
     network, _ = detection.network_from_checkpoint(args.checkpoint, device, state=state)
-    data = load_detection_data(args, state["args"], say)
+    data = load_detection_data(args, state["args"], say, state.get("bits"))
     categories = match_categories(state["categories"], data, say)
     output = args.output or Path(args.checkpoint).with_suffix("")
     folder, _ = open_run(output, Path(data.annotations_path).stem)
@@ -288,10 +288,11 @@ def evaluate_detection(args, state, device, say):
         print(f"written to {folder}")
 
 
-def load_detection_data(args, trained_with, say):
+def load_detection_data(args, trained_with, say, bits=None):
     """`CocoData` that the options name, or else what the training evaluated on.
 
-    Unreadable pictures are left out if `--skip-broken` is given or the training left them out.
+    Unreadable pictures are left out if `--skip-broken` is given or the training left them out. Those that the training
+    evaluated on are read by its `bits`, which are of all its set.
     """
     args.skip_broken = args.skip_broken or trained_with.get("skip_broken", False)
     if bool(args.images) != bool(args.annotations):
@@ -307,6 +308,9 @@ def load_detection_data(args, trained_with, say):
         data = read_coco(annotations, images, check_sizes=not args.skip_broken)
         for note in data.notes:
             say(note)
+        own = trained_with.get("val_images")
+        is_own = own and Path(images).resolve() == Path(own).resolve()
+        (data,) = detection.with_bits_in_use([data], say, bits if is_own else None)
     elif trained_with["val_fraction"]:
         data = detection.load_data(argparse.Namespace(**trained_with), say=lambda _: None).val
     else:

@@ -160,10 +160,10 @@ class Row(NamedTuple):
     pictures: Sequence[tuple[str | Path, str, tuple[float, float, float, float] | None]]
 
 
-def contact_sheet(path: str | Path, title: str, rows: Sequence[Row]) -> None:
+def contact_sheet(path: str | Path, title: str, rows: Sequence[Row], bits: int = 16) -> None:
     """Rows of pictures beside each other, as wide as the longest; rows beyond 80 are left out, and counted.
 
-    A picture that is missing or can't be read is a grey card that says so.
+    A picture that is missing or can't be read is a grey card that says so. bits: see `core.data.images.read_image`.
     """
     if not rows:
         return empty_sheet(path, f"{title}: no pictures to show")
@@ -180,16 +180,16 @@ def contact_sheet(path: str | Path, title: str, rows: Sequence[Row]) -> None:
         name = shorten(row.name, room, 10.5, row.rest)
         sheet.text(MARGIN, top, name, 10.5, align="left", weight="bold", room=room)
         for place, picture in enumerate(row.pictures):
-            _cell(sheet, MARGIN + place * (CELL + GAP), top + heading, *picture)
+            _cell(sheet, MARGIN + place * (CELL + GAP), top + heading, *picture, bits)
         top += heading + line + GAP
     if left_out:
         sheet.text(MARGIN, top - 6, f"{left_out:,} more rows are not shown", 9.5, FAINT, align="left")
     sheet.save(path)
 
 
-def _cell(sheet: Sheet, left: int, top: int, path: str | Path, caption: str, box) -> None:
+def _cell(sheet: Sheet, left: int, top: int, path: str | Path, caption: str, box, bits: int) -> None:
     try:
-        picture, turn = read_stored_image(path)
+        picture, turn = read_stored_image(path, bits)
     except InputError:  # this is the report that shows it, not the run that stumbles over it
         sheet.picture(Image.new("RGB", (CELL, CELL), CARD), left, top)
         sheet.text(left + CELL / 2, top + CELL / 2 - 7, "not readable" if os.path.exists(path) else "missing", 9, FAINT)

@@ -16,7 +16,7 @@ FAULTS = {  # kind -> what it means; the worst first
     "metadata_without_picture": "an entry whose picture is not on the disk",
     "picture_without_metadata": "a picture that no entry (or, converted, no name) describes",
     "unreadable": "a file that can't be read as a picture",
-    "wrong_bit_depth": "a picture with 16 bits a value that fills 12 of them at most, as if it had fewer",
+    "wrong_bit_depth": "a picture with 16 bits a value that fills far fewer of them than others of its set",
     "single_coloured": "a picture of one colour",
     "tiny": "a picture too small to show anything",
     "wrong_size": "an entry with another size than its picture",

@@ -64,9 +64,10 @@ def write_figures(folder, survey, measures, numbers, samples=6):
             "share of the picture",
         )
     pictures, sheet = [picture for picture, _ in readable], contact_sheet
-    draw("samples_materials", sheet, "Surface materials", material_rows(pictures))
-    draw("samples_identities", sheet, "Identities across views", identity_rows(pictures, samples))
-    draw("samples_faults", sheet, "Pictures at fault", fault_rows(survey))
+    bits = readable[0][1].bits if readable else 16
+    draw("samples_materials", sheet, "Surface materials", material_rows(pictures), bits)
+    draw("samples_identities", sheet, "Identities across views", identity_rows(pictures, samples), bits)
+    draw("samples_faults", sheet, "Pictures at fault", fault_rows(survey), bits)
     return written
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from baggage.faults import make_fault
 from baggage.identity_checks import compare_ids, compare_lists, usual_ids
-from core.data.images import IMAGE_SUFFIXES, list_images, walk_folders
+from core.data.images import IMAGE_SUFFIXES, folder_entries, list_files, list_images
 from core.data.mvb import (
     BAG_NAME,
     CONVERTED,
@@ -196,7 +196,8 @@ def _read_split(root, split, ids, faults):
     """
     lists = [f"{split}/Info/train.json"]
     if split == "MVB_val":
-        lists = sorted(f"{split}/Info/{path.name}" for path in (root / split / "Info").glob("*.json"))
+        lists = [f"{split}/Info/{entry.name}" for entry in folder_entries(root / split / "Info")]
+        lists = [name for name in lists if name.endswith(".json")]
         if not lists:
             faults.append(
                 make_fault("missing_part", f"{split}/Info", "no *.json there, so there is neither gallery nor probe")
@@ -328,7 +329,5 @@ def _check_sides(split, pictures, faults):
 
 def _files_below(root, folder):
     """Paths of all files in a folder and in those below it, from the root on; hidden ones are left out."""
-    found = set()
-    for parent, names in walk_folders(root / folder):
-        found.update(from_root(os.path.join(parent, name), root) for name in names)
-    return found
+    paths = list_files(root / folder, recursive=True) if (root / folder).is_dir() else []
+    return {from_root(path, root) for path in paths}

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageStat
+from PIL import ImageStat
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
@@ -16,7 +16,7 @@ from baggage.faults import make_fault
 from baggage.perceptual_hash import find_copies, picture_grids
 from core.data.coco import encode_mask
 from core.data.coco_checks import check_outline
-from core.data.images import SWAPS_SIDES, read_stored_image
+from core.data.images import SWAPS_SIDES, bits_in_use, open_image, read_stored_image
 from core.data.samples import clip_box
 from core.errors import InputError
 
@@ -24,16 +24,17 @@ MIN_SIDE = 32  # pixels
 # Grey levels of 0 .. 255: the standard deviation of each channel of a picture of one colour. The noise of a camera with
 # its lid on stays below it, the dullest picture of a black bag lies far above.
 FLAT = 3.0
-FILLED = 2**12  # values of a picture with 16 bits that are all below use few of them: what it shows is nearly black
+FILLED = 16  # grey levels of 0 .. 255: a picture of 16 bits that stays below, by the bits of its set, is nearly black
 MARGIN = 1.0  # pixels that a box may reach out: some count its last pixel as inside, some round
 
 
 class Measure(NamedTuple):
     """What is kept of a picture. size: upright, stored: as in the file, (width, height). flat: of one colour.
 
-    highest: the highest value of one whose 16 bits are filled by 12 at most, None of all others.
+    highest: the highest value of one with 16 bits that is nearly black beside others of its set, None of all others.
     box_share, mask_share: how much of the picture they cover, 0 .. 1; None where there is none, or none that fits.
     mask_area: pixels of the mask; None where there is none that fits, and where its run lengths are damaged.
+    bits: of 16 those that all pictures together use.
     """
 
     size: tuple[int, int]
@@ -44,6 +45,7 @@ class Measure(NamedTuple):
     colors: np.ndarray  # uint8 (8, 8, 3)
     box_share: float | None
     mask_area: int | None
+    bits: int
 
     @property
     def mask_share(self):
@@ -55,12 +57,13 @@ def measure_pictures(pictures, num_threads=8):
 
     Memory is 1.3 kB for each picture.
     """
+    bits = bits_in_use([picture.path for picture in pictures if picture.exists], print)
 
     def measure(picture):
         if not picture.exists:
             return None
         try:
-            stored, turn = read_stored_image(picture.path)
+            stored, turn = read_stored_image(picture.path, bits)
         except InputError as error:
             return error
         flat = max(ImageStat.Stat(stored).stddev) < FLAT
@@ -70,21 +73,21 @@ def measure_pictures(pictures, num_threads=8):
         fits = picture.mask and tuple(picture.mask["size"][::-1]) == stored.size
         area = mask_area(picture) if fits else None
         highest = _highest_of_few_bits(picture.path, stored)
-        return Measure(size, stored.size, flat, highest, *grids, _box_share(picture.box, stored.size), area)
+        return Measure(size, stored.size, flat, highest, *grids, _box_share(picture.box, stored.size), area, bits)
 
     with ThreadPoolExecutor(num_threads) as pool:  # decoding releases the interpreter's lock
         return list(tqdm(pool.map(measure, pictures), "reading pictures", len(pictures), unit="img", disable=None))
 
 
 def _highest_of_few_bits(path, stored):
-    """`Measure.highest`. stored: the picture (PIL, RGB) as training reads it, by the high byte of 16 bits.
+    """`Measure.highest`. stored: the picture (PIL, RGB) as training reads it, by the bits that the set uses.
 
     One that is of one colour over its own range, too, has no wrong bit depth. Of colour with 16 bits Pillow keeps no
     more than the high byte, so grey alone is looked at.
     """
-    if max(high for _, high in stored.getextrema()) >= FILLED >> 8:
+    if max(high for _, high in stored.getextrema()) >= FILLED:
         return None
-    with Image.open(path) as image:
+    with open_image(path) as image:
         values = np.asarray(image) if image.mode.startswith("I") else np.zeros(1)
     highest = int(values.max())
     return highest if values.std() * 255 >= FLAT * max(highest, 255) else None
@@ -104,9 +107,8 @@ def picture_faults(survey, measures, min_side=MIN_SIDE):
         if measure is not None:
             width, height = measure.size
             if measure.highest is not None:
-                message = (
-                    f"its values reach {measure.highest:,} of 65,535, so training sees it nearly black; scale them"
-                )
+                message = f"its values reach {measure.highest:,} of {2**measure.bits - 1:,}"
+                message += ", so training sees it nearly black; scale them"
                 faults.append(make_fault("wrong_bit_depth", where, message))
             elif measure.flat:
                 faults.append(make_fault("single_coloured", where, f"{width}x{height} pixels of one colour"))

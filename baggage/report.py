@@ -229,8 +229,8 @@ def method_section(limits):
         "\n".join(
             [
                 f"- Tiny: a side below {limits['min_side']} pixels. One colour: a standard deviation below {FLAT:g} "
-                "grey levels in every channel. Wrong bit depth: grey with 16 bits whose values all lie below "
-                f"{FILLED:,}.",
+                "grey levels in every channel. Wrong bit depth: grey with 16 bits whose values are all "
+                f"shown below {FILLED} of 255, where the highest of the set is shown above 127.",
                 f"- Boxes may reach out of the picture by {MARGIN:g} pixel: some count the last pixel as inside.",
                 f"- Copies: perceptual hashes (DCT, {BITS} bits) that differ in {limits['most_bits']} bits at most, "
                 f"and colours that differ by {MOST_COLOR:g} grey levels on average at most, at equal brightness. "

@@ -95,7 +95,7 @@ def read_scenes(data, identity_of, detector, encoder, score):
     rows, numbers, strays = {way: [] for way in WAYS}, [], {way: [] for way in WAYS[:3]}
     found_flags = []
     for scene in tqdm(data.pictures, "scenes", unit="picture", disable=None):
-        picture = read_as_annotated(scene.path, scene.width, scene.height, data.upright)
+        picture = read_as_annotated(scene.path, scene.width, scene.height, **data.view)
         annotated = [
             (one.box, encode_mask(one.segmentation, scene.width, scene.height), identity_of[one.id])
             for one in scene.annotations

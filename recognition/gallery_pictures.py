@@ -6,10 +6,9 @@ import sys
 from collections import Counter
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from core.data.images import BROKEN_FILE_ERRORS, list_images, read_image
+from core.data.images import list_files, list_images, open_image, read_image, say_unread
 from core.data.mvb import parse_name
 from core.engine.log import progress_is_shown
 from core.errors import InputError
@@ -78,8 +77,12 @@ def grown(before, after):
     return sorted(name for name, count in before.items() if after.get(name, 0) > count)
 
 
-def pictures_of_gallery(root):
-    """Paths of the pictures in a folder and its sub-folders. Raises InputError where there are none."""
+def pictures_of_gallery(root, say=print):
+    """Paths of the pictures in a folder and its sub-folders; those of kinds that are not read are counted in one line.
+
+    Raises InputError where there are none.
+    """
+    say_unread(list_files(root, recursive=True), root, say)
     paths = list_images(root, recursive=True)
     if not paths:
         raise InputError(f"{root}: no pictures in this folder or its sub-folders; a gallery is made of pictures")
@@ -92,15 +95,16 @@ class Subjects:
     Args:
         paths, identities: as from `pictures_of_gallery` and `name_identities`.
         encoder, detector: `recognition.networks`; without a detector whole pictures are embedded.
+        bits: of 16 those in use, as `core.data.images.bits_in_use` finds it.
 
     Attributes, complete at the end:
         skipped: a line for each picture that can't be read. whole: paths of those in which no object was found, though
             there is a detector.
     """
 
-    def __init__(self, paths, identities, encoder, detector):
+    def __init__(self, paths, identities, encoder, detector, bits=16):
         self.pairs = list(zip(paths, identities, strict=True))
-        self.encoder, self.detector = encoder, detector
+        self.encoder, self.detector, self.bits = encoder, detector, bits
         self.skipped, self.whole = [], []
 
     def __iter__(self):
@@ -117,7 +121,7 @@ class Subjects:
         for path, identity in pairs:
             self.bar.update()
             try:
-                picture = read_image(path)
+                picture = read_image(path, self.bits)
             except InputError as error:
                 self.skipped.append(str(error))
                 self.bar.write(f"skipped: {printable(error)}", file=sys.stderr)
@@ -139,6 +143,7 @@ def to_jpeg(picture):
 def from_jpeg(content):
     """PIL picture, or None where a gallery keeps none, or a damaged one."""
     try:
-        return Image.open(io.BytesIO(content)).convert("RGB") if content else None
-    except BROKEN_FILE_ERRORS:
+        with open_image(io.BytesIO(content), formats=("JPEG",)) as image:  # a gallery may come from anywhere
+            return image.convert("RGB")
+    except InputError:
         return None

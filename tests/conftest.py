@@ -134,6 +134,23 @@ def one_camera(shared_data, tmp_path):
 
 
 @pytest.fixture
+def no_right_to(monkeypatch):
+    """Function: from now on this folder can't be listed. The tests may run as root, who may read everything."""
+
+    def forbid(folder):
+        scandir = os.scandir
+
+        def refuse(path="."):
+            if os.path.realpath(path) == os.path.realpath(folder):
+                raise PermissionError(13, "Permission denied", str(path))
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+
+    return forbid
+
+
+@pytest.fixture
 def one_thread():
     """Sums in the order of a process with one thread, as the processes of torchrun have: equal to the last bit."""
     threads = torch.get_num_threads()

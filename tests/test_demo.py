@@ -16,6 +16,7 @@ from pycocotools import mask as rle_codec
 import demo
 from core.data.images import read_image
 from core.engine.checkpoint import REQUIRED
+from core.errors import InputError
 from core.models import weights
 from core.models.mask_rcnn import MaskRCNN
 from core.visualize.instances import PANELS
@@ -184,7 +185,7 @@ def test_as_many_as_the_network_returns_may_not_be_all(run, checkpoint, photos, 
 def test_a_run_that_is_interrupted_shows_what_is_done(run, checkpoint, photos, monkeypatch, links_of):
     shown = []
 
-    def interrupted(path):
+    def interrupted(path, bits):
         if shown:
             raise KeyboardInterrupt
         shown.append(path)
@@ -195,6 +196,19 @@ def test_a_run_that_is_interrupted_shows_what_is_done(run, checkpoint, photos, m
     assert (code, err) == (130, "") and "runs/demo/index.html shows it" in out
     assert {Path(link).parts[0] for link in links_of(Path("runs/demo/index.html"))} == {"one"}
     assert "<h1>1 of 2 pictures</h1>" in Path("runs/demo/index.html").read_text()
+
+
+def test_12_bits_of_16_are_shown(run, checkpoint, photos):
+    grey = np.asarray(Image.open(photos / "one.png").convert("L"))
+    deep = Path("deep")
+    deep.mkdir()
+    Image.fromarray(grey.astype(np.uint16) * 16).save(deep / "one.png")
+    Image.fromarray(grey).save(deep / "plain.png")
+    code, out, err = run(demo, deep, "--weights", checkpoint, "--score", 0.2, "--device", "cpu")
+    assert (code, err) == (0, "")
+    assert out.count("pictures of 16 bits use 12 of them: 0 .. 4,095 is taken as black .. white\n") == 1
+    one, plain = (read(Path("runs/demo") / name) for name in ("one", "plain"))
+    assert one["instances"] == plain["instances"] != []
 
 
 @pytest.mark.parametrize("output", ["file", "file/x"])
@@ -224,6 +238,29 @@ def test_pictures_are_found_by_pattern(photos):
     ]
     (photos / "[x].jpg").write_bytes(b"")  # a name that is a pattern as well
     assert demo.list_pictures([f"{photos}/[x].jpg"]) == [f"{photos}/[x].jpg"]
+
+
+@pytest.mark.parametrize("given", ["photos", "photos/*", "photos/**", "photos/*.[hH]*"])
+def test_pictures_of_kinds_that_are_not_read_are_said(photos, capsys, given):
+    for name in ("a.heic", "b.HEIC", "c.cr2.txt"):
+        (photos / name).touch()
+    paths = None
+    if given == "photos/*.[hH]*":
+        with pytest.raises(InputError, match="no such picture"):
+            demo.list_pictures([given])
+    else:
+        paths = demo.list_pictures([given])
+    assert paths in (None, ["photos/one.png", "photos/turned.jpg"])
+    assert capsys.readouterr().out == f"not read: 2 .heic pictures in {given}; convert them to JPEG or PNG\n"
+
+
+@pytest.mark.parametrize("given", ["photos/deep", "photos/**", "photos/**/*.png", "photos/d*/*.png"])
+def test_a_folder_without_permission_is_named(photos, no_right_to, given):
+    (photos / "deep").mkdir()
+    no_right_to(photos / "deep")
+    with pytest.raises(InputError, match=r"photos/deep/?: the folder can't be read \(Permission denied\)"):
+        demo.list_pictures([given])
+    assert len(demo.list_pictures(["photos", "photos/*", "photos/*.png"])) == 2  # what lies deeper is not looked for
 
 
 @pytest.mark.parametrize(

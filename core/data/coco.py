@@ -70,7 +70,8 @@ class CocoPicture(NamedTuple):
 class CocoData(NamedTuple):
     """What an annotation file says. categories: in the order of their labels. notes: lines for the log.
     dropped: what `for_training` left out, reason -> number of objects. upright: whether the objects of a picture whose
-    width and height fit both views lie on the one turned upright by its EXIF orientation, and not on the stored one."""
+    width and height fit both views lie on the one turned upright by its EXIF orientation, and not on the stored one.
+    bits: of 16 those that the pictures use, as `core.data.images.bits_in_use` finds it."""
 
     pictures: list[CocoPicture]
     categories: list[CocoCategory]
@@ -78,6 +79,12 @@ class CocoData(NamedTuple):
     notes: list[str]
     dropped: dict[str, int]
     upright: bool = True
+    bits: int = 16
+
+    @property
+    def view(self):
+        """How `core.data.coco_images.read_as_annotated` reads the pictures."""
+        return {"upright": self.upright, "bits": self.bits}
 
 
 def coco_paths(root, split):

@@ -54,7 +54,7 @@ class CocoImages(PictureDataset):
         self.max_side = max_side
         self.seed = seed
         self.with_targets = with_targets
-        self.upright = data.upright
+        self.view = data.view
         packed = [pickle.dumps(picture, pickle.HIGHEST_PROTOCOL) for picture in data.pictures]
         self.ends = torch.from_numpy(np.cumsum([len(part) for part in packed], dtype=np.int64))
         self.packed = torch.frombuffer(bytearray().join(packed), dtype=torch.uint8)
@@ -70,7 +70,7 @@ class CocoImages(PictureDataset):
     def __getitem__(self, key):
         epoch, slot, index = key if isinstance(key, tuple) else (0, key, key)
         picture = self.picture(index)
-        loaded = load_picture(picture, self.with_targets, self.max_side, upright=self.upright)
+        loaded = load_picture(picture, self.with_targets, self.max_side, **self.view)
         transformed = loaded
         if self.transform is not None:
             with seeded("augmentation", self.seed, epoch, slot):
@@ -89,14 +89,14 @@ def collate_detection(items):
     return items if isinstance(items, InputError) else {key: [item[key] for item in items] for key in items[0]}
 
 
-def load_picture(picture, with_targets=True, max_side=None, *, upright=True):
+def load_picture(picture, with_targets=True, max_side=None, **view):
     """Read a `CocoPicture`: dict with "image" uint8 (3, H, W) and, `with_targets`, "boxes" float (G, 4), "labels"
     int64 (G,) and "masks" uint8 (G, H, W). Image, boxes and masks are tv_tensors, for torchvision.transforms.v2.
 
     A picture with a side of more than `max_side` pixels is shrunk to it, less the objects that this leaves no pixel of.
-    upright: `CocoData.upright`.
+    view: `CocoData.view`.
     """
-    image = _at_most(read_as_annotated(picture.path, picture.width, picture.height, upright), max_side)
+    image = _at_most(read_as_annotated(picture.path, picture.width, picture.height, **view), max_side)
     width, height = image.size
     shrunk = image.size != (picture.width, picture.height)
     loaded = {"image": functional.to_image(image)}
@@ -120,12 +120,13 @@ def _at_most(image, max_side):
     return image.resize(size, Image.Resampling.BILINEAR)  # which is antialiased in Pillow
 
 
-def read_as_annotated(path, width, height, upright=True):
+def read_as_annotated(path, width, height, *, upright=True, bits=16):
     """Read a picture the way it lay before the person who outlined its objects.
 
     Some tools show a picture turned upright by its EXIF orientation, others as it is stored. The file's width and
-    height tell where they fit one view alone. Where they fit both, as after half a turn, `upright` (`CocoData.upright`)
-    says which it is.
+    height tell where they fit one view alone. Where they fit both, as after half a turn, `upright` says which it is.
+
+    Args: upright, bits: `CocoData.view`.
 
     Returns:
         PIL image, mode RGB, of width x height.
@@ -133,7 +134,7 @@ def read_as_annotated(path, width, height, upright=True):
     Raises:
         InputError: it can't be read, or has neither size.
     """
-    stored, turn = read_stored_image(path)
+    stored, turn = read_stored_image(path, bits)
     views = [stored] if turn is None else [stored, stored.transpose(turn)]
     for view in reversed(views) if upright else views:
         if view.size == (width, height):
@@ -148,7 +149,7 @@ def split_broken(data):
         (data without them, list of InputError: one for each, in the order of the pictures)
     """
     problems = find_broken(
-        data.pictures, lambda picture: read_as_annotated(picture.path, picture.width, picture.height, data.upright)
+        data.pictures, lambda picture: read_as_annotated(picture.path, picture.width, picture.height, **data.view)
     )
     readable = [picture for picture, error in zip(data.pictures, problems, strict=True) if error is None]
     return data._replace(pictures=readable), [error for error in problems if error is not None]

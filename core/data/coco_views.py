@@ -9,11 +9,8 @@ from collections import Counter
 from PIL import Image
 
 from core.data.coco_checks import check_box
-from core.data.images import BROKEN_FILE_ERRORS, EXIF_ORIENTATION, SWAPS_SIDES, TO_UPRIGHT, read_stored_image
+from core.data.images import EXIF_ORIENTATION, MOST_HEADERS, SWAPS_SIDES, TO_UPRIGHT, open_image, read_stored_image
 from core.errors import InputError
-
-# Pictures whose headers are read before a run: that takes a second on a disk, and many times that over a network.
-MOST_HEADERS = 2000
 
 
 def settle_view(pictures, entries, path, check_sizes):
@@ -62,13 +59,13 @@ def _view_by_header(picture, check_sizes):
     """The view with the picture's width and height, "upright" or "stored", or "either"; None without an orientation."""
     said = (picture.width, picture.height)
     try:
-        with Image.open(picture.path) as image:
+        with open_image(picture.path) as image:
             # The trap: `getexif` of a PNG decodes it, for what may stand behind the pixels; a wrong size is worth that.
             exif = Image.Image.getexif(image) if image.size == said else image.getexif()
             turn = TO_UPRIGHT.get(exif.get(EXIF_ORIENTATION))
             # Another: the size of a TIFF is that of the upright picture in newer versions of Pillow.
             stored = (image.tag_v2[256], image.tag_v2[257]) if image.format == "TIFF" else image.size
-    except BROKEN_FILE_ERRORS:
+    except InputError:
         return None
     fitting = [view for view, size in _sizes(stored, turn).items() if size == said]
     if check_sizes and not fitting:

@@ -10,7 +10,7 @@ have camera 0 and the protocol is no_camera.
 
 import os
 
-from core.data.images import list_images
+from core.data.images import folder_entries, list_images
 from core.data.samples import ReIDDataset, Sample, find_root
 from core.errors import InputError
 
@@ -45,7 +45,7 @@ def _read_part(folder):
             f"{folder}: {len(loose)} pictures lie outside the identities' folders, the first is "
             f"{os.path.basename(loose[0])}; expected {os.path.basename(folder)}/<identity>/<picture>"
         )
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    names = [entry.name for entry in folder_entries(folder) if entry.is_dir() and not entry.name.startswith(".")]
     pictures = {name: list_images(os.path.join(folder, name), recursive=True) for name in names}
     pictures = {name: paths for name, paths in pictures.items() if paths}
     if not pictures:

@@ -1,29 +1,62 @@
 """Pictures from files: every kind that people have, as 8-bit RGB, or one clear line about the file at fault."""
 
 import os
+import re
+import stat
 import struct
+import sys
 import zlib
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageChops, UnidentifiedImageError
+from tqdm import tqdm
 
 from core.errors import InputError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+# fmt: off
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm",
+    ".pbm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".avif", ".avifs",
+)
+# Of pictures that are not read: `say_unread` counts them.
+UNREAD_SUFFIXES = (
+    ".heic", ".heif", ".hif", ".jxl", ".jxr", ".pjpeg", ".pjp", ".dib", ".pcx", ".tga", ".ico", ".icns", ".cur", ".psd",
+    ".psb", ".xcf", ".svg", ".svgz", ".eps", ".wmf", ".emf", ".exr", ".hdr", ".pfm", ".pam", ".dds", ".sgi", ".rgb",
+    ".ras", ".xbm", ".xpm", ".qoi", ".bpg", ".dcm", ".raw", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw",
+    ".srf", ".sr2", ".raf", ".orf", ".rw2", ".rwl", ".pef", ".srw", ".x3f", ".3fr", ".fff", ".iiq", ".mef", ".mos",
+    ".mrw", ".erf", ".dcr", ".kdc", ".gpr",
+)
+# fmt: on
+# Pillow's names of what these hold. It knows more, and for one of them, EPS, runs the program that the file is.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
-# What Pillow raises for damaged bytes: it has no common class for them, and each reader has its own.
+# What Pillow raises for damaged bytes: it has no common class for them, and each reader has its own. A reader that
+# trusts the bytes may end in any error but those that stop a program (KeyboardInterrupt, SystemExit).
 BROKEN_FILE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    IndexError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BufferError,
     EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    SystemError,
+    TypeError,
+    ValueError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
 )
 
+DEEP_COLOR = re.compile(";16([BLN])")  # in Pillow's name of how pixels are stored; the letter is the order of bytes
 EXIF_ORIENTATION = 0x0112
 # How to turn the stored picture upright, by EXIF orientation (1 is upright already).
 TO_UPRIGHT = {
@@ -45,24 +78,33 @@ MIRRORS_X = {TO_UPRIGHT[orientation] for orientation in (2, 3, 6, 7)}
 MIRRORS_Y = {TO_UPRIGHT[orientation] for orientation in (3, 4, 7, 8)}
 
 
-def read_image(path):
+# Pictures whose headers are read before a run: that takes a second on a disk, and many times that over a network.
+MOST_HEADERS = 2000
+
+
+def read_image(path, bits=16):
     """Read a picture as it is meant to be seen: upright by its EXIF orientation.
 
     Palette, grey, CMYK and 1-bit pictures become RGB; transparent ones are laid over white, as a browser shows them;
-    16-bit values are scaled (their high byte), never clipped; of an animation the first frame counts.
+    16-bit values are scaled (the high byte of those bits that are in use), never clipped; of an animation the first
+    frame counts.
+
+    Args:
+        bits: how many of 16 are in use, as `bits_in_use` finds it for a whole set.
 
     Returns:
         PIL image, mode RGB.
 
     Raises:
         InputError: names the file that is missing, empty, truncated, broken, or of a kind without a range (float,
-            32-bit). Pillow's LOAD_TRUNCATED_IMAGES stays off: half a picture is not a picture.
+            32-bit), or whose values need more than `bits`. Pillow's LOAD_TRUNCATED_IMAGES stays off: half a picture is
+            not a picture.
     """
-    picture, turn = read_stored_image(path)
+    picture, turn = read_stored_image(path, bits)
     return picture if turn is None else picture.transpose(turn)
 
 
-def read_stored_image(path):
+def read_stored_image(path, bits=16):
     """Read a picture as it is stored, which is what boxes and masks are measured on, and how to turn it upright.
 
     Returns:
@@ -71,22 +113,57 @@ def read_stored_image(path):
     Raises:
         InputError, as `read_image`.
     """
-    if os.path.isdir(path):
-        raise InputError(f"{path} is a folder where a picture is needed; give a file")
-    try:
-        with Image.open(path) as image:
-            turn = TO_UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION))  # asked first: a TIFF forgets it in load()
-            image.load()
-            picture = _to_rgb(image)
-            if turn is not None and image.format == "TIFF":  # the trap: Pillow turns this format, and no other
-                picture = picture.transpose(BACK.get(turn, turn))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such picture; check the path") from error
-    except BROKEN_FILE_ERRORS as error:
-        raise InputError(
-            f"{path}: can't be read as a picture ({_reason(path, error)}); replace or remove it"
-        ) from error
+    with open_image(path) as image:
+        has_more = bits < 16 and _is_deep(image)  # than the high byte; asked first: getexif() may load the picture
+        turn = TO_UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION))  # before load(), in which a TIFF forgets it
+        low = _low_bytes(path) if has_more and not image.mode.startswith("I") else None
+        image.load()
+        if has_more and _highest(image) >= 2**bits:
+            raise ValueError(f"its values reach {_highest(image):,}, those of its set use {bits} bits: store all alike")
+        picture = _to_rgb(image, bits, low)
+        if turn is not None and image.format == "TIFF":  # the trap: Pillow turns this format, and no other
+            picture = picture.transpose(BACK.get(turn, turn))
     return picture, turn
+
+
+@contextmanager
+def open_image(file, formats=FORMATS):
+    """The one way to open a picture: `with open_image(path) as image`, a PIL image of which only the header is read.
+
+    Args:
+        file: a path, or a binary file object.
+        formats: Pillow's names of what it may be; one that this Pillow lacks is not recognised.
+
+    Raises:
+        InputError: names the file; also for whatever Pillow raises within the `with`, so keep other work out of it.
+    """
+    Image.init()  # so that `Image.OPEN` is complete
+    formats = [name for name in formats if name in Image.OPEN]
+    try:
+        if not hasattr(file, "read"):
+            _check_file(file)
+        with Image.open(file, formats=formats) as image:
+            yield image
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{file}: no such picture; check the path") from error
+    except BROKEN_FILE_ERRORS as error:
+        reason = str(error).replace("\n", " ") or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = f"no picture format is recognised, of {', '.join(formats)}"
+        raise InputError(f"{file}: can't be read as a picture ({reason}); replace or remove it") from error
+
+
+def _check_file(path):
+    """Only regular files are opened: a pipe would wait for ever, and a device may never end."""
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise InputError(f"{path} is a folder where a picture is needed; give a file")
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path} is a pipe, a socket or a device where a picture is needed; give a file")
+    if status.st_size == 0:
+        raise ValueError("the file is empty")
 
 
 def turn_box(box, turn, width, height):
@@ -101,43 +178,124 @@ def turn_box(box, turn, width, height):
     return x1, y1, x2, y2
 
 
-def _to_rgb(image):
-    """Loaded PIL image of any mode -> RGB. The trap: Pillow's own conversion of 16-bit grey clips at 255."""
+def bits_in_use(paths, say):
+    """How many of 16 bits the pictures of a set use, 8 .. 16: the fewest that hold the highest value in any of them.
+
+    A camera of 12 bits stores 0 .. 4,095 in a file of 16, whose high byte would be nearly black. No file says so: of a
+    PNG, the sBIT chunk is about values that were scaled to 16 bits. Less than 16 is said in one line.
+
+    It is 16 where no picture has 16 bits, by the headers of `MOST_HEADERS` pictures spread evenly over the set. Where
+    one has, every such picture is read, until one of them uses all bits.
+    """
+    paths, highest = list(paths), 0
+    with ThreadPoolExecutor(8) as pool:  # decoding releases the interpreter's lock
+        if not any(pool.map(_has_16_bits, paths[:: -(-len(paths) // MOST_HEADERS) or 1])):
+            return 16
+        for start in tqdm(range(0, len(paths), 64), "bits in use", unit_scale=64, unit="img", disable=None):
+            highest = max(highest, *pool.map(_highest_of_16_bits, paths[start : start + 64]))
+            if highest >= 2**15:
+                return 16
+    bits = max(highest.bit_length(), 8)
+    say(f"pictures of 16 bits use {bits} of them: 0 .. {2**bits - 1:,} is taken as black .. white")
+    return bits
+
+
+def _is_deep(image):
+    """Whether an opened PIL image, not loaded yet, has 16 bits a value. Of colour its mode doesn't tell."""
+    return image.mode.startswith("I") or any(DEEP_COLOR.search(str(tile[3])) for tile in image.tile)
+
+
+def _has_16_bits(path):
+    try:
+        with open_image(path) as image:
+            return _is_deep(image)
+    except InputError:  # reading it will tell
+        return False
+
+
+def _highest_of_16_bits(path):
+    try:
+        with open_image(path) as image:
+            return _highest(image) if _is_deep(image) else 0
+    except InputError:  # reading it will tell
+        return 0
+
+
+def _highest(image):
+    """The highest value of a picture of 16 bits: of grey; of colour, whose high bytes Pillow keeps, the highest that it
+    can be. Transparency doesn't count."""
+    if image.mode.startswith("I"):
+        return int(np.asarray(image).max())
+    bands = zip(image.getbands(), image.getextrema(), strict=True)
+    return max(high for band, (_, high) in bands if band != "A") * 256 + 255
+
+
+def _low_bytes(path):
+    """The low bytes of colour with 16 bits, as a loaded PIL image: what Pillow takes for the high ones when it is told
+    the other order of bytes."""
+    other = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+
+    def swapped(how):  # the raw mode, or a tuple that begins with it
+        if isinstance(how, tuple):
+            return (swapped(how[0]), *how[1:])
+        return DEEP_COLOR.sub(lambda match: ";16" + other[match[1]], how)
+
+    with open_image(path) as image:
+        # Tiles are tuples with names, in older Pillow without.
+        image.tile = [tuple.__new__(type(tile), (*tile[:3], swapped(tile[3]))) for tile in image.tile]
+        image.load()
+        return image
+
+
+def _to_rgb(image, bits, low):
+    """Loaded PIL image of any mode -> RGB. The trap: Pillow's own conversion of 16-bit grey clips at 255.
+
+    low: of 16-bit colour that uses less, `_low_bytes`; `image` itself holds the high ones.
+    """
+    if low is not None:
+        high = image.point(lambda value: value << 16 - bits)
+        image = ImageChops.add(high, low.point(lambda value: value >> bits - 8))
     if image.mode == "F":
         raise ValueError("floating-point values have no fixed range: save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)  # (H, W)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError("32-bit values have no fixed range: save it with 8 or 16 bits")
-        # The high byte, which is also what Pillow keeps of 16-bit colour.
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+        # At 16 bits the high byte, which is also what Pillow keeps of 16-bit colour.
+        return Image.fromarray((values >> bits - 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         picture = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     return image.convert("RGB")
 
 
-def _reason(path, error):
-    if os.path.isfile(path) and os.path.getsize(path) == 0:
-        return "the file is empty"
-    if isinstance(error, UnidentifiedImageError):
-        return "no picture format is recognised"
-    return str(error).replace("\n", " ") or type(error).__name__
-
-
 def list_images(folder, recursive=False):
     """Paths of the pictures in `folder`, sorted, known by their suffix in either case; hidden files are left out.
 
-    Raises InputError where `folder` is no folder. An empty list is the caller's to judge.
+    Raises InputError, as `walk_folders`. An empty list is the caller's to judge.
     """
-    if not os.path.isdir(folder):
-        raise InputError(f"{folder}: no such folder; check the path")
+    return [path for path in list_files(folder, recursive) if path.lower().endswith(IMAGE_SUFFIXES)]
+
+
+def list_files(folder, recursive=False):
+    """Paths of all files in `folder`, with `recursive` also of those below it, sorted; hidden ones are left out."""
     found = []
     for parent, names in walk_folders(folder):
-        found += [os.path.join(parent, name) for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
+        found += [os.path.join(parent, name) for name in names]
         if not recursive:
             break
     return sorted(found)
+
+
+def say_unread(files, place, say):
+    """Say in one line how many of `files` are pictures of kinds that are not read, by suffix; nothing of none.
+
+    place: where they lie, for the line.
+    """
+    counts = Counter(os.path.splitext(path)[1].lower() for path in files)
+    unread = [f"{count} {suffix}" for suffix, count in counts.most_common() if suffix in UNREAD_SUFFIXES]
+    if unread:
+        say(f"not read: {', '.join(unread)} pictures in {place}; convert them to JPEG or PNG")
 
 
 def walk_folders(folder):
@@ -145,9 +303,12 @@ def walk_folders(folder):
 
     Links are followed. The trap: one to a folder above leads round and round, so no folder is entered twice, under
     whatever name.
+
+    Raises:
+        InputError: a folder is none, or may not be read: its pictures would be left out without a word.
     """
     seen = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_folder):
         place = os.path.realpath(parent)
         if place in seen:
             folders.clear()
@@ -155,3 +316,22 @@ def walk_folders(folder):
         seen.add(place)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield parent, [name for name in names if not name.startswith(".")]
+
+
+def folder_entries(folder):
+    """The os.DirEntry of all that is in a folder, sorted; none where it isn't there. InputError: it can't be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no folder can have such a name
+        return []
+    except OSError as error:
+        _refuse_folder(error)
+
+
+def _refuse_folder(error):
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise InputError(f"{error.filename}: no such folder; check the path") from error
+    raise InputError(
+        f"{error.filename}: the folder can't be read ({error.strerror}); give the right to read it, or move it away"
+    ) from error

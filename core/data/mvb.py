@@ -15,6 +15,7 @@ import os
 import re
 from functools import partial
 
+from core.data.images import folder_entries
 from core.data.samples import (
     ReIDDataset,
     Sample,
@@ -97,18 +98,19 @@ def parse_name(file_name):
 def _load_original(root):
     train_list = root / "MVB_train" / "Info" / "train.json"
     train_entries = read_entries(train_list)
-    lists = sorted((root / "MVB_val" / "Info").glob("*.json"))
+    info = root / "MVB_val" / "Info"
+    lists = [info / entry.name for entry in folder_entries(info) if entry.name.endswith(".json")]
     if not lists:
-        raise InputError(f"{root / 'MVB_val' / 'Info'}: no *.json there; expected val_gallery.json and val_probe.json")
+        raise InputError(f"{info}: no *.json there; expected val_gallery.json and val_probe.json")
     test_entries = [entry for path in lists for entry in read_entries(path)]
 
     train = _to_samples(train_entries, root, "MVB_train")
     test = _to_samples(test_entries, root, "MVB_val")
     check_on_disk(train["g"] + train["p"], train_list)
-    check_on_disk(test["g"] + test["p"], root / "MVB_val" / "Info")
+    check_on_disk(test["g"] + test["p"], info)
     for side, part in TEST_PARTS.items():
         if not test[side]:
-            raise InputError(f"{root / 'MVB_val' / 'Info'}: no entry with datatype {side!r}, so there is no {part}")
+            raise InputError(f"{info}: no entry with datatype {side!r}, so there is no {part}")
     return ReIDDataset(relabel(sorted(train["g"] + train["p"])), test["p"], test["g"])
 
 

@@ -96,7 +96,7 @@ def load_sample(sample, with_mask=False):
 
     Box and mask are those of the stored pixels; by the picture's EXIF orientation all three are turned upright.
     """
-    picture, turn = read_stored_image(sample.path)
+    picture, turn = read_stored_image(sample.path, sample.bits)
     width, height = picture.size
     box = _clipped_box(sample, width, height)
     mask = Image.fromarray(_decode_mask(sample, width, height)) if with_mask else None

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from core.data.images import list_images
+from core.data.images import folder_entries, list_images
 from core.errors import InputError
 
 
@@ -14,7 +14,7 @@ class Sample(NamedTuple):
     path: the file. id: identity; in training 0 .. C-1, in query and gallery the data set's own number.
     camera: from 0; only equality means something, so numbers may have gaps. box: (x1, y1, x2, y2) of the object in
     pixels, or None. mask: the object's pixels as COCO's run lengths {"size": [height, width], "counts": ...}, or None.
-    name: the identity as the data calls it.
+    name: the identity as the data calls it. bits: of 16 those in use, as `core.data.images.bits_in_use` finds it.
     """
 
     path: str
@@ -23,6 +23,7 @@ class Sample(NamedTuple):
     box: tuple[float, float, float, float] | None = None
     mask: dict | None = None
     name: str = ""
+    bits: int = 16
 
 
 class ReIDDataset(NamedTuple):
@@ -59,16 +60,16 @@ def find_root(root, folders, inside, dataset):
         Path.
 
     Raises:
-        InputError: `root` is no folder, or holds nothing of that kind.
+        InputError: `root` is no folder, can't be read, or holds nothing of that kind.
     """
     root = Path(os.path.expanduser(root))
     if not os.path.isdir(root):  # Path.is_dir raises OSError at a name that is too long
         raise InputError(f"{root}: no such folder; give that of the set {dataset}")
     for candidate in (root, *(root / folder for folder in folders)):
-        if any((candidate / part).exists() for part in inside):
+        if any(os.path.exists(candidate / part) for part in inside):
             return candidate
     here = f" (or {', '.join(folders)} with them)" if folders else ""
-    content = ", ".join(sorted(entry.name for entry in root.iterdir())[:5]) or "nothing"
+    content = ", ".join(entry.name for entry in folder_entries(root)[:5]) or "nothing"
     raise InputError(f"{root}: not laid out as {dataset}: expected {', '.join(inside)} in it{here}, found {content}")
 
 
@@ -111,6 +112,7 @@ def read_text(path):
 def check_on_disk(samples, listing):
     """Raise InputError where pictures that `listing` names are not there: how many, and the first.
 
+    It is raised, too, where a folder can't be read.
     Each folder is listed once; asking for 200,000 files one by one takes minutes on a network disk.
     """
     present = {}
@@ -118,7 +120,7 @@ def check_on_disk(samples, listing):
     for sample in samples:
         folder, name = os.path.split(sample.path)
         if folder not in present:
-            present[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+            present[folder] = {entry.name for entry in folder_entries(folder)}
         if name not in present[folder]:
             missing.append(sample.path)
     if missing:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from core.data.coco import CocoData, coco_ground_truth, coco_paths, for_training, read_coco, split_coco
 from core.data.coco_images import CocoImages, collate_detection, split_broken
 from core.data.detection_transforms import build_detection_transform
+from core.data.images import bits_in_use
 from core.data.loading import batches, build_loader
 from core.data.samplers import AspectRatioBatches, KeyedBatches
 from core.engine import distributed
@@ -55,11 +56,19 @@ def load_data(args, say=print):
     else:
         val = None
         say("no validation data: the run trains without evaluation (--val-fraction 0.1 holds a tenth of it out)")
+    train, val = with_bits_in_use([train, val], say)
     train = for_training(train)
     for part in (train, val):
         for note in part.notes if part else ():
             say(note)
     return DetectionData(train, val, paths)
+
+
+def with_bits_in_use(parts, say, bits=None):
+    """The parts of a set (`CocoData` or None) with `bits`, or as many as the pictures of all of them use together."""
+    paths = [picture.path for part in parts if part for picture in part.pictures]
+    bits = bits or distributed.on_main(lambda: bits_in_use(paths, say))
+    return [part and part._replace(bits=bits) for part in parts]
 
 
 def without_broken(data, say):
@@ -207,6 +216,7 @@ def checkpoint_state(network, step, best, args, data):
         "args": {**all_options(args), **paths},
         "network": network.options,
         "categories": [list(category) for category in data.train.categories],
+        "bits": data.train.bits,
     }
 
 

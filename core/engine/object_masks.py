@@ -184,7 +184,7 @@ def _predict(samples, network, device, amp):
 
 
 def _predict_one(sample, network, device, amp):
-    picture, turn = read_stored_image(sample.path)
+    picture, turn = read_stored_image(sample.path, sample.bits)
     width, height = picture.size
     box = sample.box and clip_box(sample.box, width, height)  # one that lies outside stops the training, in one line
     if turn is None:
@@ -220,7 +220,10 @@ def _encode(mask):
 
 def _look_up(samples, root, path, say):
     """(key of each sample, size and time of each file, what the cache knows: dict of entries by key)."""
-    keys = [json.dumps([os.path.relpath(sample.path, root), sample.box]) for sample in samples]
+    keys = [  # by fewer bits than 16 it is another picture
+        json.dumps([os.path.relpath(sample.path, root), sample.box, *[sample.bits] * (sample.bits < 16)])
+        for sample in samples
+    ]
     files = [_file_state(sample.path) for sample in samples]
     return keys, files, _read_cache(path, say)
 

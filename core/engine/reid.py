@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
+from core.data.images import bits_in_use, list_files, say_unread
 from core.data.loading import batches, build_loader
 from core.data.reid_datasets import check_evaluation, check_training, default_protocol, load_reid_dataset
 from core.data.reid_images import ReIDImages, collate, split_broken
@@ -59,8 +60,12 @@ def load_data(args, say=print, training=False):
         with distributed.main_first():
             settle_synthetic_baggage(root, BACKGROUNDS[name], say)
     dataset = load_reid_dataset(name, root)
+    distributed.on_main(lambda: _say_unread(dataset, root, say))
     if args.skip_broken:
         dataset = _without_broken(dataset, say, with_masks=training and may_read_masks(args))
+    paths = [sample.path for part in dataset for sample in part]
+    bits = distributed.on_main(lambda: bits_in_use(paths, say))
+    dataset = ReIDDataset(*([sample._replace(bits=bits) for sample in part] for part in dataset))
     data = ReIDData(*dataset, name, root, args.protocol or default_protocol(name))
     if training:
         check_training(data)
@@ -71,6 +76,14 @@ def load_data(args, say=print, training=False):
         if note:
             say(note)
     return data
+
+
+def _say_unread(dataset, root, say):
+    """Count the pictures of kinds that are not read in the folders of `root` in which the data set's pictures lie."""
+    folders = {os.path.dirname(sample.path) for part in dataset for sample in part}
+    tops = sorted({os.path.relpath(folder, root).split(os.sep)[0] for folder in folders} - {os.pardir})
+    files = [path for top in tops for path in list_files(os.path.join(root, top), recursive=True)]
+    say_unread(files, root, say)
 
 
 def _without_broken(data, say, with_masks):

@@ -48,6 +48,7 @@ def draw_rank_list(path, query, gallery, data, metric, num_rows=NUM_ROWS, k=10):
                 match_names=[match.name or str(match.id) for match, _ in found],
                 distances=[distance for _, distance in found],
                 correct=[match.id == sample.id for match, _ in found],
+                bits=sample.bits,
             )
         )
     rank_list_sheet(path, rows)

@@ -28,7 +28,7 @@ from core.visualize.sheet import (
 
 
 class RankRow(NamedTuple):
-    """One query and its matches, best first."""
+    """One query and its matches, best first. bits: of 16 those in use, see `core.data.images.read_image`."""
 
     query_path: str
     query_name: str
@@ -36,6 +36,7 @@ class RankRow(NamedTuple):
     match_names: list[str]
     distances: list[float]
     correct: list[bool]  # whether each match is of the query's identity
+    bits: int = 16
 
 
 def rank_list_sheet(path: str | Path, rows: Sequence[RankRow], num_matches: int = 10) -> None:
@@ -47,8 +48,8 @@ def rank_list_sheet(path: str | Path, rows: Sequence[RankRow], num_matches: int 
     if not rows:
         return empty_sheet(path, "no queries to show")
     rows = [row._replace(match_paths=row.match_paths[:num_matches]) for row in rows]
-    queries = [read_image(row.query_path) for row in rows]
-    matches = [[read_image(match) for match in row.match_paths] for row in rows]
+    queries = [read_image(row.query_path, row.bits) for row in rows]
+    matches = [[read_image(match, row.bits) for match in row.match_paths] for row in rows]
     width, height = box_for(queries + [picture for row in matches for picture in row], area=124 * 124)
     columns = max(1, max(len(row) for row in matches))
     first = MARGIN + width + 2 * GAP + 10  # left edge of the first match: the query stands apart

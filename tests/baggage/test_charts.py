@@ -161,6 +161,15 @@ def test_contact_sheet_shows_pictures_and_cards(drawn, written, blue, tmp_path):
     assert {"Samples", "good: 2", "bad", "one", "two", "x"} <= set(written)
 
 
+def test_contact_sheet_shows_12_bits_of_16(drawn, written, tmp_path):
+    Image.fromarray(np.full((60, 80), 4095, np.uint16)).save(tmp_path / "deep.png")
+    dark, bright = (
+        drawn(contact_sheet, "", [Row("row", "", [(tmp_path / "deep.png", "", None)])], *bits)[1]
+        for bits in ((), (12,))
+    )
+    assert (dark.max(axis=2) < 20).sum() > 1000 > (bright.max(axis=2) < 20).sum()
+
+
 def test_contact_sheet_frames_boxes_where_they_are_seen(drawn, blue, tmp_path):
     """The right half of the stored picture; turned upright by EXIF it is the lower one. A box ends at its cell."""
     turned = Image.Exif()

@@ -93,6 +93,11 @@ def noise(width, height, seed=0):
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
+def deep(factor, seed=0):
+    """Grey noise of 8 bits times `factor`, in 16 bits."""
+    return Image.fromarray(np.asarray(noise(60, 50, seed).convert("L")).astype(np.uint16) * factor)
+
+
 def test_clean_sets_have_no_faults(baggage, root):
     assert found(baggage) == found(root) == []
 
@@ -184,16 +189,31 @@ def test_single_coloured_pictures_are_not_copies_of_each_other(root):
 )
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
 def test_bits_that_are_not_filled(root, factor, kind, suffix):
-    """8 bits as 16, as 12 of 16, as 10 of 16, as they are; nothing at all."""
+    """8 bits as 16, as 12 of 16, as 10 of 16, as they are; nothing at all: beside a picture that fills 16."""
+    add(root, TRAIN, f"0002_g_9.{suffix}", deep(257, seed=7))
     name = f"0003_g_9.{suffix}"
-    add(root, TRAIN, name, Image.fromarray(np.asarray(noise(60, 50).convert("L")).astype(np.uint16) * factor))
+    add(root, TRAIN, name, deep(factor))
     faults = [fault[:2] for fault in found(root)]
     assert faults == ([(kind, f"MVB_train/Image/{name}")] if kind else [])
 
 
+@pytest.mark.parametrize("factor", [16, 4, 1])
+def test_pictures_that_all_use_few_bits_are_read_by_them(root, factor, capsys):
+    """One that fills far fewer than the others is nearly black beside them."""
+    for name in ("0003_g_8.png", "0003_g_9.png"):
+        add(root, TRAIN, name, deep(factor, seed=int(name[7])))
+    assert found(root) == []
+    bits = 8 + factor.bit_length() - 1
+    assert f"pictures of 16 bits use {bits} of them" in capsys.readouterr().out
+    if factor == 16:
+        add(root, TRAIN, "0004_g_9.png", Image.fromarray(np.asarray(deep(1)) // 2))
+        assert [fault[:2] for fault in found(root)] == [("wrong_bit_depth", "MVB_train/Image/0004_g_9.png")]
+
+
 def test_how_many_bits_are_filled_is_said(root):
-    values = np.asarray(noise(60, 50).convert("L")).astype(np.uint16) * 16
+    values = np.array(deep(16))
     values[0, 0] = 4080
+    add(root, TRAIN, "0002_g_9.png", deep(257, seed=7))
     add(root, TRAIN, "0003_g_9.png", Image.fromarray(values))
     assert "its values reach 4,080 of 65,535" in found(root)[0].message
 

@@ -331,7 +331,7 @@ def test_masks_lie_on_the_objects_of_square_pictures(tmp_path, orientation, upri
     assert split_broken(data) == (data, [])
     item = CocoImages(data)[0]
     assert torch.equal((item["image"][0] > 0).byte(), item["target"]["masks"][0])
-    assert np.array_equal(np.asarray(read_as_annotated(tmp_path / "square.png", 40, 40, upright)), outlined)
+    assert np.array_equal(np.asarray(read_as_annotated(tmp_path / "square.png", 40, 40, upright=upright)), outlined)
 
 
 def test_a_picture_that_tells_of_no_view_is_taken_upright(tmp_path):

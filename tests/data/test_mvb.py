@@ -182,6 +182,14 @@ def write_converted(root, train, query, gallery):
             (root / part / name).touch()
 
 
+@pytest.mark.parametrize("folder", ["MVB_val/Info", "MVB_train/Image", "MVB_val/Image/probe"])
+def test_a_folder_without_permission_is_named(tmp_path, no_right_to, folder):
+    write_original(tmp_path)
+    no_right_to(tmp_path / folder)
+    with pytest.raises(InputError, match=rf"{folder}: the folder can't be read \(Permission denied\)"):
+        load_reid_dataset("mvb", tmp_path)
+
+
 def test_converted_layout(tmp_path):
     write_converted(
         tmp_path / "MVB", ["0010_g_1.jpg", "0010_p_3.jpg", "0012_p_1.jpg"], ["0500_p_2.jpg"], ["0500_g_2.jpg"]

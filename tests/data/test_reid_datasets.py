@@ -148,6 +148,24 @@ def test_msmt17_in_both_versions(tmp_path, folder, train, test):
         load_reid_dataset("msmt17", root)
 
 
+@pytest.mark.parametrize("folder", ["train/0000", "train/0001"])
+def test_a_listed_folder_without_permission_is_named(tmp_path, no_right_to, folder):
+    for part in ("train", "val", "query", "gallery"):
+        number = int(part in ("query", "gallery"))
+        touch(tmp_path / "train", f"000{number}/{part}_0_01_0.jpg")
+        touch(tmp_path / "test", f"000{number}/{part}_0_01_0.jpg")
+        (tmp_path / f"list_{part}.txt").write_text(f"000{number}/{part}_0_01_0.jpg {number}\n")
+    no_right_to(tmp_path / folder.replace("train/0001", "test/0001"))
+    with pytest.raises(InputError, match=r"000\d: the folder can't be read \(Permission denied\)"):
+        load_reid_dataset("msmt17", tmp_path)
+
+
+def test_a_root_without_permission_is_named(tmp_path, no_right_to):
+    no_right_to(tmp_path)
+    with pytest.raises(InputError, match=rf"{tmp_path}: the folder can't be read \(Permission denied\)"):
+        load_reid_dataset("market1501", tmp_path)
+
+
 def write_vehicleid(root):
     touch(root / "image", *(f"{number:07d}.jpg" for number in range(1, 8)))
     (root / "train_test_split").mkdir()

@@ -2,16 +2,21 @@
 
 import hashlib
 import io
+import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from baggage import synthetic
+from core.data.coco_images import CocoImages
 from core.engine import detection, distributed
 from core.engine.coco_evaluation import encode_detections
 from core.errors import InputError
 from core.models.mask_rcnn import MaskRCNN
+from evaluate import load_detection_data
 from train_mask_rcnn import build_step, train_one_epoch
 
 NETWORK = {
@@ -73,6 +78,62 @@ def test_two_processes_end_with_the_same_weights_and_the_ap_of_one(shapes, tmp_p
     (row, digests, metrics), (other_row, other_digests, other_metrics) = results
     assert row == other_row and digests == other_digests and digests[0] != digests[1]
     assert repr(metrics) == repr(other_metrics) == repr(expected)  # as text, since nan is not nan
+
+
+@pytest.fixture
+def shapes_of_12_bits(shapes, tmp_path):
+    """`shapes` in grey, in files of 16 bits: those of train use 12 of them, those of val 10."""
+    root = shutil.copytree(shapes, tmp_path / "shapes")
+    for path in root.glob("*2017/*.png"):
+        grey = np.array(Image.open(path).convert("L")).astype(np.uint16)
+        grey[0, 0] = 255
+        Image.fromarray(grey * (16 if "train" in path.parent.name else 4)).save(path)
+    return root
+
+
+def assert_shown_by_12_bits(data):
+    assert data.bits == 12
+    images = CocoImages(data)
+    for index in range(len(images)):
+        item = images[index]
+        stored = torch.from_numpy(np.array(Image.open(item["path"])).astype(np.int64))
+        assert torch.equal((item["image"] * 255).round().long(), (stored >> 4).expand(3, -1, -1))
+
+
+def test_train_and_val_are_read_by_the_bits_that_both_use(shapes_of_12_bits):
+    said = []
+    data = detection.load_data(options(shapes_of_12_bits), said.append)
+    assert said == ["pictures of 16 bits use 12 of them: 0 .. 4,095 is taken as black .. white"]
+    for part in (data.train, data.val):
+        assert_shown_by_12_bits(part)
+    (shapes_of_12_bits / "annotations/instances_val2017.json").unlink()
+    data = detection.load_data(options(shapes_of_12_bits, val_fraction=0.3, skip_broken=True), said.append)
+    assert_shown_by_12_bits(data.train)
+    assert_shown_by_12_bits(data.val)
+    assert said[1:] == said[:1]
+
+
+def test_what_the_training_evaluated_on_is_read_by_its_bits_again(shapes_of_12_bits, tmp_path):
+    """Alone it uses fewer bits, and would be four times as bright."""
+    args = options(shapes_of_12_bits)
+    data = detection.load_data(args, lambda _: None)
+    network = MaskRCNN(**NETWORK)
+    step = build_step(network, args, CPU, 1)
+    state = detection.checkpoint_state(network, step, 0.5, args, data)
+    asked = SimpleNamespace(data=None, images=None, annotations=None, skip_broken=False)
+    same = {"data": str(shapes_of_12_bits)}
+    named = {"images": data.paths["val_images"], "annotations": data.paths["val_annotations"]}
+    for given in ({}, same, named):
+        said = []
+        again = load_detection_data(
+            SimpleNamespace(**{**vars(asked), **given}), state["args"], said.append, state["bits"]
+        )
+        assert_shown_by_12_bits(again)
+        assert said == []
+    other = shutil.copytree(shapes_of_12_bits, tmp_path / "other")
+    for trained_with, bits in ((state["args"], state["bits"]), ({}, None)):
+        given = SimpleNamespace(**{**vars(asked), "data": str(other)})
+        assert load_detection_data(given, trained_with, said.append, bits).bits == 10
 
 
 def test_an_epoch_of_pictures_without_any_object(shapes):

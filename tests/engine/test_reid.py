@@ -12,8 +12,10 @@ from torch import nn
 from baggage import synthetic
 from core.data.images import list_images
 from core.data.reid_datasets import load_reid_dataset
+from core.data.reid_images import load_sample
 from core.data.samples import ReIDDataset, Sample
-from core.engine import distributed, reid
+from core.data.transforms import denormalise
+from core.engine import distributed, reid, reid_pictures
 from core.engine.reid import ReIDData
 from core.errors import InputError
 from core.losses.spec import build_loss
@@ -289,6 +291,129 @@ def test_skip_broken_leaves_out_pictures_of_every_part_and_numbers_identities_an
     assert said[2] == "--skip-broken: 2 of 6 train pictures left out"
     assert said[4] == "--skip-broken: 1 of 4 query pictures left out" and len(said) == 5
     assert all(line.startswith("left out: ") for line in said[:2] + said[3:4])
+
+
+def paint(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), "red").save(root / name, format="PNG")
+
+
+# Each layout, its pictures, and what a phone or a camera left there of a third identity.
+LAYOUTS = {
+    "folder": (["train/a/1.png", "train/b/1.jfif", "test/x/1.png", "test/x/2.png"], ["train/c/1.heic", "test/y/1.CR2"]),
+    "market1501": (
+        [f"{part}/000{i}_c{i}_0.png" for part in ("bounding_box_train", "bounding_box_test") for i in (1, 2)]
+        + ["query/0001_c2_0.png"],
+        ["bounding_box_train/0003_c1_0.heic", "bounding_box_test/0003_c1_0.CR2"],
+    ),
+    "mvb": (
+        [f"bounding_box_train/000{i}_{side}_1.png" for i in (1, 2) for side in "gp"]
+        + ["query/0003_p_1.png", "bounding_box_test/0003_g_1.png"],
+        ["bounding_box_train/0004_g_1.heic", "query/0005_p_1.CR2"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("around", [False, True])
+def test_pictures_of_kinds_that_are_not_read_are_said_once(tmp_path, name, around):
+    pictures, others = LAYOUTS[name]
+    published = {"market1501": "Market-1501-v15.09.15", "mvb": "MVB"}.get(name, "") if around else ""
+    paint(tmp_path / published, *pictures)
+    paint(tmp_path, "beside/originals.nef", ".hidden/1.heic")
+    said = []
+    args = options(dataset=name, data=str(tmp_path))
+    reid.load_data(args, said.append, training=True)
+    assert said == []
+    paint(tmp_path / published, *others)
+    data = reid.load_data(args, said.append, training=True)
+    assert said == [f"not read: 1 .heic, 1 .cr2 pictures in {tmp_path}; convert them to JPEG or PNG"] or (
+        said == [f"not read: 1 .cr2, 1 .heic pictures in {tmp_path}; convert them to JPEG or PNG"]
+    )
+    assert len({sample.id for sample in data.train}) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("folder", "."), ("folder", "train"), ("folder", "train/b"), ("folder", "test/x"), ("market1501", "query"),
+     ("market1501", "bounding_box_train"), ("mvb", "bounding_box_test")],
+)  # fmt: skip
+def test_a_folder_without_permission_is_named(tmp_path, no_right_to, name, folder):
+    paint(tmp_path, *LAYOUTS[name][0])
+    if folder == ".":  # whoever may enter it, and not list it, finds what has a known name
+        (tmp_path / "train").rename(tmp_path / "hidden")
+        (tmp_path / "test").rename(tmp_path / "hidden too")
+    no_right_to(tmp_path / folder)
+    with pytest.raises(InputError, match=rf"{tmp_path / folder}: the folder can't be read \(Permission denied\)"):
+        reid.load_data(options(dataset=name, data=str(tmp_path)), print, training=True)
+
+
+def paint_12_bits(root, *names):
+    """Grey pictures of 16 bits that use 12, the last one all of them, the others less."""
+    values = {}
+    for number, name in enumerate(names):
+        highest = 4095 if name == names[-1] else 900 + number
+        values[str(root / name)] = np.linspace(0, highest, 64).astype(np.uint16).reshape(8, 8)
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values[str(root / name)]).save(root / name)
+    return values
+
+
+NAMES = [
+    f"{part}/{who}/{number}.png" for part, who in (("train", "a"), ("train", "b"), ("test", "x")) for number in "12"
+]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_12_bits_of_16_are_found_over_the_whole_set_and_said_once(tmp_path, suffix):
+    names = [name.replace("png", suffix) for name in NAMES]
+    values, said = paint_12_bits(tmp_path, *names), []
+    data = reid.load_data(options(dataset="folder", data=str(tmp_path)), said.append, training=True)
+    assert said == ["pictures of 16 bits use 12 of them: 0 .. 4,095 is taken as black .. white"]
+    assert {sample.bits for part in data[:3] for sample in part} == {12}
+    for sample in [*data.train, *data.query, *data.gallery]:
+        image = load_sample(sample)["image"]  # (3, 8, 8)
+        assert np.array_equal(image[0], values[sample.path] >> 4)
+    for workers in (0, 2):  # which have a copy of the samples
+        loader = reid.build_eval_loader(options(height=8, width=8, workers=workers), data.gallery, CPU)
+        shown = denormalise(next(iter(loader))["image"])[0, 0] * 255
+        assert (shown - torch.from_numpy((values[data.gallery[0].path] >> 4).astype(np.float32))).abs().max() <= 1
+    again = reid.load_data(options(dataset="folder", data=str(tmp_path), skip_broken=True), said.append)  # evaluate.py
+    assert again.gallery == data.gallery and said[1:] == said[:1]
+
+
+def test_all_16_bits_in_use_or_none_is_not_worth_a_line(tmp_path):
+    paint_12_bits(tmp_path, *NAMES)
+    Image.fromarray(np.full((8, 8), 65535, np.uint16)).save(tmp_path / "train/a/3.png")
+    said = []
+    data = reid.load_data(options(dataset="folder", data=str(tmp_path)), said.append, training=True)
+    assert said == [] and {sample.bits for part in data[:3] for sample in part} == {16}
+
+
+def load_on_a_rank(rank, root):
+    distributed.setup("cpu", timeout_minutes=0.5)
+    said = []
+    data = reid.load_data(options(dataset="folder", data=root), said.append, training=True)
+    distributed.cleanup()
+    return len(said), {sample.bits for part in data[:3] for sample in part}
+
+
+def test_all_ranks_read_by_the_bits_that_rank_0_found(tmp_path, launch):
+    paint_12_bits(tmp_path, *NAMES)
+    (tmp_path / "train/a/3.heic").touch()
+    results, codes, errors = launch(load_on_a_rank, str(tmp_path))
+    assert codes == [0, 0], errors
+    assert list(results) == [(2, {12}), (0, {12})]
+
+
+def test_the_sheet_of_ranks_shows_12_bits(tmp_path, monkeypatch):
+    paint_12_bits(tmp_path, *NAMES)
+    data = reid.load_data(options(dataset="folder", data=str(tmp_path)), print)
+    caught = []
+    monkeypatch.setattr(reid_pictures, "rank_list_sheet", lambda path, rows: caught.extend(rows))
+    reid_pictures.draw_rank_list("", torch.zeros(1, 2), torch.zeros(1, 2), data, "euclidean")
+    assert [row.bits for row in caught] == [12]
 
 
 def test_too_few_identities_for_the_ranks(data, monkeypatch):

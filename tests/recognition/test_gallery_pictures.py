@@ -1,11 +1,12 @@
 """The pictures of a gallery: whom they show, which can't be read, what is kept of them."""
 
+import io
 import os
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from core.errors import InputError
 from recognition import gallery_pictures
@@ -40,10 +41,33 @@ def test_a_folder_without_pictures_is_one_line(tmp_path):
             gallery_pictures.pictures_of_gallery(folder)
 
 
+def test_what_a_gallery_leaves_out_is_said(tmp_path, no_right_to):
+    for name in ("red/1.jfif", "blue/1.HEIC", "blue/2.arw"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    said = []
+    assert gallery_pictures.pictures_of_gallery(tmp_path, said.append) == [str(tmp_path / "red/1.jfif")]
+    assert said == [f"not read: 1 .heic, 1 .arw pictures in {tmp_path}; convert them to JPEG or PNG"]
+    no_right_to(tmp_path / "blue")
+    with pytest.raises(InputError, match="blue: the folder can't be read"):
+        gallery_pictures.pictures_of_gallery(tmp_path)
+
+
 def test_a_damaged_thumbnail_is_none():
     content = gallery_pictures.to_jpeg(plain(RED, 96, 60))
     for damaged in (bytes(len(content)), content[:40], content[:-200], content[:2] + bytes(len(content) - 2)):
         assert gallery_pictures.from_jpeg(damaged) is None
+
+
+def test_a_thumbnail_is_a_jpeg_or_nothing(monkeypatch):
+    """A gallery may come from anywhere, and Pillow hands EPS to Ghostscript, which runs the program in it."""
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *arguments, **options: started.append(arguments))
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n{ } loop\n%%EOF\n"
+    assert gallery_pictures.from_jpeg(program) is None and started == []
+    for name in ("PNG", "GIF", "TIFF", "BMP", "WEBP", "PPM"):
+        plain(RED).save(buffer := io.BytesIO(), name)
+        assert gallery_pictures.from_jpeg(buffer.getvalue()) is None
 
 
 def test_thumbnails_go_through_jpeg():
