@@ -1,6 +1,7 @@
 """What every ReID script shares: targets, features and metrics on one process and on two, the data."""
 
 import math
+import shutil
 from argparse import Namespace
 
 import numpy as np
@@ -268,7 +269,8 @@ def test_skip_broken_leaves_out_pictures_of_every_part_and_numbers_identities_an
             folder = tmp_path / part / identity
             folder.mkdir(parents=True)
             for number in (1, 2):
-                Image.new("RGB", (8, 8), (90 * number, 20, ord(identity))).save(folder / f"{number}.png")
+                shown = Image.new("RGB", (8, 8), (90 * number, len(part), ord(identity)))
+                shown.save(folder / f"{number}.png")
     for broken in (*list_images(tmp_path / "train" / "b"), tmp_path / "query" / "d" / "1.png"):
         open(broken, "wb").close()
     said = []
@@ -278,6 +280,56 @@ def test_skip_broken_leaves_out_pictures_of_every_part_and_numbers_identities_an
     assert said[2] == "--skip-broken: 2 of 6 train pictures left out"
     assert said[4] == "--skip-broken: 1 of 4 query pictures left out" and len(said) == 5
     assert all(line.startswith("left out: ") for line in said[:2] + said[3:4])
+
+
+def leaky_folder(root):
+    """query/d/1.png is gallery/d/1.png and train/a/1.png; the identity d is trained on."""
+    for part, identities in (("train", "abd"), ("query", "de"), ("gallery", "de")):
+        for identity in identities:
+            (root / part / identity).mkdir(parents=True)
+            Image.new("RGB", (8, 8), (len(part), 20, ord(identity))).save(root / part / identity / "1.png")
+    for copy in ("gallery/d/2.png", "train/a/2.png"):
+        shutil.copy(root / "query/d/1.png", root / copy)
+    return options(dataset="folder", data=root)
+
+
+def test_leaks_are_said_and_end_nothing(tmp_path):
+    args, said = leaky_folder(tmp_path), []
+    data = reid.load_data(args, said.append, training=True)
+    assert len(data.train) == 4 and [line.split(" are in ")[0] for line in said] == [
+        "warning: 2 of 5 pictures of query and gallery",
+        "warning: 1 of 2 identities of query and gallery",
+        "warning: 1 of 2 query pictures",
+    ]
+    said.clear()
+    reid.load_data(args, said.append)  # whose network learned from what other data?
+    assert len(said) == 1 and said[0].startswith("warning: 1 of 2 query pictures are in the gallery")
+
+
+def test_msmt17_numbers_its_test_persons_anew(data, monkeypatch):
+    said, same = [], [sample._replace(name="0000") for sample in data.train]
+    dataset = data._replace(train=same, gallery=[sample._replace(name="0000") for sample in data.gallery])
+    monkeypatch.setattr(reid, "load_reid_dataset", lambda name, root: dataset)
+    for name, count in (("msmt17", 0), ("mvb", 1)):
+        said.clear()
+        reid.load_data(options(dataset=name, protocol="no_camera"), said.append, training=True)
+        assert len(said) == count
+
+
+def load_on_a_rank(rank, args):
+    distributed.setup("cpu", timeout_minutes=0.5)
+    looked, said, leaks = [], [], reid.reid_leaks
+    reid.reid_leaks = lambda *args: looked.append(args) or leaks(*args)
+    reid.load_data(args, said.append, training=True)
+    distributed.cleanup()
+    return said, len(looked)
+
+
+def test_rank_0_looks_for_leaks_and_all_know(launch, tmp_path):
+    results, codes, errors = launch(load_on_a_rank, leaky_folder(tmp_path / "data"))
+    assert codes == [0, 0], errors
+    (said, looked), (said_too, looked_too) = results
+    assert said == said_too and len(said) == 3 and (looked, looked_too) == (1, 0)
 
 
 def test_too_few_identities_for_the_ranks(data, monkeypatch):
