@@ -28,7 +28,7 @@ from core.engine.step import Step, autocast, memory_format
 from core.errors import InputError
 from core.layers.mask_decoder import MASK_DECODERS
 from core.layers.pooling import POOLINGS
-from core.losses import build_loss, needs_logits, needs_mask
+from core.losses import build_loss, needs_logits, needs_mask, needs_pairs
 from core.losses.mask import REGRESSIONS
 from core.models.reid import MASK_POOLINGS, NECKS, build_reid_model
 from core.models.weights import load_weights
@@ -100,9 +100,7 @@ def get_parser():
     group.add_argument("--neck", choices=NECKS, default="bnneck", help="between embedding and classifier")
     group.add_argument("--dropout", type=options.fraction, default=0.0, help="before the classifier")
     group.add_argument("--embedding-dim", type=options.non_negative_int, default=0, help="0: as wide as stage 4")
-    group.add_argument(
-        "--mask-size", type=options.positive_int, nargs=2, default=[256, 256], help="height, width; pixels"
-    )
+    group.add_argument("--mask-size", type=options.positive_int, nargs=2, default=[256, 256], help="height, width (px)")
     group.add_argument("--mask-decoder", choices=MASK_DECODERS, default="full", help="light: a fortieth of the work")
     group.add_argument(
         "--mask-pooling",
@@ -139,9 +137,7 @@ def get_parser():
         "--mask-loss", dest="mask_kind", choices=REGRESSIONS, default="mse", help="regression of gaussian_mask"
     )
     group.add_argument("--sigma-ratio", type=options.positive_float, default=0.1, help="sigma / side of the box")
-    group.add_argument(
-        "--mask-threshold", type=options.fraction, default=0.0, help="least target that gaussian_mask counts"
-    )
+    group.add_argument("--mask-threshold", type=options.fraction, default=0.0, help="gaussian_mask's least target")
     group.add_argument("--gather", action="store_true", help="mine triplets over the batches of all ranks")
 
     options.add_optimizer_options(parser)
@@ -160,6 +156,12 @@ def load_data(args, say):
     What was settled goes into `args`, which the run folder and the checkpoints keep.
     """
     args.loss = args.loss or "+".join(LOSSES[args.recipe][: 1 + args.backbone.endswith("_with_mask")])
+    identities = args.ids_per_batch * (distributed.world_size() if args.gather else 1)  # that the loss sees together
+    if args.epochs and needs_pairs(args.loss) and min(identities, args.images_per_id) < 2:
+        raise InputError(
+            f"--loss {args.loss} compares two identities or more with two pictures of each, a batch has {identities} "
+            f"and {args.images_per_id}: give more --ids-per-batch (or --gather), --images-per-id, or another --loss"
+        )
     if args.recipe == "quick":
         say(
             "recipe quick: small pictures and few epochs, for a whole run in minutes; --dataset and --data name your "

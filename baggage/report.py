@@ -1,15 +1,17 @@
 """The report on a baggage set as Markdown: its faults first, then its numbers, each table beside its figure."""
 
 import json
+import re
 
 from baggage.dataset_numbers import counted
 from baggage.faults import FAULTS, in_words
 from baggage.perceptual_hash import BITS, MOST_COLOR
 from baggage.picture_checks import FILLED, FLAT, MARGIN
 from core.data.mvb import PARTS, SIDES
-from core.files import atomic_write
+from core.files import atomic_write, printable
 
 LISTED = 20  # faults of a kind that the report lists; the JSON has all
+REFERENCES = {"<": "&lt;", "(": "&#40;"}
 
 
 def write_report(folder, numbers, figures, limits, is_synthetic):
@@ -53,9 +55,18 @@ def _cell(value):
 
 
 def code(text):
-    """Text of the data as it stands: in Markdown, names with * or _ would turn into something else."""
-    fence = "``" if "`" in text else "`"
-    space = " " if "`" in text else ""
+    """Text of the data as it stands, on one line, at any place of the report: nothing in it is markup.
+
+    It is in code spans, whose fences are longer than any backticks in it. What would begin a tag or the target of a
+    link stands between two spans as a character reference: not every reader of Markdown looks for code first.
+    """
+    parts = re.split(r"(<|(?<=\])\()", printable(text))
+    return "".join(REFERENCES.get(part) or _code_span(part) for part in parts if part)
+
+
+def _code_span(text):
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " if "`" in text or text[0] == text[-1] == " " else ""  # one on each side belongs to the fences
     return f"{fence}{space}{text}{space}{fence}"
 
 
@@ -148,7 +159,7 @@ def materials_section(numbers, figures):
         sides, parts = materials["by_source"][name], materials["by_split"][name]
         share = f"{100 * count / total:.1f}%"
         counts = [*(sides[side] for side in SIDES), *(parts[part] for part in PARTS)]
-        rows.append([name, materials["identities"][name], count, share, *counts])
+        rows.append([code(name), materials["identities"][name], count, share, *counts])
     notes = []
     if materials["pictures_without"]:
         notes.append(f"{counted(materials['pictures_without'], 'picture has', 'pictures have')} none.")

@@ -1,3 +1,4 @@
+import html
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from baggage.figures import evenly, fault_rows, identity_rows, material_rows
 from baggage.inspection import Picture, inspect
 from baggage.report import code, heading, materials_section, table
 from core.data.reid_datasets import load_reid_dataset
+from core.files import printable
 
 TRAIN = "MVB_train/Info/train.json"
 
@@ -271,3 +273,72 @@ def test_markdown():
     assert table(["a", "b"], [["x|y", 1234], ["z", None]]) == "| a | b |\n| --- | ---: |\n| x\\|y | 1,234 |\n| z | – |"
     assert table(["a"], [["p"]]).splitlines()[1] == "| --- |"
     assert code("a_b*") == "`a_b*`" and code("a`b") == "`` a`b ``"
+
+
+NASTY = [
+    "<script>alert(1)</script>",
+    "![x](http://example.com/x.png)",
+    "[words](http://example.com)",
+    "http://example.com/a www.example.com a@example.com",
+    "a | b \\| c |",
+    "**bold** _so_ ~~gone~~ $x$",
+    "`ends the span",
+    "``` three ``and`",
+    "`",
+    "``<b>``",
+    "two\nlines\r\x1b[2J\u2028\x00",
+    " blanks ",
+    "# - 1. > \\",
+    "&lt;b&gt; &#60;b&#62; <!-- -->",
+    "<](<](",
+]
+
+
+def as_rendered(markdown):
+    """One line of Markdown -> (what stands in its code spans, references read; the line without them)."""
+    spans = r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)"  # CommonMark, 6.1: of a line of text, from left to right
+    rest = re.sub(spans, "\0", markdown)
+    contents = [match[2] for match in re.finditer(spans, markdown)]
+    contents = [text[1:-1] if text[0] == text[-1] == " " and text.strip() else text for text in contents]
+    text = re.sub("\0", lambda _: contents.pop(0), html.unescape(rest))
+    return text, rest
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_text_of_the_data_is_no_markup_wherever_it_stands(text):
+    for markdown in (code(text), table(["m"], [[code(text)]], left=()).splitlines()[2][2:-2].replace("\\|", "|")):
+        rendered, rest = as_rendered(markdown)
+        assert rendered == printable(text)
+        assert set(re.sub(r"&lt;|&#40;|\0", "", rest)) == set()
+        assert "<" not in markdown and "](" not in markdown and len(markdown.splitlines()) == 1
+
+
+def test_a_cell_keeps_its_columns():
+    for text in NASTY:
+        row = table(["a", "b"], [[code(text), 7]]).splitlines()[2]
+        assert len(re.split(r"(?<!\\)\|", row)) == 4 and row.endswith(" | 7 |")
+
+
+def test_markup_in_the_data_lands_nowhere(run, baggage, tmp_path):
+    """In names of files and identities, in materials, in the path of the set; the sheets are drawn all the same."""
+    root = tmp_path / "set <script>![x](y.png)" / "`s`|*t*"
+    shutil.copytree(baggage, root, ignore=shutil.ignore_patterns("scenes", "synthetic.json"))
+    content = json.loads((root / TRAIN).read_text())["image"]
+    names = [text for text in NASTY if "/" not in text and "\0" not in text]
+    for entry, text in zip(content, NASTY, strict=False):
+        entry |= {"material": text}
+    for entry, text in zip(content[4:], NASTY, strict=False):
+        entry |= {"id": text, "datatype": "g"}
+    content += [content[0] | {"image_name": f"{text} gone.jpg"} for text in NASTY]
+    (root / TRAIN).write_text(json.dumps(content))
+    for text in names:
+        shutil.copy(root / "MVB_train/Image/0002_g_1.jpg", root / f"MVB_train/Image/{text}.jpg")
+    status, _, err = run(analyze_mvb, "--data", root, "--output", tmp_path / "analysis")
+    assert status == 0, err
+    text, numbers = report_of(tmp_path / "analysis")  # all it links to and shows is in its folder
+    assert numbers["faults"]["by_kind"]["picture_without_metadata"] == len(names)
+    lines = [as_rendered(line.replace("\\|", "\1")) for line in text.splitlines()]
+    assert [rest for _, rest in lines if re.search(r"<|http|www|@|bold|~|words", rest)] == []
+    cells = [re.split(r" ?\| ?", rendered)[1].replace("\1", "|") for rendered, _ in lines if rendered[:1] == "|"]
+    materials = [" ".join(printable(word) for word in material.split()) for material in NASTY]
+    assert [material for material in materials if material not in cells] == []

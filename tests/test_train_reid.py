@@ -22,6 +22,7 @@ import evaluate
 import train_reid
 from core.data.images import list_images
 from core.engine.checkpoint import load_checkpoint
+from core.errors import InputError
 from core.models.mask_rcnn import MaskRCNN
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -439,6 +440,60 @@ def test_bad_options_are_one_line(run, baggage, tmp_path, arguments, said):
     data = [] if "--dataset" in arguments or "--data" in arguments else ["--dataset", "mvb", "--data", baggage]
     assert said in refused(run, *data, "--output", tmp_path, *arguments)
     assert not list(tmp_path.iterdir())  # refused before anything is made
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--images-per-id", "1"],
+        ["--images-per-id", "1", "--recipe", "suitcase"],
+        ["--images-per-id", "1", "--loss", "softmax_triplet", "--gather"],
+        ["--images-per-id", "1", "--loss", "cross_entropy+0.01*triplet"],
+        ["--ids-per-batch", "1"],
+        ["--ids-per-batch", "1", "--gather"],
+    ],
+)
+@pytest.mark.parametrize("data", [[], ["--dataset", "mvb", "--data", "no/such/folder"]])
+def test_triplets_that_no_batch_has_are_refused_before_data_are_made_or_read(
+    run, tmp_path, monkeypatch, arguments, data
+):
+    monkeypatch.chdir(tmp_path)
+    line = refused(run, *data, *arguments)
+    assert "triplet compares two identities or more" in line and arguments[0] in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--images-per-id", 1, "--loss", "cross_entropy+0*triplet"],
+        ["--images-per-id", 1, "--loss", "cross_entropy+center"],
+        ["--ids-per-batch", 1, "--loss", "cross_entropy", "--freeze-batch-norm"],
+        ["--images-per-id", 1, "--epochs", 0],  # which trains nothing
+    ],
+)
+def test_one_picture_of_each_identity_without_triplets(run, baggage, tmp_path, arguments):
+    data = ["--dataset", "mvb", "--data", baggage, "--output", tmp_path, "--epochs", 1, "--iterations-per-epoch", 1]
+    code, _, err = run(train_reid, *SMALL, *data, *arguments)
+    assert code == 0, err
+
+
+def test_gathered_batches_of_one_identity_each_have_triplets(monkeypatch):
+    """Two processes with --gather see two identities together, and without it each its own."""
+    monkeypatch.setattr(train_reid.distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(train_reid.reid, "load_data", lambda *_, **__: None)
+
+    def load(*arguments):
+        parse = train_reid.options.parse
+        args = parse(train_reid.get_parser(), train_reid.RECIPES, train_reid.default_recipe, list(arguments))
+        return train_reid.load_data(args, lambda _: None)
+
+    with pytest.raises(InputError, match="--gather"):
+        load("--ids-per-batch", "1")
+    with pytest.raises(AttributeError):  # the check is passed: and None is no data
+        load("--ids-per-batch", "1", "--gather")
+    with pytest.raises(InputError, match="has 2 and 1"):
+        load("--ids-per-batch", "1", "--gather", "--images-per-id", "1")
 
 
 def test_an_empty_folder_and_one_without_usable_names(run, tmp_path):

@@ -54,7 +54,7 @@ class CocoImages(PictureDataset):
         self.max_side = max_side
         self.seed = seed
         self.with_targets = with_targets
-        self.view = data.view
+        self.upright, self.bits = data.upright, data.bits
         packed = [pickle.dumps(picture, pickle.HIGHEST_PROTOCOL) for picture in data.pictures]
         self.ends = torch.from_numpy(np.cumsum([len(part) for part in packed], dtype=np.int64))
         self.packed = torch.frombuffer(bytearray().join(packed), dtype=torch.uint8)
@@ -70,7 +70,7 @@ class CocoImages(PictureDataset):
     def __getitem__(self, key):
         epoch, slot, index = key if isinstance(key, tuple) else (0, key, key)
         picture = self.picture(index)
-        loaded = load_picture(picture, self.with_targets, self.max_side, **self.view)
+        loaded = load_picture(picture, self.with_targets, self.max_side, upright=self.upright, bits=self.bits)
         transformed = loaded
         if self.transform is not None:
             with seeded("augmentation", self.seed, epoch, slot):

@@ -33,6 +33,7 @@ class MarketLayout(NamedTuple):
 
 # In all of them a name begins <identity>_c<camera>; what follows (sequence, frame, box) plays no part here.
 MARKET_NAME = re.compile(r"(-?\d+)_c(\d+)")
+OWN_NUMBERS = ("msmt17",)  # train and test number their identities each from 0: the same number is not the same person
 JUNK = -1  # a detection that is neither a person of the set nor a distractor; ignored in every part
 
 # identities (train + test), pictures (train, query, gallery), cameras

@@ -13,6 +13,7 @@ from core.data.coco import CocoData, coco_ground_truth, coco_paths, for_training
 from core.data.coco_images import CocoImages, collate_detection, split_broken
 from core.data.detection_transforms import build_detection_transform
 from core.data.images import bits_in_use
+from core.data.leaks import detection_leaks
 from core.data.loading import batches, build_loader
 from core.data.samplers import AspectRatioBatches, KeyedBatches
 from core.engine import distributed
@@ -40,7 +41,7 @@ class DetectionData(NamedTuple):
 def load_data(args, say=print):
     """`DetectionData` that `--data`, or `--train-...` and `--val-...`, name; without them the synthetic belt scenes.
 
-    The scenes are made where they are missing.
+    The scenes are made where they are missing. What leaks (`core.data.leaks`) is said.
     Raises InputError for whatever is wrong with the files.
     """
     paths, check_sizes = _settled_paths(args, say), not args.skip_broken
@@ -61,6 +62,8 @@ def load_data(args, say=print):
     for part in (train, val):
         for note in part.notes if part else ():
             say(note)
+    for line in distributed.on_main(lambda: detection_leaks(train, val)) if val else ():
+        say(line)
     return DetectionData(train, val, paths)
 
 

@@ -11,8 +11,15 @@ import torch
 from tqdm import tqdm
 
 from core.data.images import bits_in_use, list_files, say_unread
+from core.data.leaks import reid_leaks
 from core.data.loading import batches, build_loader
-from core.data.reid_datasets import check_evaluation, check_training, default_protocol, load_reid_dataset
+from core.data.reid_datasets import (
+    OWN_NUMBERS,
+    check_evaluation,
+    check_training,
+    default_protocol,
+    load_reid_dataset,
+)
 from core.data.reid_images import ReIDImages, collate, split_broken
 from core.data.samplers import KeyedBatches, PKSampler
 from core.data.samples import ReIDDataset, Sample, relabel
@@ -48,7 +55,8 @@ def load_data(args, say=print, training=False):
 
     With `training` it must have training pictures, and may lack query and gallery. Without either option it is the
     synthetic baggage set, which is made first where it is missing (by rank 0).
-    Raises InputError for whatever is wrong with the folder, and where no query could find a match.
+    What leaks (`core.data.leaks`) is said. Raises InputError for whatever is wrong with the folder, and where no query
+    could find a match.
     """
     if args.dataset is None and args.data is not None:
         raise InputError(f"--data {args.data} needs --dataset to say how the folder is laid out, e.g. folder")
@@ -75,6 +83,9 @@ def load_data(args, say=print, training=False):
         note = check_evaluation(data, data.protocol)
         if note:
             say(note)
+    looked_at = data if training else data._replace(train=[])  # what the network learned from, only its run knows
+    for line in distributed.on_main(lambda: reid_leaks(looked_at, data.protocol, name not in OWN_NUMBERS)):
+        say(line)
     return data
 
 

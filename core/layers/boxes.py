@@ -1,13 +1,16 @@
 """Boxes: areas, IoU, clipping, coding, matching and non-maximum suppression.
 
 A box is (x1, y1, x2, y2) in pixels with float edges: its width is x2 - x1. Half precision is computed in float32, since
-it can't tell neighbouring pixels apart from 2048 on and has no area above 65504.
+it can't tell neighbouring pixels apart from 2048 on and has no area above 65504. Tensors of other shapes than those
+given raise ValueError.
 """
 
 import math
 
 import torch
 from torch import Tensor
+
+from core.layers.shapes import check_shapes
 
 MAX_LOG_SCALE = math.log(1000 / 16)  # decoding enlarges a box at most this much: exp of a wild delta would be infinite
 
@@ -20,16 +23,23 @@ def _widen(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def _result_type(a: Tensor, b: Tensor) -> torch.dtype:
+    """The wider type of the two; float32 for integers, which would cut what is between them."""
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    return dtype if dtype.is_floating_point else torch.float32
+
+
 def box_area(boxes: Tensor) -> Tensor:
     """(N, 4) -> (N,), square pixels, float32 at least. A box reversed in one direction has a negative area."""
+    check_shapes(boxes=(boxes, ..., 4))
     x1, y1, x2, y2 = _widen(boxes).unbind(-1)
     return (x2 - x1) * (y2 - y1)
 
 
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of all pairs, (N, 4), (M, 4) -> (N, M), in [0, 1]; NaN where both areas are zero."""
-    dtype = torch.promote_types(a.dtype, b.dtype)
-    dtype = dtype if dtype.is_floating_point else torch.float32
+    check_shapes(a=(a, "N", 4), b=(b, "M", 4))
+    dtype = _result_type(a, b)
     a, b = _widen(a).T.unsqueeze(-1), _widen(b).T.unsqueeze(-2)  # (4, N, 1), (4, 1, M)
     return _iou(a, _area(a), b, _area(b)).to(dtype)
 
@@ -52,6 +62,7 @@ def _iou(a: Tensor, area_a: Tensor, b: Tensor, area_b: Tensor) -> Tensor:
 
 def clip_boxes(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
     """Moves every corner into the picture: (..., 4) and (height, width) in pixels -> (..., 4)."""
+    check_shapes(boxes=(boxes, ..., 4))
     height, width = image_size
     xs, ys = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
     return torch.stack((xs, ys), dim=-1).flatten(-2)
@@ -59,6 +70,7 @@ def clip_boxes(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
 
 def large_enough(boxes: Tensor, min_size: float) -> Tensor:
     """Mask (...) of the boxes (..., 4) whose two sides are both at least `min_size` pixels."""
+    check_shapes(boxes=(boxes, ..., 4))
     boxes = _widen(boxes)
     return (boxes[..., 2:] - boxes[..., :2] >= min_size).all(dim=-1)
 
@@ -80,7 +92,8 @@ def encode_boxes(reference: Tensor, proposals: Tensor, weights=(1.0, 1.0, 1.0, 1
         proposals: the boxes to start from.
         weights: (wx, wy, ww, wh), factors that bring the deltas to about unit variance.
     """
-    dtype = torch.promote_types(reference.dtype, proposals.dtype)
+    check_shapes(proposals=(proposals, ..., 4), reference=(reference, *proposals.shape))
+    dtype = _result_type(reference, proposals)
     weights = _constants(weights, proposals)
     to_centre, to_size = _centre_and_size(_widen(reference))
     centre, size = _centre_and_size(_widen(proposals))
@@ -94,7 +107,10 @@ def decode_boxes(deltas: Tensor, proposals: Tensor, weights=(1.0, 1.0, 1.0, 1.0)
     The result has the wider type of the two, so half-precision deltas on float32 proposals give float32 boxes.
     t_w and t_h are clipped at log(1000 / 16).
     """
-    dtype = torch.promote_types(deltas.dtype, proposals.dtype)
+    check_shapes(proposals=(proposals, ..., 4), deltas=(deltas, *proposals.shape[:-1], "4 * k"))
+    if deltas.shape[-1] % 4:
+        raise ValueError(f"deltas have shape {tuple(deltas.shape)}, expected (..., 4 * k)")
+    dtype = _result_type(deltas, proposals)
     deltas = _widen(deltas).unflatten(-1, (deltas.shape[-1] // 4, 4)) / _constants(weights, deltas)  # (N, k, 4)
     centre, size = _centre_and_size(_widen(proposals).unsqueeze(-2))  # (N, 1, 2)
     centre = deltas[..., :2] * size + centre
@@ -115,6 +131,7 @@ def match(iou: Tensor, high: float, low: float, allow_low_quality: bool = False)
 
     Source: Ren et al. 2015, "Faster R-CNN", section 3.1.2.
     """
+    check_shapes(iou=(iou, "G", "N"))
     if len(iou) == 0:
         return torch.full((iou.shape[1],), -1, dtype=torch.int64, device=iou.device)
     quality, best = iou.max(dim=0)  # (N,)
@@ -133,6 +150,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     NaN counts as the highest score. A box without an area is never suppressed by another such box, since their IoU is
     0 / 0.
     """
+    check_shapes(boxes=(boxes, "N", 4), scores=(scores, "N"))
     order = scores.argsort(descending=True, stable=True)
     edges = _widen(boxes)[order].T.contiguous()  # (4, N)
     return order[_greedy_keep(edges, torch.zeros_like(order), iou_threshold)]
@@ -146,11 +164,13 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: fl
     here needs that, but it rounds coordinates (to 1/128 pixel from 65,536 on) and a box at the threshold may fall on
     either side of it: only the same rounding gives the same boxes.
     """
+    check_shapes(boxes=(boxes, "N", 4), scores=(scores, "N"), groups=(groups, "N"))
     order = scores.argsort(descending=True, stable=True)
     order = order[groups[order].argsort(stable=True)]  # by group, then by score
     boxes, groups = _widen(boxes)[order], groups[order]
     if 0 < len(boxes) <= 1000:
-        boxes = boxes + (groups.to(boxes) * (boxes.max() + 1))[:, None]
+        largest = boxes.nan_to_num(0, 0, 0).max()  # one box that isn't finite would make them all NaN
+        boxes = boxes + (groups.to(boxes) * (largest + 1))[:, None]
     keep = order[_greedy_keep(boxes.T.contiguous(), groups, iou_threshold)].sort().values
     return keep[scores[keep].argsort(descending=True, stable=True)]
 

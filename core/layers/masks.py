@@ -1,4 +1,7 @@
-"""Instance masks: small ones pasted into their picture, and the picture's own cut to small targets."""
+"""Instance masks: small ones pasted into their picture, and the picture's own cut to small targets.
+
+Tensors of other shapes than those given raise ValueError.
+"""
 
 from collections.abc import Iterator
 
@@ -6,6 +9,7 @@ import torch
 from torch import Tensor
 
 from core.layers.roi_align import axis_taps, compressed, weighted_sums
+from core.layers.shapes import check_shapes
 
 IN_CACHE = 2**23  # bytes: chunks of about this size are pasted fastest, and tightest around their boxes
 MAX_FLOATS = 2**24  # of an intermediate result while masks are projected, 64 MiB
@@ -53,17 +57,20 @@ def project_masks(masks: Tensor, boxes: Tensor, matched: Tensor, size: int) -> T
     Args:
         masks: (G, H, W), bool or uint8, the masks of a picture's objects.
         boxes: (N, 4) in pixels.
-        matched: (N,) which object each box belongs to.
+        matched: (N,) which object each box belongs to, 0 .. G-1; ValueError for others.
 
-    Returns: (N, size, size) in the type of the boxes, computed in float32 at least.
+    Returns: (N, size, size) in the type of the boxes, float32 for integers, computed in float32 at least.
     """
+    check_shapes(masks=(masks, "G", "H", "W"), boxes=(boxes, "N", 4), matched=(matched, "N"))
     objects, height, width = masks.shape
     dtype = torch.promote_types(boxes.dtype, torch.float32)
     x1, y1, x2, y2 = boxes.to(dtype).unbind(1)
-    out = boxes.new_empty(len(boxes), size, size)
+    out = boxes.new_empty(len(boxes), size, size, dtype=boxes.dtype if boxes.is_floating_point() else dtype)
+    done = 0
     most = max(1, MAX_FLOATS // (height * width))  # objects whose masks are made float at a time
     for start in range(0, objects, most):
-        chosen = ((matched >= start) & (matched < start + most)).nonzero().flatten()
+        chosen = ((matched >= start) & (matched < min(start + most, objects))).nonzero().flatten()
+        done += len(chosen)
         rows = masks[start : start + most].reshape(-1, width).to(dtype)  # (g * H, W)
         for part in chosen.split(max(1, MAX_FLOATS // (size * width))):
             n = len(part)
@@ -75,6 +82,8 @@ def project_masks(masks: Tensor, boxes: Tensor, matched: Tensor, size: int) -> T
             index = index + torch.arange(0, n * width, width, dtype=torch.int32, device=index.device)[:, None, None]
             target = weighted_sums(lines, *compressed(index.flatten(0, 1), weight.flatten(0, 1)))  # x before y
             out[part] = target.view(n, size, size).transpose(1, 2).to(out.dtype)
+    if done < len(boxes):
+        raise ValueError(f"matched has {len(boxes) - done} of {len(boxes)} numbers outside of the {objects} masks")
     return out
 
 
@@ -83,6 +92,7 @@ def mask_boxes(masks: Tensor) -> Tensor:
 
     An empty mask gives zeros.
     """
+    check_shapes(masks=(masks, "N", "H", "W"))
     edges = []
     for dim in (1, 2):
         line = masks.any(dim=dim).to(torch.uint8)  # (N, W), then (N, H)
@@ -94,6 +104,7 @@ def mask_boxes(masks: Tensor) -> Tensor:
 
 def _pasted(masks, boxes, image_size, max_bytes):
     """Yield (slice of the instances, slices of the rows and columns around their boxes, values (n, rows, columns))."""
+    check_shapes(masks=(masks, "N", 1, "M", "M"), boxes=(boxes, "N", 4))
     (height, width), size = image_size, masks.shape[-1]
     dtype = torch.promote_types(masks.dtype, torch.float32)
     boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))

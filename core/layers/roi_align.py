@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.layers.shapes import check_shapes
+
 MAX_ENTRIES = 1 << 22  # matrix entries held at a time, each an index and a weight: about 100 MiB with what sorts them
 
 
@@ -40,8 +42,14 @@ def roi_align(
             than one position. False is what the published models were trained with.
 
     Returns: (R, C, h, w) in the type of the features, in channels_last memory.
+
+    Raises: ValueError for other shapes, boxes of more or fewer pictures than the features are of, and features that
+        are no floats.
     """
-    rois = _rois(boxes)
+    check_shapes(features=(features, "B", "C", "H", "W"))
+    if not features.is_floating_point():
+        raise ValueError(f"features are {features.dtype}, expected floats")
+    rois = _rois(boxes, len(features))
     levels = torch.zeros(len(rois), dtype=torch.long, device=rois.device)
     return _RoIAlign.apply(rois, levels, (spatial_scale,), _pair(output_size), sampling_ratio, aligned, features)
 
@@ -73,7 +81,7 @@ class MultiScaleRoIAlign(nn.Module):
         maps = [features[name] for name in self.featmap_names]
         height, width = (max(side) for side in zip(*image_sizes, strict=True))
         strides = [round(math.log2(max(height / level.shape[2], width / level.shape[3]))) for level in maps]
-        rois = _rois(boxes)
+        rois = _rois(boxes, len(maps[0]))
         levels = assign_levels(rois[:, 1:], strides[0], strides[-1])
         scales = tuple(2.0**-k for k in strides)
         return _RoIAlign.apply(rois, levels, scales, self.output_size, self.sampling_ratio, False, *maps)
@@ -88,6 +96,7 @@ def assign_levels(boxes: Tensor, k_min: int, k_max: int) -> Tensor:
     k = floor(k0 + log2(sqrt(w h) / 224)) with k0 = 4: a box of ImageNet's size is read at stride 16. Source: Lin et al.
     2017, equation 1; the 1e-6 of the reference keeps 224 itself from falling to the level below.
     """
+    check_shapes(boxes=(boxes, "N", 4))
     boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
     size = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
     k = torch.floor(4 + torch.log2(size / 224) + 1e-6).clamp(k_min, k_max)
@@ -245,10 +254,18 @@ def _chunks(rois, chosen, scale, shape, output_size, sampling_ratio):
     return chunks
 
 
-def _rois(boxes):
+def _rois(boxes, pictures):
     """Boxes (R, 5) with the picture's index in front, of a list with the (Ni, 4) of each picture."""
     if isinstance(boxes, Tensor):
+        check_shapes(boxes=(boxes, "R", 5))
+        number = boxes[:, 0]
+        if not ((number >= 0) & (number < pictures) & (number == number.floor())).all():
+            raise ValueError(f"boxes[:, 0] names pictures other than 0 .. {pictures - 1}")
         return boxes.detach()
+    if len(boxes) != pictures:
+        raise ValueError(f"boxes are of {len(boxes)} pictures, features of {pictures}")
+    for i, group in enumerate(boxes):
+        check_shapes(**{f"boxes[{i}]": (group, "N", 4)})
     number = [torch.full_like(group[:, :1], i) for i, group in enumerate(boxes)]
     return torch.cat((torch.cat(number), torch.cat(list(boxes))), dim=1).detach()
 

@@ -9,7 +9,7 @@ from core.losses.mask import (
     gaussian_masks,
 )
 from core.losses.metric import CenterLoss, SoftmaxTripletLoss, TripletLoss
-from core.losses.spec import build_loss, needs_logits, needs_mask
+from core.losses.spec import PAIR_LOSSES, build_loss, needs_logits, needs_mask, needs_pairs
 
 __all__ = [
     "CenterLoss",
@@ -17,6 +17,7 @@ __all__ = [
     "CrossEntropyLoss",
     "FocalMaskLoss",
     "GaussianMaskRegressionLoss",
+    "PAIR_LOSSES",
     "SoftmaxTripletLoss",
     "TripletLoss",
     "box_masks",
@@ -24,4 +25,5 @@ __all__ = [
     "gaussian_masks",
     "needs_logits",
     "needs_mask",
+    "needs_pairs",
 ]

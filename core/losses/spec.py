@@ -13,6 +13,7 @@ from core.losses.precision import at_least_float32
 
 IDENTITY_LOSSES = ("cross_entropy",)  # on logits
 METRIC_LOSSES = ("triplet", "softmax_triplet", "center")  # on features
+PAIR_LOSSES = ("triplet", "softmax_triplet")  # of two pictures of one identity, and one of another
 MASK_LOSSES = ("gaussian_mask", "focal_mask", "combined_mask")  # on the predicted mask
 KNOWN_LOSSES = IDENTITY_LOSSES + METRIC_LOSSES + MASK_LOSSES
 
@@ -56,6 +57,12 @@ def needs_mask(spec):
 def needs_logits(spec):
     """Does this specification ask for class scores (and so for a classifier)?"""
     return any(name in IDENTITY_LOSSES for _, name in parse_spec(spec))
+
+
+def needs_pairs(spec):
+    """Is a part of it 0 for ever where batches have one picture of each identity, or one identity? A weight of 0 asks
+    for nothing."""
+    return any(name in PAIR_LOSSES and weight for weight, name in parse_spec(spec))
 
 
 def build_loss(

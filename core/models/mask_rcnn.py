@@ -16,6 +16,7 @@ from core.layers.anchors import AnchorGenerator
 from core.layers.fpn import FeaturePyramidNetwork
 from core.layers.masks import paste_masks
 from core.layers.norm import freeze_batch_norm
+from core.layers.shapes import check_shapes
 from core.models.detection_weights import rename_old_keys
 from core.models.resnet import RESNETS
 from core.models.roi_heads import RoIHeads
@@ -63,9 +64,10 @@ class MaskRCNN(nn.Module):
 
     Called with a list of pictures, float (3, H, W) in [0, 1], each of its own size. In training it also takes
     `targets`, for each picture a dict of boxes (G, 4) (x1, y1, x2, y2) in pixels, labels (G,) int64 in
-    1 ... num_classes - 1 and masks (G, H, W) of bool or uint8, where G may be 0, and returns the five losses. In
-    evaluation it returns for each picture a dict of boxes (N, 4) in its pixels, labels (N,), scores (N,) and masks
-    (N, 1, M, M), M = 28, the probability of the detected class over the box; `paste_masks` puts those into the picture.
+    1 ... num_classes - 1 and masks (G, H, W) of bool or uint8, where G may be 0, and returns the five losses. Other
+    shapes and types, boxes without area and labels that are no class raise ValueError. In evaluation it returns for
+    each picture a dict of boxes (N, 4) in its pixels, labels (N,), scores (N,) and masks (N, 1, M, M), M = 28, the
+    probability of the detected class over the box; `paste_masks` puts those into the picture.
     With `min_score` only what scores at least that, with far less work: the mask head sees nothing else.
 
     Args, all of them plain values, which `options` keeps so that a checkpoint can build the network again:
@@ -170,13 +172,14 @@ class MaskRCNN(nn.Module):
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None, min_score: float = 0.0
     ):
-        if self.training and targets is None:
-            raise ValueError("training needs targets")
+        check_images(images)
         sizes = [self._new_size(image) for image in images]
-        batch = self._batch(images, sizes)
-        if targets is not None:
+        if self.training:
+            check_targets(targets, images)
             targets = [resize_target(*pair) for pair in zip(targets, images, sizes, strict=True)]
+            check_objects(targets, self.options["num_classes"])
 
+        batch = self._batch(images, sizes)
         features = self.backbone(batch)
         padded_size = tuple(batch.shape[-2:])
         proposals, rpn_losses = self.rpn(list(features.values()), padded_size, sizes, targets)
@@ -209,6 +212,46 @@ class MaskRCNN(nn.Module):
         return batch
 
 
+def check_images(images: Sequence[Tensor]) -> None:
+    """ValueError for pictures that aren't float (3, H, W)."""
+    for i, image in enumerate(images):
+        check_shapes(**{f"images[{i}]": (image, 3, "H", "W")})
+        if not image.is_floating_point():
+            raise ValueError(f"images[{i}] is {image.dtype}, expected floats in [0, 1]")
+
+
+def check_targets(targets: Sequence[dict[str, Tensor]] | None, images: Sequence[Tensor]) -> None:
+    """ValueError for targets that aren't as `MaskRCNN` says, by shapes and types alone."""
+    if targets is None or len(targets) != len(images):
+        found = 0 if targets is None else len(targets)
+        raise ValueError(f"training needs targets: {found} for {len(images)} images")
+    for i, (target, image) in enumerate(zip(targets, images, strict=True)):
+        sides = {"boxes": ("G", 4), "labels": ("G",), "masks": ("G", *image.shape[1:])}
+        absent = [name for name in sides if name not in target]
+        if absent:
+            raise ValueError(f"targets[{i}] has no {absent[0]}")
+        check_shapes(**{f"targets[{i}] {name}": (target[name], *expected) for name, expected in sides.items()})
+        if target["labels"].dtype != torch.int64:
+            raise ValueError(f"targets[{i}] labels are {target['labels'].dtype}, expected torch.int64")
+
+
+def check_objects(targets: Sequence[dict[str, Tensor]], num_classes: int) -> None:
+    """ValueError for a box without area and a label that is no class, in targets as the losses see them.
+
+    All objects of the batch are looked at together: a GPU is waited for once.
+    """
+    boxes, labels = (torch.cat([target[name] for target in targets]) for name in ("boxes", "labels"))
+    has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1) & boxes.isfinite().all(dim=1)  # (G of all,)
+    wrong = ~(has_area & (labels >= 1) & (labels < num_classes))
+    if wrong.any():
+        index = int(wrong.int().argmax())
+        i, j = [(i, j) for i, target in enumerate(targets) for j in range(len(target["labels"]))][index]
+        raise ValueError(
+            f"targets[{i}], object {j}: box {boxes[index].tolist()} of the resized picture and label "
+            f"{int(labels[index])}, expected x1 < x2, y1 < y2 and a label of 1 .. {num_classes - 1}"
+        )
+
+
 def resize_boxes(boxes: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
     """Boxes (N, 4) in a picture of size `old` (h, w) -> the same in pixels of size `new`."""
     y, x = new[0] / old[0], new[1] / old[1]
@@ -216,8 +259,12 @@ def resize_boxes(boxes: Tensor, old: Sequence[int], new: Sequence[int]) -> Tenso
 
 
 def resize_target(target: dict[str, Tensor], image: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
-    """Boxes and masks of a picture, moved to where they are when it is resized to `size` (h, w)."""
-    masks = F.interpolate(target["masks"][:, None].byte(), size=size)[:, 0]  # nearest
+    """Boxes and masks of a picture, moved to where they are when it is resized to `size` (h, w).
+
+    What isn't 0 in a mask is the object, be it 1 or 255; of floats what is above 0.5.
+    """
+    masks = target["masks"] > 0.5 if target["masks"].is_floating_point() else target["masks"].bool()
+    masks = F.interpolate(masks[:, None].byte(), size=size)[:, 0]  # nearest
     boxes = resize_boxes(target["boxes"].float(), image.shape[-2:], size)
     return {"boxes": boxes, "labels": target["labels"], "masks": masks}
 

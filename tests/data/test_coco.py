@@ -650,7 +650,7 @@ def test_of_many_headers_some_are_read_spread_evenly(write, monkeypatch):
     data["images"] = alike(write(data)[1], range(10, 2 * MOST_HEADERS + 10), 80, 60)
     data["annotations"] = []
     opened, real = [], Image.open
-    monkeypatch.setattr(Image, "open", lambda path: opened.append(os.path.basename(path)) or real(path))
+    monkeypatch.setattr(Image, "open", lambda path, **how: opened.append(os.path.basename(path)) or real(path, **how))
     assert len(read_coco(*write(data), check_sizes=False).pictures) == 2 * MOST_HEADERS
     assert opened == [f"{number}.png" for number in range(10, 2 * MOST_HEADERS + 10, 2)]
     with pytest.raises(InputError, match="says 80x60"):

@@ -190,6 +190,26 @@ def test_without_paths_the_belt_scenes_are_made(tmp_path, monkeypatch):
     assert "rendering" in said[0]
 
 
+def test_pictures_that_are_trained_and_evaluated_on_are_said(shapes, tmp_path):
+    said = []
+    detection.load_data(options(shapes), said.append)
+    detection.load_data(options(shapes, data=None, **paths_of(shapes, "train"), val_fraction=0.3), said.append)
+    assert said == []
+    root = shutil.copytree(shapes, tmp_path / "shapes")
+    shutil.copy(root / "train2017/2.png", root / "val2017/1.png")  # of one size
+    detection.load_data(options(root), said.append)
+    assert len(said) == 1 and said[0].startswith("warning: 1 of 4 pictures of val are in train too, byte for byte; ")
+    said.clear()
+    same = paths_of(root, "train") | {key.replace("train", "val"): p for key, p in paths_of(root, "train").items()}
+    detection.load_data(options(None, data=None, **same), said.append)
+    assert len(said) == 1 and said[0].startswith("warning: 8 of 8 pictures of val")
+
+
+def paths_of(root, split):
+    annotations = root / f"annotations/instances_{split}2017.json"
+    return {f"{split}_images": str(root / f"{split}2017"), f"{split}_annotations": str(annotations)}
+
+
 def test_the_checkpoint_gives_the_averaged_network_back(shapes, tmp_path):
     args = options(shapes)
     data = detection.load_data(args, lambda _: None)

@@ -1,6 +1,8 @@
 """What every ReID script shares: targets, features and metrics on one process and on two, the data."""
 
+import hashlib
 import math
+import shutil
 from argparse import Namespace
 
 import numpy as np
@@ -281,7 +283,8 @@ def test_skip_broken_leaves_out_pictures_of_every_part_and_numbers_identities_an
             folder = tmp_path / part / identity
             folder.mkdir(parents=True)
             for number in (1, 2):
-                Image.new("RGB", (8, 8), (90 * number, 20, ord(identity))).save(folder / f"{number}.png")
+                shown = Image.new("RGB", (8, 8), (90 * number, len(part), ord(identity)))
+                shown.save(folder / f"{number}.png")
     for broken in (*list_images(tmp_path / "train" / "b"), tmp_path / "query" / "d" / "1.png"):
         open(broken, "wb").close()
     said = []
@@ -296,7 +299,8 @@ def test_skip_broken_leaves_out_pictures_of_every_part_and_numbers_identities_an
 def paint(root, *names):
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8), "red").save(root / name, format="PNG")
+        color = tuple(hashlib.md5(name.encode()).digest()[:3])  # no two alike: copies are said
+        Image.new("RGB", (8, 8), color).save(root / name, format="PNG")
 
 
 # Each layout, its pictures, and what a phone or a camera left there of a third identity.
@@ -325,9 +329,10 @@ def test_pictures_of_kinds_that_are_not_read_are_said_once(tmp_path, name, aroun
     said = []
     args = options(dataset=name, data=str(tmp_path))
     reid.load_data(args, said.append, training=True)
-    assert said == []
+    assert not [line for line in said if "not read" in line]
     paint(tmp_path / published, *others)
     data = reid.load_data(args, said.append, training=True)
+    said = [line for line in said if "not read" in line]
     assert said == [f"not read: 1 .heic, 1 .cr2 pictures in {tmp_path}; convert them to JPEG or PNG"] or (
         said == [f"not read: 1 .cr2, 1 .heic pictures in {tmp_path}; convert them to JPEG or PNG"]
     )
@@ -414,6 +419,56 @@ def test_the_sheet_of_ranks_shows_12_bits(tmp_path, monkeypatch):
     monkeypatch.setattr(reid_pictures, "rank_list_sheet", lambda path, rows: caught.extend(rows))
     reid_pictures.draw_rank_list("", torch.zeros(1, 2), torch.zeros(1, 2), data, "euclidean")
     assert [row.bits for row in caught] == [12]
+
+
+def leaky_folder(root):
+    """query/d/1.png is gallery/d/1.png and train/a/1.png; the identity d is trained on."""
+    for part, identities in (("train", "abd"), ("query", "de"), ("gallery", "de")):
+        for identity in identities:
+            (root / part / identity).mkdir(parents=True)
+            Image.new("RGB", (8, 8), (len(part), 20, ord(identity))).save(root / part / identity / "1.png")
+    for copy in ("gallery/d/2.png", "train/a/2.png"):
+        shutil.copy(root / "query/d/1.png", root / copy)
+    return options(dataset="folder", data=root)
+
+
+def test_leaks_are_said_and_end_nothing(tmp_path):
+    args, said = leaky_folder(tmp_path), []
+    data = reid.load_data(args, said.append, training=True)
+    assert len(data.train) == 4 and [line.split(" are in ")[0] for line in said] == [
+        "warning: 2 of 5 pictures of query and gallery",
+        "warning: 1 of 2 identities of query and gallery",
+        "warning: 1 of 2 query pictures",
+    ]
+    said.clear()
+    reid.load_data(args, said.append)  # whose network learned from what other data?
+    assert len(said) == 1 and said[0].startswith("warning: 1 of 2 query pictures are in the gallery")
+
+
+def test_msmt17_numbers_its_test_persons_anew(data, monkeypatch):
+    said, same = [], [sample._replace(name="0000") for sample in data.train]
+    dataset = data._replace(train=same, gallery=[sample._replace(name="0000") for sample in data.gallery])
+    monkeypatch.setattr(reid, "load_reid_dataset", lambda name, root: dataset)
+    for name, count in (("msmt17", 0), ("mvb", 1)):
+        said.clear()
+        reid.load_data(options(dataset=name, protocol="no_camera"), said.append, training=True)
+        assert len(said) == count
+
+
+def leaks_on_a_rank(rank, args):
+    distributed.setup("cpu", timeout_minutes=0.5)
+    looked, said, leaks = [], [], reid.reid_leaks
+    reid.reid_leaks = lambda *args: looked.append(args) or leaks(*args)
+    reid.load_data(args, said.append, training=True)
+    distributed.cleanup()
+    return said, len(looked)
+
+
+def test_rank_0_looks_for_leaks_and_all_know(launch, tmp_path):
+    results, codes, errors = launch(leaks_on_a_rank, leaky_folder(tmp_path / "data"))
+    assert codes == [0, 0], errors
+    (said, looked), (said_too, looked_too) = results
+    assert said == said_too and len(said) == 3 and (looked, looked_too) == (1, 0)
 
 
 def test_too_few_identities_for_the_ranks(data, monkeypatch):

@@ -360,3 +360,59 @@ def test_nms_leaves_its_input_alone_and_needs_no_gradient():
     boxes = before.T.contiguous().T  # edges already in rows: nothing to copy, but they still are the caller's
     nms(boxes, torch.arange(300, 0, -1), 0.5)
     assert boxes.equal(before)
+
+
+# ------------------------------------------------------------------------------------------------------- wrong shapes
+
+
+FOUR, FIVE, SCORES = torch.rand(3, 4), torch.rand(3, 5), torch.rand(3)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: box_area(FIVE), "boxes have shape (3, 5), expected (..., 4)"),
+        (lambda: box_iou(FIVE, FOUR), "a has shape (3, 5), expected (N, 4)"),
+        (lambda: box_iou(FOUR, FIVE), "b has shape (3, 5), expected (M, 4)"),
+        (lambda: box_iou(FOUR[0], FOUR), "a has shape (4,), expected (N, 4)"),
+        (lambda: clip_boxes(torch.rand(3, 6), (5, 5)), "boxes have shape (3, 6), expected (..., 4)"),
+        (lambda: large_enough(torch.rand(3, 3), 1.0), "boxes have shape (3, 3), expected (..., 4)"),
+        (lambda: encode_boxes(FOUR[:1], FOUR), "reference has shape (1, 4), expected (3, 4)"),
+        (lambda: encode_boxes(FOUR, FIVE), "proposals have shape (3, 5), expected (..., 4)"),
+        (lambda: decode_boxes(FOUR[:1], FOUR), "deltas have shape (1, 4), expected (3, 4 * k)"),
+        (lambda: decode_boxes(FOUR, FOUR[:1]), "deltas have shape (3, 4), expected (1, 4 * k)"),
+        (lambda: decode_boxes(FIVE, FOUR), "deltas have shape (3, 5), expected (..., 4 * k)"),
+        (lambda: match(torch.rand(5), 0.7, 0.3), "iou has shape (5,), expected (G, N)"),
+        (lambda: nms(FOUR, SCORES[:2], 0.5), "scores have shape (2,), expected (3,)"),
+        (lambda: nms(FOUR[:2], SCORES, 0.5), "scores have shape (3,), expected (2,)"),
+        (lambda: nms(FOUR, SCORES[:, None], 0.5), "scores have shape (3, 1), expected (3,)"),
+        (lambda: nms(FIVE, SCORES, 0.5), "boxes have shape (3, 5), expected (N, 4)"),
+        (lambda: batched_nms(FOUR, SCORES[:2], SCORES.long(), 0.5), "scores have shape (2,), expected (3,)"),
+        (lambda: batched_nms(FOUR, SCORES, SCORES.long()[:2], 0.5), "groups have shape (2,), expected (3,)"),
+        (lambda: batched_nms(FIVE, SCORES, SCORES.long(), 0.5), "boxes have shape (3, 5), expected (N, 4)"),
+    ],
+)
+def test_other_shapes_are_refused_by_name(call, message):
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert str(caught.value) == message
+
+
+def test_coding_of_whole_numbers_is_not_cut():
+    proposals, reference = torch.tensor([[10, 20, 30, 30]]), torch.tensor([[15, 20, 55, 25]])
+    deltas = encode_boxes(reference, proposals)
+    assert deltas.dtype == torch.float32 and deltas.equal(encode_boxes(reference.float(), proposals.float()))
+    shift = torch.tensor([[1, 0, 0, 0]])
+    assert decode_boxes(shift, proposals).equal(decode_boxes(shift.float(), proposals.float()))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_one_box_that_is_not_finite_spoils_no_other_group(value):
+    boxes, scores = crowded_boxes(300)
+    groups = torch.arange(300) % 3
+    expected = batched_nms(boxes, scores, groups, 0.5)
+    strange = torch.tensor([[5.0, 5.0, value, 9.0]])
+    keep = batched_nms(
+        torch.cat((boxes, strange)), torch.cat((scores, torch.zeros(1))), torch.cat((groups, groups[:1])), 0.5
+    )
+    assert keep[keep < 300].equal(expected)

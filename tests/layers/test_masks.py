@@ -170,6 +170,50 @@ def test_project_under_autocast_and_in_half_precision():
     assert half.dtype == torch.float16 and torch.equal(half, exact.half())
 
 
+@pytest.mark.parametrize("max_floats", [2**24, 1])
+@pytest.mark.parametrize("count, numbers, wrong", [(0, [0, 0, 0], 3), (2, [0, 2, 1], 1), (2, [-1, 1, 5], 2)])
+def test_boxes_of_objects_without_mask_are_refused(monkeypatch, count, numbers, wrong, max_floats):
+    """The memory of their targets would be what it was before."""
+    monkeypatch.setattr(module, "MAX_FLOATS", max_floats)
+    masks = torch.zeros(count, 20, 30, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=f"matched has {wrong} of 3 numbers outside of the {count} masks"):
+        project_masks(masks, random_boxes(3, (20, 30)), torch.tensor(numbers), 14)
+
+
+def test_targets_of_whole_number_boxes_are_not_cut():
+    masks = (torch.rand(2, 40, 50, generator=torch.Generator().manual_seed(0)) > 0.5).to(torch.uint8)
+    boxes, matched = random_boxes(4, (40, 50), smallest=3).round(), torch.arange(4) % 2
+    out = project_masks(masks, boxes.long(), matched, 7)
+    assert out.dtype == torch.float32 and out.equal(project_masks(masks, boxes, matched, 7))
+
+
+MASKS, SMALL = torch.rand(3, 20, 30), torch.rand(3, 1, 14, 14)
+BOXES, NUMBERS = torch.tensor([[2.0, 3, 12, 15]]).repeat(3, 1), torch.arange(3)
+WITH_SCORE = torch.cat((BOXES, torch.ones(3, 1)), dim=1)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: project_masks(MASKS, WITH_SCORE, NUMBERS, 14), "boxes have shape (3, 5), expected (N, 4)"),
+        (lambda: project_masks(MASKS, BOXES, NUMBERS[:2], 14), "matched has shape (2,), expected (3,)"),
+        (lambda: project_masks(MASKS, BOXES[:2], NUMBERS, 14), "matched has shape (3,), expected (2,)"),
+        (lambda: project_masks(MASKS[0], BOXES, NUMBERS, 14), "masks have shape (20, 30), expected (G, H, W)"),
+        (lambda: paste_masks(SMALL[:2], BOXES, (20, 30)), "boxes have shape (3, 4), expected (2, 4)"),
+        (lambda: paste_masks(SMALL, BOXES[:2], (20, 30)), "boxes have shape (2, 4), expected (3, 4)"),
+        (lambda: paste_masks(SMALL, WITH_SCORE, (20, 30)), "boxes have shape (3, 5), expected (3, 4)"),
+        (lambda: paste_masks(SMALL[:, 0], BOXES, (20, 30)), "masks have shape (3, 14, 14), expected (N, 1, M, M)"),
+        (lambda: paste_masks(SMALL[..., :9], BOXES, (20, 30)), "masks have shape (3, 1, 14, 9), expected (N, 1, M, M)"),
+        (lambda: list(paste_mask_chunks(SMALL[:2], BOXES, (20, 30))), "boxes have shape (3, 4), expected (2, 4)"),
+        (lambda: mask_boxes(SMALL), "masks have shape (3, 1, 14, 14), expected (N, H, W)"),
+    ],
+)
+def test_other_shapes_are_refused_by_name(call, message):
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert str(caught.value) == message
+
+
 # ------------------------------------------------------------------------------------------------------- mask boxes
 
 

@@ -235,6 +235,44 @@ def test_no_boxes(boxes, sampling):
     assert torch.equal(features.grad, torch.zeros(2, 3, 8, 8))
 
 
+FEATURES, FOUR = torch.rand(2, 3, 8, 8), torch.tensor([[1.0, 1, 5, 6]])
+FIVE = torch.tensor([[1.0, 1, 1, 5, 6]])
+
+
+@pytest.mark.parametrize(
+    "features, boxes, message",
+    [
+        (FEATURES, [FOUR], "boxes are of 1 pictures, features of 2"),
+        (FEATURES, [FOUR] * 3, "boxes are of 3 pictures, features of 2"),
+        (FEATURES, [FOUR, FIVE], "boxes[1] has shape (1, 5), expected (N, 4)"),
+        (FEATURES, [FOUR, FOUR[0]], "boxes[1] has shape (4,), expected (N, 4)"),
+        (FEATURES, FOUR, "boxes have shape (1, 4), expected (R, 5)"),
+        (FEATURES, FIVE * 2, "boxes[:, 0] names pictures other than 0 .. 1"),
+        (FEATURES, FIVE * -1, "boxes[:, 0] names pictures other than 0 .. 1"),
+        (FEATURES, FIVE * 0.5, "boxes[:, 0] names pictures other than 0 .. 1"),
+        (FEATURES, FIVE * math.nan, "boxes[:, 0] names pictures other than 0 .. 1"),
+        (FEATURES[0], [FOUR] * 2, "features have shape (3, 8, 8), expected (B, C, H, W)"),
+        (FEATURES.byte(), [FOUR] * 2, "features are torch.uint8, expected floats"),
+    ],
+)
+def test_other_shapes_are_refused_by_name(features, boxes, message):
+    with pytest.raises(ValueError) as caught:
+        roi_align(features, boxes, 7)
+    assert str(caught.value) == message
+
+
+def test_the_pyramid_refuses_other_boxes():
+    pool, maps, sizes = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2), pyramid(), [(256, 384)] * 2
+    for boxes, message in (
+        ([FOUR], "boxes are of 1 pictures, features of 2"),
+        ([FIVE, FOUR], r"boxes\[0\] has shape \(1, 5\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pool(maps, boxes, sizes)
+    with pytest.raises(ValueError, match=r"boxes have shape \(1, 5\), expected \(N, 4\)"):
+        assign_levels(FIVE, 2, 5)
+
+
 # -------------------------------------------------------------------------------------------------------- pyramid
 
 

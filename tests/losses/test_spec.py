@@ -10,7 +10,7 @@ from core.errors import InputError
 from core.losses.identity import CrossEntropyLoss
 from core.losses.mask import GaussianMaskRegressionLoss
 from core.losses.metric import SoftmaxTripletLoss, TripletLoss
-from core.losses.spec import KNOWN_LOSSES, build_loss, needs_mask, parse_spec
+from core.losses.spec import KNOWN_LOSSES, METRIC_LOSSES, PAIR_LOSSES, build_loss, needs_mask, needs_pairs, parse_spec
 
 SUITCASE = "1*cross_entropy+1*softmax_triplet+0.05*gaussian_mask"
 
@@ -69,6 +69,21 @@ def test_needs_mask():
     assert needs_mask("1*focal_mask")
     assert needs_mask("1*combined_mask")
     assert not needs_mask("1*cross_entropy+1*triplet+1*softmax_triplet+5e-4*center")
+
+
+def test_needs_pairs():
+    assert needs_pairs(SUITCASE) and needs_pairs("triplet") and needs_pairs("cross_entropy+0.1*softmax_triplet")
+    assert not needs_pairs("cross_entropy+0*triplet+0.0*softmax_triplet")
+    assert not needs_pairs("1*cross_entropy+1*center+1*gaussian_mask")
+
+
+@pytest.mark.parametrize("name", METRIC_LOSSES)
+@pytest.mark.parametrize("labels", [range(8), [3] * 8])
+def test_pair_losses_are_those_that_are_0_without_pairs(name, labels):
+    """No identity with two pictures; a single identity."""
+    leaves, _, _ = make_batch()
+    parts = build_loss(name, 8, 6)(output_of(leaves), torch.tensor(list(labels)))
+    assert (parts[name].item() == 0) == (name in PAIR_LOSSES)
 
 
 def test_parts_are_weighted_and_in_order():

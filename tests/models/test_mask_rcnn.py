@@ -460,9 +460,87 @@ def test_bad_options_are_one_line(options, message):
     assert "\n" not in str(caught.value)
 
 
-def test_training_needs_targets():
-    with pytest.raises(ValueError, match="targets"):
-        MaskRCNN("resnet18", 2, **SMALL).train()([torch.rand(3, 50, 50)])
+def changed(**values):
+    """Targets of two pictures of (3, 60, 90), of which the second has other `values`; None takes one away."""
+    truth = target(60, 90, [(5, 7, 40, 50), (30, 10, 85, 31)])
+    other = {name: value for name, value in {**truth, **values}.items() if value is not None}
+    return [truth, other]
+
+
+BOXES, LABELS = target(60, 90, [(5, 7, 40, 50), (30, 10, 85, 31)])["boxes"], torch.tensor([1, 2])
+MASKS = torch.ones(2, 60, 90, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "targets, message",
+    [
+        (None, "training needs targets: 0 for 2 images"),
+        (changed()[:1], "training needs targets: 1 for 2 images"),
+        (changed() * 2, "training needs targets: 4 for 2 images"),
+        (changed(masks=None), r"targets\[1\] has no masks"),
+        (changed(labels=None), r"targets\[1\] has no labels"),
+        (changed(boxes=None), r"targets\[1\] has no boxes"),
+        (changed(masks=MASKS[:0]), r"targets\[1\] masks have shape \(0, 60, 90\), expected \(2, 60, 90\)"),
+        (changed(masks=MASKS[:1]), r"targets\[1\] masks have shape \(1, 60, 90\), expected \(2, 60, 90\)"),
+        (changed(masks=MASKS[:, :30]), r"targets\[1\] masks have shape \(2, 30, 90\), expected \(2, 60, 90\)"),
+        (changed(masks=MASKS.mT), r"targets\[1\] masks have shape \(2, 90, 60\), expected \(2, 60, 90\)"),
+        (changed(masks=MASKS[:, None]), r"targets\[1\] masks have shape \(2, 1, 60, 90\), expected \(2, 60, 90\)"),
+        (changed(labels=LABELS[:1]), r"targets\[1\] labels have shape \(1,\), expected \(2,\)"),
+        (changed(labels=LABELS[:, None]), r"targets\[1\] labels have shape \(2, 1\), expected \(2,\)"),
+        (changed(labels=LABELS.float()), r"targets\[1\] labels are torch.float32, expected torch.int64"),
+        (changed(labels=LABELS.int()), r"targets\[1\] labels are torch.int32, expected torch.int64"),
+        (changed(boxes=BOXES[:, [0, 1, 2, 3, 0]]), r"targets\[1\] boxes have shape \(2, 5\), expected \(G, 4\)"),
+        (changed(boxes=BOXES[:1]), r"targets\[1\] labels have shape \(2,\), expected \(1,\)"),
+        (changed(boxes=torch.zeros(0)), r"targets\[1\] boxes have shape \(0,\), expected \(G, 4\)"),
+        (changed(boxes=BOXES[:, [0, 1, 0, 3]]), r"targets\[1\], object 0: box .* and label 1, expected x1 < x2"),
+        (changed(boxes=BOXES[:, [2, 1, 0, 3]]), r"targets\[1\], object 0: box"),
+        (changed(boxes=BOXES * torch.tensor([[1.0], [0.0]])), r"targets\[1\], object 1: box \[0.0, 0.0, 0.0, 0.0\]"),
+        (changed(boxes=BOXES.where(BOXES != 85, torch.inf)), r"targets\[1\], object 1: box .* inf"),
+        (changed(boxes=BOXES.where(BOXES != 85, torch.nan)), r"targets\[1\], object 1: box .* nan"),
+        (changed(labels=LABELS - 1), r"targets\[1\], object 0: .* label 0, .* a label of 1 .. 4"),
+        (changed(labels=LABELS + 3), r"targets\[1\], object 1: .* label 5, .* a label of 1 .. 4"),
+        (changed(labels=-LABELS), r"targets\[1\], object 0: .* label -1"),
+    ],
+)
+def test_targets_that_train_nothing_right_are_refused(targets, message):
+    network = MaskRCNN("resnet18", 5, **SMALL).train()
+    network.backbone = None  # before any work
+    with pytest.raises(ValueError, match=message) as caught:
+        network([torch.rand(3, 60, 90)] * 2, targets)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "image, message",
+    [
+        (torch.rand(60, 90), r"images\[1\] has shape \(60, 90\), expected \(3, H, W\)"),
+        (torch.rand(4, 60, 90), r"images\[1\] has shape \(4, 60, 90\), expected \(3, H, W\)"),
+        (torch.rand(60, 90, 3), r"images\[1\] has shape \(60, 90, 3\), expected \(3, H, W\)"),
+        (torch.rand(1, 3, 60, 90), r"images\[1\] has shape \(1, 3, 60, 90\), expected \(3, H, W\)"),
+        (torch.zeros(3, 60, 90, dtype=torch.uint8), r"images\[1\] is torch.uint8, expected floats in \[0, 1\]"),
+    ],
+)
+def test_pictures_of_another_kind_are_refused(training, image, message):
+    network = MaskRCNN("resnet18", 5, **SMALL).train(training)
+    with pytest.raises(ValueError, match=message):
+        network([torch.rand(3, 60, 90), image], changed() if training else None)
+
+
+def test_targets_of_other_types_are_the_same_objects():
+    """Whole-number boxes; masks of 255, of floats, of probabilities. Evaluation doesn't look at targets."""
+    network = MaskRCNN("resnet18", 5, norm="frozen", **SMALL).train()
+    images, losses = [torch.rand(3, 60, 90)], []
+    truth = changed()[0]
+    for values in ({}, {"boxes": truth["boxes"].long()}, {"boxes": truth["boxes"].double(), "more": "ignored"}):
+        torch.manual_seed(0)
+        losses.append(network(images, [truth | values]))
+    for masks in (255 * truth["masks"], truth["masks"].float(), truth["masks"] * 0.6 + 0.2, truth["masks"].long()):
+        torch.manual_seed(0)
+        losses.append(network(images, [truth | {"masks": masks}]))
+    assert all(loss == losses[0] for loss in losses)
+    with torch.no_grad():
+        assert len(network.eval()(images, [{}])) == 1
 
 
 @pytest.mark.parametrize("name", BACKBONES)
