@@ -43,7 +43,7 @@ case "${1:-}" in
     ;;
   --check)
     shift
-    target=(-m core.engine.check_collectives)
+    target=(-m benchmarks.collectives)
     export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
     ;;
   "" | -*) ;;

@@ -25,7 +25,6 @@ from core.data.coco_checks import (
     check_outline,
     check_reference,
     check_size,
-    drop_repeats,
     entries_by_id,
     merge_by_file,
     read_json,
@@ -124,7 +123,7 @@ def read_coco(annotations, images, *, categories=None, check_sizes=True):
         for number, category in entries_by_id(content, "categories", annotations).items()
     ]
     ordered, labels = _own_labels(listed) if categories is None else _labels_by_name(listed, categories, annotations)
-    pictures, first_ids = _read_pictures(content, annotations, images)
+    pictures, first_ids, notes = _read_pictures(content, annotations, images)
     names, entries = dict(listed), {number: [] for number in pictures}
     for number, entry in entries_by_id(content, "annotations", annotations).items():
         where = f"{annotations}, annotation {number}"
@@ -135,13 +134,12 @@ def read_coco(annotations, images, *, categories=None, check_sizes=True):
         if category not in labels:
             raise InputError(f"{where}: {_unknown_category(category, names, ordered)}")
         entries[first].append(entry)
-    upright, notes = settle_view(pictures, entries, annotations, check_sizes)
+    upright, lines = settle_view(pictures, entries, annotations, check_sizes)
     for picture in pictures.values():
         for entry in entries[picture.id]:
             where = f"{annotations}, annotation {entry['id']}"
             picture.annotations.append(_read_annotation(entry, labels[entry["category_id"]], picture, where))
-    notes += drop_repeats(pictures, first_ids, annotations)
-    notes += check_against_masks(pictures.values(), annotations)
+    notes += lines + check_against_masks(pictures.values(), annotations)
     return CocoData(list(pictures.values()), ordered, str(annotations), notes, {}, upright)
 
 

@@ -85,7 +85,7 @@ def merge_by_file(pictures, path):
         pictures: image id -> picture. Paths may differ in their spelling: "a.jpg", "./a.jpg", "x/../a.jpg".
 
     Returns:
-        (id -> picture for the first entry of each file, id of every entry -> that of the first)
+        (id -> picture for the first entry of each file, id of every entry -> that of the first, lines for the log)
 
     Raises:
         InputError: entries of one file disagree about its width and height.
@@ -103,32 +103,9 @@ def merge_by_file(pictures, path):
                 f"{path}: images {first.id} and {number} are both {picture.path}, the one of {first.width}x"
                 f"{first.height} pixels and the other of {picture.width}x{picture.height}; correct width and height"
             )
-    return merged, first_ids
-
-
-def drop_repeats(pictures, first_ids, path):
-    """Count once what the entries of one file list each: annotations with the same category, box and outline.
-
-    Args:
-        pictures, first_ids: as from `merge_by_file`; annotations of merged pictures are removed where they repeat.
-
-    Returns:
-        list of lines for the log: one, or none where no entries were merged.
-    """
-    merged = {first for number, first in first_ids.items() if number != first}
-    repeats = 0
-    for number in merged:
-        annotations, seen, once = pictures[number].annotations, {}, []
-        for annotation in annotations:
-            alike = seen.setdefault(annotation.box, [])
-            if annotation[:4] not in alike:  # all but area and id
-                alike.append(annotation[:4])
-                once.append(annotation)
-        repeats += len(annotations) - len(once)
-        annotations[:] = once
-    again = f"; annotations listed more than once ({repeats}) count once" if repeats else ""
-    line = f"{path}: pictures listed under several image ids ({len(merged)}): merged, each under its first id{again}"
-    return [line] if merged else []
+    several = len({first for number, first in first_ids.items() if number != first})
+    line = f"{path}: pictures listed under several image ids ({several}): merged, each under its first id"
+    return merged, first_ids, [line] if several else []
 
 
 def check_box(bbox, where):

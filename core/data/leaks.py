@@ -6,15 +6,9 @@ Pictures are compared byte for byte, under whatever path; copies that were saved
 import hashlib
 import os
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
-from itertools import chain
 
 from core.files import printable
-
-HEAD = 4096  # bytes; uncompressed pictures of one size differ there already, and need not be read whole
-THREADS = 8  # on a network disk each file is waited for
 
 
 def reid_leaks(dataset, protocol, shared_names=True):
@@ -48,33 +42,25 @@ def detection_leaks(train, val):
 
 
 def common_files(paths, others):
-    """{path: its contents, shortened} of all files that are in both lists, byte for byte, the same path included.
+    """{path: its size or digest} of all files that are in both lists, byte for byte, the same path included.
 
-    What can't be read is in none, nor is an empty file: whoever reads the picture says so. Whole files are read only
-    where size and head are in both lists; the time grows with the number of files, not with that of pairs.
+    What can't be read is in none, nor is an empty file: whoever reads the picture says so. A file is read only where
+    its size is in both lists; the time grows with the number of files, not with that of pairs.
     """
     contents = dict.fromkeys((*paths, *others)) if paths and others else {}
-    with ThreadPoolExecutor(THREADS) as pool:
-        for measure in (os.path.getsize, partial(_digest, length=HEAD), _digest):
-            left = list(contents)
-            shares = pool.map(partial(_measured, measure), [left[first::THREADS] for first in range(THREADS)])
-            contents = dict(chain.from_iterable(shares))
-            both = {contents.get(path) for path in paths} & {contents.get(path) for path in others}
-            contents = {path: value for path, value in contents.items() if value and value in both}
+    for measure in (os.path.getsize, _digest):
+        measured = {}
+        for path in contents:
+            with suppress(OSError):  # not there, or not to be read
+                measured[path] = measure(path)
+        both = {measured.get(path) for path in paths} & {measured.get(path) for path in others}
+        contents = {path: value for path, value in measured.items() if value and value in both}
     return contents
 
 
-def _measured(measure, paths):
-    pairs = []
-    for path in paths:
-        with suppress(OSError):  # not there, or not to be read
-            pairs.append((path, measure(path)))
-    return pairs
-
-
-def _digest(path, length=-1):
+def _digest(path):
     with open(path, "rb") as file:
-        return hashlib.blake2b(file.read(length)).digest()
+        return hashlib.file_digest(file, "blake2b").digest()
 
 
 def _trained_on(train, tested, where):

@@ -395,24 +395,6 @@ def test_one_entry_may_know_the_size_for_all(write, without):
     assert len(read.notes) == 1 and "several image ids" in read.notes[0]
 
 
-def test_an_annotation_that_each_entry_repeats_counts_once(write):
-    data = one_an_object("a.png", "a.png")
-    for image in (30, 31):
-        data["annotations"] += [
-            annotation(10 * image, image),
-            annotation(10 * image + 1, image, category=3, bbox=[4, 10, 2, 10], area=20, segmentation=compressed()),
-            annotation(10 * image + 2, image, category=3),  # another class: another object
-            annotation(10 * image + 3, image, segmentation=square(10, 5, 10)),  # another outline
-        ]
-    path, images = write(data)
-    read = read_coco(path, images)
-    assert [entry.id for entry in read.pictures[0].annotations] == [0, 7, 4, 40, 41, 302, 303]
-    assert read.notes == [
-        f"{path}: pictures listed under several image ids (1): merged, each under its first id; annotations listed "
-        "more than once (6) count once"
-    ]
-
-
 def test_one_picture_is_never_in_both_parts(write):
     data = many(write, [[1], [2], [1], [2]])
     assert data.notes == []

@@ -24,7 +24,7 @@ def enter(function, rank, world_size, port, folder, connection, arguments):
 def launch(tmp_path):
     """Function: (function, *arguments) -> what it returns on two ranks (None: nothing), exit codes, standard errors."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["core.engine.check_collectives", "core.engine.reid"])
+    context.set_forkserver_preload(["benchmarks.collectives", "core.engine.reid"])
     processes = []
 
     def start(function, *arguments, world_size=2):

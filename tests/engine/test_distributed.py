@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from core.engine import check_collectives, distributed
+from benchmarks import collectives
+from core.engine import distributed
 from core.engine.distributed import CollectiveError
 from core.errors import InputError
 
@@ -327,7 +328,7 @@ def check_with_a_fault(rank, fault):
         original = getattr(dist, fault)
         setattr(dist, fault, lambda tensor, *rest, **options: Spoilt(original(tensor, *rest, **options), tensor))
     try:
-        check_collectives.check_values(torch.device("cpu"))
+        collectives.check_values(torch.device("cpu"))
     except CollectiveError as error:
         return str(error)
     return "right"
@@ -351,8 +352,8 @@ def test_blame_finds_sender_receiver_and_pair():
     def wrong(*pairs):
         return [[(receiver, sender) in pairs for sender in range(3)] for receiver in range(3)]
 
-    assert check_collectives.blame(wrong()) == []
-    assert check_collectives.blame(wrong((0, 1), (2, 1))) == ["rank 1 sends wrong values"]
-    assert check_collectives.blame(wrong((2, 0), (2, 1))) == ["rank 2 receives wrong values"]
-    assert check_collectives.blame(wrong((2, 0))) == ["rank 2 receives wrong values from rank 0"]
-    assert check_collectives.blame([[False]]) == []
+    assert collectives.blame(wrong()) == []
+    assert collectives.blame(wrong((0, 1), (2, 1))) == ["rank 1 sends wrong values"]
+    assert collectives.blame(wrong((2, 0), (2, 1))) == ["rank 2 receives wrong values"]
+    assert collectives.blame(wrong((2, 0))) == ["rank 2 receives wrong values from rank 0"]
+    assert collectives.blame([[False]]) == []
