@@ -78,9 +78,7 @@ def get_parser():
     group.add_argument("--flip", action="store_true", help="average with the embedding of the mirrored picture")
     group.add_argument("--query-expansion", action="store_true", help="average each feature with its neighbours")
     group.add_argument("--expansion-k", type=options.positive_int, default=5, help="neighbours, itself included")
-    group.add_argument(
-        "--expansion-alpha", type=options.non_negative_float, default=3.0, help="weight: cosine ** alpha"
-    )
+    group.add_argument("--expansion-alpha", type=options.non_negative_float, default=3.0, help="of cosine ** alpha")
     group.add_argument("--rerank", action="store_true", help="also with k-reciprocal re-ranking (Zhong et al. 2017)")
     group.add_argument("--k1", type=options.positive_int, default=20, help="neighbours of re-ranking")
     group.add_argument("--k2", type=options.positive_int, default=6, help="neighbours averaged in re-ranking")
@@ -88,9 +86,7 @@ def get_parser():
         "--lambda", dest="lambda_value", type=options.fraction, default=0.3, help="share of the original distance"
     )
     group.add_argument("--save-features", metavar="FILE", help="features, ids, cameras and paths as one .npz file")
-    group.add_argument(
-        "--rank-list", type=options.non_negative_int, default=8, help="queries on the sheet; 0: no sheet"
-    )
+    group.add_argument("--rank-list", type=options.non_negative_int, default=8, help="queries on it; 0: no sheet")
     group.add_argument(
         "--activation-map",
         nargs="?",
@@ -308,8 +304,7 @@ def load_detection_data(args, trained_with, say, bits=None):
         data = read_coco(annotations, images, check_sizes=not args.skip_broken)
         for note in data.notes:
             say(note)
-        own = trained_with.get("val_images")
-        is_own = own and Path(images).resolve() == Path(own).resolve()
+        is_own = Path(images).resolve() == Path(trained_with.get("val_images") or "").resolve()
         (data,) = detection.with_bits_in_use([data], say, bits if is_own else None)
     elif trained_with["val_fraction"]:
         data = detection.load_data(argparse.Namespace(**trained_with), say=lambda _: None).val
