@@ -16,7 +16,16 @@ import torch
 import torch.distributed as dist
 
 from core.engine import distributed, options
-from core.engine.distributed import CollectiveError, barrier, collective, gather_objects, is_main, rank, world_size
+from core.engine.distributed import (
+    CollectiveError,
+    barrier,
+    collective,
+    gather_into,
+    gather_objects,
+    is_main,
+    rank,
+    world_size,
+)
 from core.errors import InputError
 
 VALUES = 262_147  # floats that are checked; a prime number, so that no split over ranks or blocks comes out even
@@ -73,7 +82,7 @@ def check_values(device: torch.device, timeout: float = 60) -> None:
     faults = [f"all_reduce gives rank {r} a wrong sum" for r in range(world_size()) if not right[r]]
 
     gathered = mine.new_empty(world_size() * VALUES)
-    run("all_gather", partial(dist.all_gather_into_tensor, gathered, mine, async_op=True), device, timeout)
+    run("all_gather", partial(gather_into, gathered, mine, async_op=True), device, timeout)
     wrong = (gathered.view(-1, VALUES) != pattern + ranks[:, None]).any(1)  # (W,): what came from each rank
     faults += [f"all_gather: {fault}" for fault in blame(gather_objects(wrong.tolist()))]
 
@@ -135,7 +144,7 @@ def print_bandwidth(device: torch.device, sizes: list[float], repeat: int, timeo
         whole = part.new_zeros(part.numel() * size)
         timed = {
             "all_reduce": (partial(dist.all_reduce, whole, async_op=True), 2 * (size - 1) / size),
-            "all_gather": (partial(dist.all_gather_into_tensor, whole, part, async_op=True), (size - 1) / size),
+            "all_gather": (partial(gather_into, whole, part, async_op=True), (size - 1) / size),
             "broadcast": (partial(dist.broadcast, whole, 0, async_op=True), 1.0 if size > 1 else 0.0),
         }
         for name, (start, share) in timed.items():

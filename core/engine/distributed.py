@@ -328,12 +328,18 @@ def all_gather_variable(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat([part[:length] for part, length in zip(gathered.split(longest or 1), lengths, strict=False)])
 
 
+def gather_into(output: torch.Tensor, tensor: torch.Tensor, **how: Any) -> Any:
+    """torch's all-gather into one tensor, which has a new name since 2.14 and warns under the old one."""
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    return gather(output, tensor, **how)
+
+
 def _all_gather(tensor: torch.Tensor) -> torch.Tensor:
     """(N, ...) of the same shape on every rank -> (W * N, ...)."""
     gathered = tensor.new_empty(world_size() * tensor.shape[0], *tensor.shape[1:])
     if gathered.numel():
         with collective("all_gather"):
-            dist.all_gather_into_tensor(gathered, tensor.contiguous())
+            gather_into(gathered, tensor.contiguous())
     return gathered
 
 
