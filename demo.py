@@ -202,7 +202,7 @@ def show(args, device):
         if not detector.is_own and not args.segment:
             say(f"to train for your own objects: {TRAIN_MASKS} finds them, {TRAIN_REID} recognises them")
         cards, skipped = [], []
-        bits = bits_in_use(paths, say)
+        bits = bits_in_use(paths, say, identifier.encoder.bits if identifier else detector.bits)
         places = list(zip(paths, titles_of(paths), distinct_names(paths, taken={"index.html"}), strict=True))
         bar = tqdm(places, disable=not progress_is_shown(), unit="picture")
         try:
@@ -331,7 +331,8 @@ def build_gallery(args, device):
         names = gallery_pictures.name_identities(paths, args.build_gallery, known.names if args.add else ())
         before = gallery_pictures.pictures_of_each(known) if args.add else {}
         renamed = gallery_pictures.renamed(known, paths, names) if args.add else []
-    subjects = gallery_pictures.Subjects(paths, names, encoder, detector, bits_in_use(paths, say))
+    bits = bits_in_use(paths, say, encoder.bits)
+    subjects = gallery_pictures.Subjects(paths, names, encoder, detector, bits)
     if args.add:
         _, replaced = gallery.add_to_gallery(args.gallery, subjects, fingerprint=encoder.fingerprint)
         say(f"replaced, since they were in it before: {replaced} of {len(paths)} pictures")
@@ -409,11 +410,11 @@ def say_names(names, one, many):
 
 def compare(args, device):
     """Do two pictures show the same object? Says the distance and, where there is a threshold, yes or no."""
-    bits = bits_in_use(args.pictures, say)
-    pictures = [read_image(path, bits) for path in args.pictures]
     with open_output(args.output) as output:
         encoder = load_encoder(args.reid, device, args.amp)
         say(encoder.message)
+        bits = bits_in_use(args.pictures, say, encoder.bits)
+        pictures = [read_image(path, bits) for path in args.pictures]
         detector = None if args.no_masks else subject_detector(args, device)
         verdict, cuts = matching.compare(pictures, encoder, detector, args.threshold)
         if detector and None in cuts:

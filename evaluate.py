@@ -253,7 +253,7 @@ def write_reid_results(folder, results, threshold, query, gallery, data, args):
 
 def evaluate_detection(args, state, device, say):
     network, _ = detection.network_from_checkpoint(args.checkpoint, device, state=state)
-    data = load_detection_data(args, state["args"], say, state.get("bits"))
+    data = load_detection_data(args, state["args"], say, state.get("view", {}))
     categories = match_categories(state["categories"], data, say)
     output = args.output or Path(args.checkpoint).with_suffix("")
     folder, _ = open_run(output, Path(data.annotations_path).stem)
@@ -284,11 +284,11 @@ def evaluate_detection(args, state, device, say):
         print(f"written to {folder}")
 
 
-def load_detection_data(args, trained_with, say, bits=None):
+def load_detection_data(args, trained_with, say, view):
     """`CocoData` that the options name, or else what the training evaluated on.
 
     Unreadable pictures are left out if `--skip-broken` is given or the training left them out. Those that the training
-    evaluated on are read by its `bits`, which are of all its set.
+    evaluated on are read as its own were (`CocoData.view`), which it knows from more of them.
     """
     args.skip_broken = args.skip_broken or trained_with.get("skip_broken", False)
     if bool(args.images) != bool(args.annotations):
@@ -301,11 +301,13 @@ def load_detection_data(args, trained_with, say, bits=None):
     elif not images:
         images, annotations = trained_with["val_images"], trained_with["val_annotations"]
     if images:
-        data = read_coco(annotations, images, check_sizes=not args.skip_broken)
+        is_own = Path(images).resolve() == Path(trained_with.get("val_images") or "").resolve()
+        view = view if is_own else {}
+        upright = view.get("upright", True)
+        data = read_coco(annotations, images, check_sizes=not args.skip_broken, upright=upright)
         for note in data.notes:
             say(note)
-        is_own = Path(images).resolve() == Path(trained_with.get("val_images") or "").resolve()
-        (data,) = detection.with_bits_in_use([data], say, bits if is_own else None)
+        (data,) = detection.with_bits_in_use([data], say, view.get("bits"))
     elif trained_with["val_fraction"]:
         data = detection.load_data(argparse.Namespace(**trained_with), say=lambda _: None).val
     else:

@@ -136,7 +136,7 @@ def add_network_options(parser):
     )
     group.add_argument("--min-size", type=options.positive_int, help="shorter side, pixels, after resizing")
     group.add_argument("--max-size", type=options.positive_int, help="limit of the longer side, pixels")
-    group.add_argument("--anchor-sizes", type=anchor_sizes, nargs=5, help="pixels, P2 to P6; several on a level: 32,40")
+    group.add_argument("--anchor-sizes", type=anchor_sizes, nargs=5, metavar="PIXELS", help="P2 to P6; several: 32,40")
     group.add_argument("--aspect-ratios", type=options.positive_float, nargs="+", help="of the anchors, height / width")
     parser.set_defaults(anchor_sizes=[32, 64, 128, 256, 512], aspect_ratios=[0.5, 1.0, 2.0])
 

@@ -33,7 +33,8 @@ TRAIN_REID = (
 
 class Detector(NamedTuple):
     """Finds instances. categories: (category id, name) for each label 1, 2, ..., or None. labels: those to look for.
-    path, message: its weights. is_own: whether it was trained here, and is not the published one."""
+    path, message: its weights. is_own: whether it was trained here, and is not the published one. bits: of 16 those
+    that its training pictures used."""
 
     network: torch.nn.Module
     categories: list
@@ -43,11 +44,13 @@ class Detector(NamedTuple):
     device: torch.device
     amp: str = "off"
     is_own: bool = True
+    bits: int = 16
 
 
 class Encoder(NamedTuple):
     """Tells identities apart. transform: a sample of a picture -> (3, H, W). metric: of its distances. threshold: as a
-    ReID checkpoint has it, or None. fingerprint: as in `core.engine.checkpoint`. path, message: its weights."""
+    ReID checkpoint has it, or None. fingerprint: as in `core.engine.checkpoint`. path, message: its weights. bits: of
+    16 those that its training pictures used."""
 
     network: torch.nn.Module
     transform: torch.nn.Module
@@ -58,6 +61,7 @@ class Encoder(NamedTuple):
     message: str
     device: torch.device
     amp: str = "off"
+    bits: int = 16
 
 
 class NothingTrained(InputError):
@@ -72,9 +76,8 @@ def newest_checkpoint(runs, kind):
     best = {path.parent: path for name in ("last.pth", "best.pth") for path in Path(runs).rglob(name) if path.is_file()}
     for path in sorted(best.values(), key=lambda path: path.stat().st_mtime_ns, reverse=True):
         try:
-            state = load_checkpoint(path, mmap=True)  # most may be of the other kind
-            if state["kind"] == kind:
-                return path, state
+            if load_checkpoint(path, mmap=True)["kind"] == kind:  # most may be of the other kind
+                return path, load_checkpoint(path, kind)
         except InputError as error:
             print(f"skipped: {printable(error)}", file=sys.stderr)
     return None, None
@@ -99,7 +102,8 @@ def load_detector(path, device, amp="off", classes=None):
         network, state = detection.network_from_checkpoint(path, device, state=content)
         labels = choose_labels(state["categories"], classes)
         message = f"finds objects: {path}, epoch {state['epoch']}"
-        return Detector(network, state["categories"], labels, str(path), message, device, amp)
+        bits = state.get("view", {}).get("bits", 16)
+        return Detector(network, state["categories"], labels, str(path), message, device, amp, bits=bits)
     state = rename_old_keys(weights.find_state_dict(content, path))
     if len(state.get(HEAD_KEYS[0], ())) != len(COCO_LABELS) + 1:
         raise InputError(f"{path} is neither a checkpoint of train_mask_rcnn.py nor torchvision's COCO file")
@@ -141,8 +145,8 @@ def load_encoder(path, device, amp="off"):
     network, state = reid.network_from_checkpoint(path, device, state=state)
     transform = build_transform(*state["input_size"], training=False, **state["normalisation"])
     message = f"recognises them: {path}, epoch {state['epoch']}"
-    own = fingerprint(state)
-    return Encoder(network, transform, state["distance"], state.get("threshold"), own, str(path), message, device, amp)
+    how = (str(path), message, device, amp, state.get("bits", 16))
+    return Encoder(network, transform, state["distance"], state.get("threshold"), fingerprint(state), *how)
 
 
 def choose_labels(categories, wanted):

@@ -31,6 +31,8 @@ def module_of(path):
 def imports_of(path, modules):
     """(modules of ours that a file imports when it is imported, and those that it imports in a function)."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    later = {inner for function in functions for inner in ast.walk(function)}
     found = {True: set(), False: set()}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -40,7 +42,7 @@ def imports_of(path, modules):
         else:
             continue
         ours = {name if name in modules else name.rpartition(".")[0] for name in names}
-        found[node in tree.body] |= ours & modules
+        found[node not in later] |= ours & modules
     return found[True], found[False]
 
 

@@ -92,7 +92,7 @@ def coco_paths(root, split):
     return root / f"{split}2017", root / "annotations" / f"instances_{split}2017.json"
 
 
-def read_coco(annotations, images, *, categories=None, check_sizes=True):
+def read_coco(annotations, images, *, categories=None, check_sizes=True, upright=True):
     """Read and check an annotation file.
 
     Pictures keep the order of the file, annotations the order within their picture. Entries of one picture, as some
@@ -109,6 +109,7 @@ def read_coco(annotations, images, *, categories=None, check_sizes=True):
         categories: list of (id, name) by which to label, of a training file or a checkpoint: categories are then
             matched by name (where two have one name, by id too, else the first), and `categories` of the result are
             these in their order, with the ids of this file. None: the file's own, by id.
+        upright: `CocoData.upright` where the pictures of the file don't tell: that of the training.
         check_sizes: False leaves the comparison with the headers out, for those who sort out what `split_broken` finds.
 
     Returns:
@@ -134,7 +135,7 @@ def read_coco(annotations, images, *, categories=None, check_sizes=True):
         if category not in labels:
             raise InputError(f"{where}: {_unknown_category(category, names, ordered)}")
         entries[first].append(entry)
-    upright, lines = settle_view(pictures, entries, annotations, check_sizes)
+    upright, lines = settle_view(pictures, entries, annotations, check_sizes, upright)
     for picture in pictures.values():
         for entry in entries[picture.id]:
             where = f"{annotations}, annotation {entry['id']}"

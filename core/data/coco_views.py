@@ -13,8 +13,8 @@ from core.data.images import EXIF_ORIENTATION, MOST_HEADERS, SWAPS_SIDES, TO_UPR
 from core.errors import InputError
 
 
-def settle_view(pictures, entries, path, check_sizes):
-    """The view of those pictures that don't tell: that of most of the others, or else the upright one.
+def settle_view(pictures, entries, path, check_sizes, upright):
+    """The view of those pictures that don't tell: that of most of the others, or else `upright`.
 
     At most `MOST_HEADERS` pictures are looked at, spread evenly. One whose header can't be read passes: reading it
     will tell.
@@ -37,7 +37,8 @@ def settle_view(pictures, entries, path, check_sizes):
     views = Counter(_view_by_header(sized[place * len(sized) // count], check_sizes) for place in range(count))
     measured = [_view_by_objects(picture.path, entries[picture.id], path) for picture in unsized]
     views.update(view for view, _ in measured)
-    upright = views["upright"] >= views["stored"]
+    if views["upright"] != views["stored"]:
+        upright = views["upright"] > views["stored"]
     for picture, (view, sizes) in zip(unsized, measured, strict=True):
         width, height = sizes["upright" if view == "upright" or view == "either" and upright else "stored"]
         pictures[picture.id] = picture._replace(width=width, height=height)

@@ -178,7 +178,7 @@ def turn_box(box, turn, width, height):
     return x1, y1, x2, y2
 
 
-def bits_in_use(paths, say):
+def bits_in_use(paths, say, known=16):
     """How many of 16 bits the pictures of a set use, 8 .. 16: the fewest that hold the highest value in any of them.
 
     A camera of 12 bits stores 0 .. 4,095 in a file of 16, whose high byte would be nearly black. No file says so: of a
@@ -186,6 +186,9 @@ def bits_in_use(paths, say):
 
     It is 16 where no picture has 16 bits, by the headers of `MOST_HEADERS` pictures spread evenly over the set. Where
     one has, every such picture is read, until one of them uses all bits.
+
+    known: bits that a network's own set used, 16 where it had no such pictures: fewer are not taken, so that a picture
+    alone looks as it does among others.
     """
     paths, highest = list(paths), 0
     with ThreadPoolExecutor(8) as pool:  # decoding releases the interpreter's lock
@@ -195,7 +198,7 @@ def bits_in_use(paths, say):
             highest = max(highest, *pool.map(_highest_of_16_bits, paths[start : start + 64]))
             if highest >= 2**15:
                 return 16
-    bits = max(highest.bit_length(), 8)
+    bits = max(highest.bit_length(), known if known < 16 else 8)
     say(f"pictures of 16 bits use {bits} of them: 0 .. {2**bits - 1:,} is taken as black .. white")
     return bits
 

@@ -6,7 +6,11 @@ Pictures are compared byte for byte, under whatever path; copies that were saved
 import hashlib
 import os
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
+
+from tqdm import tqdm
 
 from core.files import printable
 
@@ -49,13 +53,18 @@ def common_files(paths, others):
     """
     contents = dict.fromkeys((*paths, *others)) if paths and others else {}
     for measure in (os.path.getsize, _digest):
-        measured = {}
-        for path in contents:
-            with suppress(OSError):  # not there, or not to be read
-                measured[path] = measure(path)
+        with ThreadPoolExecutor(8) as pool:  # on a network disk each file is waited for
+            values = pool.map(partial(_measured, measure), contents)
+            bar = tqdm(values, "looking for copies", len(contents), unit="img", leave=False, disable=None)
+            measured = dict(zip(contents, bar, strict=True))
         both = {measured.get(path) for path in paths} & {measured.get(path) for path in others}
         contents = {path: value for path, value in measured.items() if value and value in both}
     return contents
+
+
+def _measured(measure, path):
+    with suppress(OSError):  # not there, or not to be read: None
+        return measure(path)
 
 
 def _digest(path):

@@ -1,6 +1,6 @@
 """Which ranks came to a collective: notes in the launcher's key-value store, read when one breaks.
 
-A broken collective tells of sockets. The notes tell of ranks: each writes down what it starts, and, when something
+torch's error names a socket; these notes name the rank: each writes down what it starts, and, when something
 breaks for it, that it has given up. So a rank that never came and a rank that is stuck inside can both be named.
 """
 

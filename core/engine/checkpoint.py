@@ -165,7 +165,8 @@ def open_run(output, name, resume=None):
 def lock_run(folder):
     """Keep a run folder for this process while it lives, and remove what a killed one left half written in it.
 
-    Returns the open lock file; closing it gives the folder up. A file system without locks does without.
+    Returns the open lock file, which stays when it is closed: who waits for a file that another removes would hold
+    nothing. On a file system without locks nothing is refused or removed.
     Raises InputError where a run that is alive holds the folder, or it can't be written to.
     """
     path = Path(folder) / ".lock"
@@ -196,7 +197,7 @@ def lock_run(folder):
 def open_output(output):
     """Context with a new folder for results beside no run: `output`, or where that exists, `output-2`, ...
 
-    It is made at the start, so that a refusal costs no work, and goes again where nothing was put into it.
+    Created early so that bad paths fail fast; removed if empty.
     Raises InputError where it can't be made, or has no name to which a number could be added.
     """
     path = Path(output)

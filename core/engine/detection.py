@@ -49,8 +49,8 @@ def load_data(args, say=print):
     if args.skip_broken:
         train = without_broken(train, say)
     if paths["val_annotations"]:
-        categories = train.categories
-        val = read_coco(paths["val_annotations"], paths["val_images"], categories=categories, check_sizes=check_sizes)
+        how = {"categories": train.categories, "check_sizes": check_sizes, "upright": train.upright}
+        val = read_coco(paths["val_annotations"], paths["val_images"], **how)
         val = without_broken(val, say) if args.skip_broken else val
     elif args.val_fraction:
         train, val = split_coco(train, args.val_fraction, args.seed)
@@ -219,7 +219,7 @@ def checkpoint_state(network, step, best, args, data):
         "args": {**all_options(args), **paths},
         "network": network.options,
         "categories": [list(category) for category in data.train.categories],
-        "bits": data.train.bits,
+        "view": data.train.view,
     }
 
 

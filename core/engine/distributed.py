@@ -88,8 +88,10 @@ def _end_with_launcher(launcher: int) -> None:
     """Watches torchrun: killed by SIGKILL it leaves its ranks running, and if started again it would meet them."""
     while os.getppid() == launcher:
         time.sleep(1)
-    _say_line(f"error: rank {rank()}: torchrun, which started it, is gone")
-    os._exit(1)
+    try:
+        _say_line(f"error: rank {rank()}: torchrun, which started it, is gone")
+    finally:  # whoever read the lines may be gone, too
+        os._exit(1)
 
 
 def _attempt() -> str:

@@ -111,7 +111,6 @@ class RunLog:
 
     def close(self):
         if self.lock:
-            (self.folder / ".lock").unlink(missing_ok=True)
             self.lock.close()
         if self.tensorboard:
             self.tensorboard.close()

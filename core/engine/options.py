@@ -20,6 +20,9 @@ from core.retrieval.ranking import PROTOCOLS
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Shows the script's docstring as it stands, and the default of every option as a person would type it."""
 
+    def _get_default_metavar_for_optional(self, action):
+        return action.option_strings[-1].strip("-").replace("-", "_").upper()  # what is typed, whatever it sets
+
     def _get_help_string(self, action):
         text = (action.help or "").removesuffix(" (default: %(default)s)")  # some Pythons put it there for --no-...
         default = action.default

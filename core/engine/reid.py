@@ -300,6 +300,7 @@ def checkpoint_state(network, network_options, criterion, step, best, args, data
         "input_size": [args.height, args.width],
         "normalisation": {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
         "identities": identities_of(data.train),
+        "bits": data.train[0].bits,
         "distance": args.distance,
         "threshold": threshold and threshold._asdict(),
     }

@@ -36,7 +36,7 @@ class Step:
         networks: bare networks (not wrapped for DDP), on their device.
         optimizers: they step together. Parameters that are in no network (the centers of a loss) are unknown to DDP:
             their gradients are averaged over ranks here.
-        scheduler: of the first optimiser; stepped after each update if `per_update`, else after each epoch.
+        scheduler: `LambdaLR` of the first optimiser; stepped after each update if `per_update`, else after each epoch.
         args: `amp`, `accumulate`, `clip_gradient` (norm of each network; 0: none), `ema` (decay; 0: no averages).
         batches_per_epoch: the last group of an epoch may be smaller than `accumulate`.
 
@@ -165,7 +165,9 @@ class Step:
         for average, values in zip(self.averages, saved, strict=True):
             average.load_state_dict(values)
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
-            groups = zip(optimizer.state_dict()["param_groups"], values["param_groups"], strict=True)
+            groups = list(zip(optimizer.state_dict()["param_groups"], values["param_groups"], strict=True))
+            if any(("betas" in now) != ("betas" in then) for now, then in groups):  # Adam and SGD gather other things
+                raise ValueError("it was saved with another --optimizer")
             groups = [{**now, "params": then["params"]} for now, then in groups]
             optimizer.load_state_dict({"state": values["state"], "param_groups": groups})
         self.scaler.load_state_dict(state["scaler"])

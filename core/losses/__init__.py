@@ -9,7 +9,7 @@ from core.losses.mask import (
     gaussian_masks,
 )
 from core.losses.metric import CenterLoss, SoftmaxTripletLoss, TripletLoss
-from core.losses.spec import PAIR_LOSSES, build_loss, needs_logits, needs_mask, needs_pairs
+from core.losses.spec import build_loss, needs_logits, needs_mask, needs_pairs
 
 __all__ = [
     "CenterLoss",
@@ -17,7 +17,6 @@ __all__ = [
     "CrossEntropyLoss",
     "FocalMaskLoss",
     "GaussianMaskRegressionLoss",
-    "PAIR_LOSSES",
     "SoftmaxTripletLoss",
     "TripletLoss",
     "box_masks",

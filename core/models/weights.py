@@ -35,7 +35,7 @@ PUBLISHED = {
     "resnet101_ibn_a": "https://github.com/XingangPan/IBN-Net/releases/download/v1.0/resnet101_ibn_a-59ea0ac6.pth",
 }
 
-SHA256_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.pth$")  # its first digits, as torch.hub has them
+SHA256_IN_NAME = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8,64})\.pth$")  # its start, as torch.hub has it; no date
 CONNECTION_TIMEOUT = 5.0  # seconds
 CHUNK = 1 << 20  # bytes
 COUNTER = "num_batches_tracked"
@@ -179,13 +179,14 @@ def _reason(error: Exception) -> str:
 def load_file(path: str | Path, mmap: bool = False) -> object:
     """What torch.save wrote to `path`: tensors and plain values, on the CPU. Code in it is never run.
 
-    mmap: read each tensor only when it is used; not for files older than torch 1.6.
+    mmap: read each tensor only when it is used, and compare no checksums; not for files older than torch 1.6.
     Raises InputError, in one line, where there is no such file, it is damaged, or it holds more than that.
     """
     if not Path(path).exists():
         raise InputError(f"no such file: {path}; check the path")
     try:
-        _check_sums(path)
+        if not mmap:
+            _check_sums(path)
         with warnings.catch_warnings():  # torch wonders at a pickle that it didn't write; the error below says it all
             warnings.filterwarnings("ignore", "Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)

@@ -5,6 +5,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -248,6 +249,15 @@ def test_a_run_that_dies_before_its_first_checkpoint_restarts_in_its_folder(tmp_
     first = open_run(tmp_path, "bags")
     assert [open_run(tmp_path, "bags", "auto") for _ in range(2)] == [first, first]
     assert [path.name for path in tmp_path.rglob("*")] == ["bags"]
+
+
+def test_what_changed_is_said_the_number_of_processes_too(monkeypatch):
+    saved = {"lr": 0.1, "epochs": 3, "workers": 4, "processes": 1, "gone": 5}
+    args = Namespace(lr=0.1, epochs=6, workers=0, new=2)
+    assert checkpoint.changed_options(saved, args) == "; changed: epochs 3 -> 6"
+    assert checkpoint.changed_options(saved, args, {"epochs"}) == ""
+    monkeypatch.setattr(checkpoint.distributed, "world_size", lambda: 2)
+    assert checkpoint.changed_options(saved, args) == "; changed: epochs 3 -> 6, processes 1 -> 2"
 
 
 HOLDER = """

@@ -264,24 +264,31 @@ def test_under_torchrun_bad_input_is_told_once_and_first(tmp_path):
     assert ended.stderr.count("no folder x") == 1
 
 
-def test_ranks_end_when_torchrun_is_gone(tmp_path):
-    """SIGKILL ends torchrun alone; its ranks would go on in a folder that the next start takes."""
+@pytest.mark.parametrize("is_read", [True, False])
+def test_ranks_end_when_torchrun_is_gone(tmp_path, is_read):
+    """SIGKILL ends torchrun alone; its ranks would go on in a folder that the next start takes.
+
+    Also where nobody reads what they say any more, as after `torchrun ... 2>&1 | tee log` or a lost terminal.
+    """
     script = tmp_path / "script.py"
     script.write_text(
-        "import time\n"
+        "import os, time\n"
         "from core.engine import distributed\n"
         "distributed.setup('cpu')\n"
-        "print('here', flush=True)\n"
+        "os.write(1, b'here\\n')\n"
         "time.sleep(120)\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as launcher:
         assert [launcher.stdout.readline() for _ in range(2)] == [b"here\n"] * 2
+        if not is_read:
+            launcher.stderr.close()
         launcher.kill()
         launcher.wait()
-        said = launcher.stderr.read().decode()  # ends when the last rank has closed it
-    assert all(f"error: rank {rank}: torchrun, which started it, is gone\n" in said for rank in range(2))
+        said = launcher.stderr.read().decode() if is_read else ""
+        assert launcher.stdout.read() == b""  # the last rank has closed it
+    assert not is_read or all(f"error: rank {rank}: torchrun, which started it, is gone\n" in said for rank in range(2))
 
 
 @pytest.mark.parametrize(

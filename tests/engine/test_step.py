@@ -225,6 +225,27 @@ def test_a_state_of_before_several_averages_is_read():
         step.load_state_dict({**state, "ema": None})
 
 
+def test_a_run_is_not_continued_with_another_optimiser():
+    """Adam and SGD gather other things; AdamW gathers what Adam does."""
+    _, saved = make(optimizer="adam")
+    for name in ("sgd", "adamw"):
+        _, step = make(optimizer=name)
+        if name == "adamw":
+            step.load_state_dict(saved.state_dict())
+        else:
+            with pytest.raises(ValueError, match="another --optimizer"):
+                step.load_state_dict(saved.state_dict())
+
+
+def test_the_schedule_of_updates_waits_for_a_step_that_overflowed():
+    network, step = make(amp="fp16", warmup_steps=4, warmup_factor=0.5, batches=2)
+    step.per_update = True
+    run(step, network, [lambda net: (net.weight * 1e38).sum()])
+    assert step.scheduler.last_epoch == 0
+    run(step, network, [mean_of(torch.ones(1, 3))])
+    assert step.scheduler.last_epoch == 1
+
+
 def test_half_precision_is_a_switch():
     layer, inputs = nn.Linear(4, 4), torch.randn(2, 4)
     for amp, dtype in (("off", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):

@@ -238,6 +238,12 @@ def test_damaged_weights_are_refused(tmp_path, kind):
             load_weights(resnet18(), str(path), "resnet18")
 
 
+def test_a_date_in_a_name_is_no_checksum(tmp_path):
+    path = tmp_path / "resnet18-20191104.pth"
+    torch.save(resnet18().state_dict(), path, _use_new_zipfile_serialization=False)
+    assert "without checksums" in load_weights(resnet18(), str(path), "resnet18").message
+
+
 def test_what_has_no_checksums_is_read_and_the_line_says_so(tmp_path):
     """Files of before torch 1.6, whose sha256 a person can compare; and archives that were written without sums."""
     old, bare = tmp_path / "old.pth", tmp_path / "bare.pth"
