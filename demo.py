@@ -410,6 +410,8 @@ def say_names(names, one, many):
 
 def compare(args, device):
     """Do two pictures show the same object? Says the distance and, where there is a threshold, yes or no."""
+    for path in args.pictures:
+        read_image(path)  # a bad one is told before networks are read
     with open_output(args.output) as output:
         encoder = load_encoder(args.reid, device, args.amp)
         say(encoder.message)

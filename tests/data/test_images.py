@@ -144,6 +144,15 @@ def bits_of(*paths):
     return bits_in_use(map(str, paths), said.append), said
 
 
+def test_a_picture_alone_uses_no_fewer_bits_than_the_set_that_its_network_knows(tmp_path):
+    """So that it is no brighter than among others; more are taken where it needs them."""
+    path = deep_png(tmp_path / "a.png", deep_values(10))
+    assert [bits_in_use([path], print, known) for known in (8, 10, 12, 16)] == [10, 10, 12, 10]
+    assert bits_in_use([deep_png(tmp_path / "b.png", deep_values(14))], print, 12) == 14
+    Image.new("RGB", (4, 4)).save(tmp_path / "c.png")
+    assert bits_in_use([tmp_path / "c.png"], print, 12) == 16
+
+
 def deep_values(bits, channels=1, seed=0):
     """(6, 8, C): 0 and the highest value of `bits` bits are among them."""
     values = np.random.default_rng(seed).integers(0, 2**bits, (6, 8, channels))

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import shutil
 from types import SimpleNamespace
 
@@ -126,14 +127,40 @@ def test_what_the_training_evaluated_on_is_read_by_its_bits_again(shapes_of_12_b
     for given in ({}, same, named):
         said = []
         again = load_detection_data(
-            SimpleNamespace(**{**vars(asked), **given}), state["args"], said.append, state["bits"]
+            SimpleNamespace(**{**vars(asked), **given}), state["args"], said.append, state["view"]
         )
         assert_shown_by_12_bits(again)
         assert said == []
     other = shutil.copytree(shapes_of_12_bits, tmp_path / "other")
-    for trained_with, bits in ((state["args"], state["bits"]), ({}, None)):
+    for trained_with, view in ((state["args"], state["view"]), ({}, {})):
         given = SimpleNamespace(**{**vars(asked), "data": str(other)})
-        assert load_detection_data(given, trained_with, said.append, bits).bits == 10
+        assert load_detection_data(given, trained_with, said.append, view).bits == 10
+
+
+def test_val_follows_the_view_of_train_where_its_own_pictures_do_not_tell(shapes, tmp_path):
+    """Train has one turned by a quarter, outlined as it is stored; val has one turned by half."""
+    for split, turns in (("train", {3: 6}), ("val", {1: 3})):
+        path = tmp_path / "annotations" / f"instances_{split}2017.json"
+        path.parent.mkdir(exist_ok=True)
+        content = json.loads((shapes / "annotations" / path.name).read_text())
+        (tmp_path / f"{split}2017").mkdir()
+        for entry in content["images"]:
+            picture = Image.open(shapes / f"{split}2017" / entry["file_name"])
+            entry["file_name"] = f"{entry['id']}.jpg"
+            exif = Image.Exif()
+            exif[0x0112] = turns.get(entry["id"], 1)
+            picture.save(tmp_path / f"{split}2017" / entry["file_name"], exif=exif)
+        path.write_text(json.dumps(content))
+    said = []
+    data = detection.load_data(options(tmp_path), said.append)
+    assert not data.train.upright and not data.val.upright
+    assert len(said) == 1 and "1 of 4 looked at" in said[0] and "stored picture, as no other picture tells" in said[0]
+    network = MaskRCNN(**NETWORK)
+    state = detection.checkpoint_state(
+        network, build_step(network, options(tmp_path), CPU, 1), 0.5, options(tmp_path), data
+    )
+    asked = SimpleNamespace(data=None, images=None, annotations=None, skip_broken=False)
+    assert not load_detection_data(asked, state["args"], said.append, state["view"]).upright
 
 
 def test_an_epoch_of_pictures_without_any_object(shapes):

@@ -44,9 +44,12 @@ def test_a_row_holds_the_nearest_that_the_protocol_leaves(rows):
     assert rows[0].query_path == "q0.png" and rows[0].query_name == "bag 7"
     assert rows[0].match_paths == ["g1.png", "g2.png", "g3.png"]  # g0 is of the query's own camera
     assert rows[0].match_names == ["bag 8", "bag 7", "bag 9"] and rows[0].correct == [False, True, False]
-    assert rows[0].distances == [2, 3, 4]
+    assert rows[0].distances == [2, 3, 4] and rows[0].bits == 16
     reid_pictures.draw_rank_list("sheet.png", *features, data._replace(protocol="no_camera"), "euclidean", k=2)
     assert rows[1].match_paths == ["g0.png", "g1.png"] and rows[1].correct == [True, False]
+    deep = data._replace(query=[sample._replace(bits=12) for sample in query])
+    reid_pictures.draw_rank_list("sheet.png", *features, deep, "euclidean", k=2)
+    assert rows[2].bits == 12
 
 
 def test_the_own_picture_is_no_match_where_query_and_gallery_are_one_set(rows):
