@@ -303,8 +303,7 @@ def load_detection_data(args, trained_with, say, view):
     if images:
         is_own = Path(images).resolve() == Path(trained_with.get("val_images") or "").resolve()
         view = view if is_own else {}
-        upright = view.get("upright", True)
-        data = read_coco(annotations, images, check_sizes=not args.skip_broken, upright=upright)
+        data = read_coco(annotations, images, check_sizes=not args.skip_broken, upright=view.get("upright", True))
         for note in data.notes:
             say(note)
         (data,) = detection.with_bits_in_use([data], say, view.get("bits"))
