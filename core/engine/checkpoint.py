@@ -165,32 +165,42 @@ def open_run(output, name, resume=None):
 def lock_run(folder):
     """Keep a run folder for this process while it lives, and remove what a killed one left half written in it.
 
-    Returns the open lock file, which stays when it is closed: who waits for a file that another removes would hold
-    nothing. On a file system without locks nothing is refused or removed.
+    Returns the open lock file, for `release_run`. On a file system without locks nothing is refused or removed.
     Raises InputError where a run that is alive holds the folder, or it can't be written to.
     """
     path = Path(folder) / ".lock"
-    try:
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - it stays open
-    except OSError as error:
-        raise InputError(f"can't write {path}: {error.strerror}; give another --output") from error
-    try:
-        lock_for_process(file)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            return file
-        file.seek(0)
-        owner = file.read()
-        file.close()
-        raise InputError(
-            f"{folder}: its run is alive ({owner}); wait for its end or stop it, or begin another with --name"
-        ) from error
+    while True:
+        try:
+            file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - it stays open
+        except OSError as error:
+            raise InputError(f"can't write {path}: {error.strerror}; give another --output") from error
+        try:
+            lock_for_process(file)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                return file
+            file.seek(0)
+            owner = file.read()
+            file.close()
+            raise InputError(
+                f"{folder}: its run is alive ({owner}); wait for its end or stop it, or begin another with --name"
+            ) from error
+        if os.path.exists(path) and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            break
+        file.close()  # the run before has removed what this lock is on: take the next
     file.truncate(0)
     with suppress(OSError):  # a full disk: what the run writes next will tell
         os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
     for leftover in path.parent.glob(".*.tmp"):
         leftover.unlink()
     return file
+
+
+def release_run(lock):
+    """Give a run folder up; lock: of `lock_run`."""
+    with suppress(OSError):  # Windows removes no open file: there it stays
+        os.unlink(lock.name)
+    lock.close()
 
 
 @contextmanager

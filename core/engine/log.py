@@ -10,7 +10,7 @@ import torch
 import torchvision
 
 from core.engine import distributed
-from core.engine.checkpoint import lock_run
+from core.engine.checkpoint import lock_run, release_run
 from core.errors import InputError
 from core.files import atomic_write
 from core.visualize.curves import curves
@@ -111,7 +111,7 @@ class RunLog:
 
     def close(self):
         if self.lock:
-            self.lock.close()
+            release_run(self.lock)
         if self.tensorboard:
             self.tensorboard.close()
         if self.wandb:

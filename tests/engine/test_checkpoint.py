@@ -19,6 +19,7 @@ from core.engine.checkpoint import (
     lock_run,
     open_output,
     open_run,
+    release_run,
     save_checkpoint,
     save_run,
 )
@@ -289,6 +290,23 @@ def test_a_run_folder_belongs_to_one_run_while_it_lives(tmp_path):
             assert not leftover.exists()
         finally:
             os.killpg(holder.pid, signal.SIGKILL)
+
+
+def test_a_lock_that_the_run_before_removes_is_not_held(tmp_path, monkeypatch):
+    """It has ended between the opening of the file and the lock on it: the next file is taken."""
+    opened, lock = [], checkpoint.lock_for_process
+
+    def ends_meanwhile(file):
+        opened.append(file)
+        if len(opened) == 1:
+            os.unlink(file.name)
+        lock(file)
+
+    monkeypatch.setattr(checkpoint, "lock_for_process", ends_meanwhile)
+    held = lock_run(tmp_path)
+    assert len(opened) == 2 and opened[0].closed and os.path.samestat(os.fstat(held.fileno()), os.stat(held.name))
+    release_run(held)
+    assert held.closed and not list(tmp_path.iterdir())
 
 
 def test_a_file_system_without_locks_does_without(tmp_path, monkeypatch):
