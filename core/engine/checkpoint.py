@@ -185,8 +185,9 @@ def lock_run(folder):
             raise InputError(
                 f"{folder}: its run is alive ({owner}); wait for its end or stop it, or begin another with --name"
             ) from error
-        if os.path.exists(path) and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-            break
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                break
         file.close()  # the run before has removed what this lock is on: take the next
     file.truncate(0)
     with suppress(OSError):  # a full disk: what the run writes next will tell
