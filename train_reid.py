@@ -11,7 +11,6 @@ Several machines, the same line on each (NODE_RANK 0, 1, ...):
 Without --data the run makes a small set of baggage pictures and trains on it. Everything lands in runs/<name>/.
 """
 
-import argparse
 import sys
 import time
 
@@ -26,11 +25,8 @@ from core.engine.optim import build_optimizer, build_scheduler
 from core.engine.options import arguments_of
 from core.engine.step import Step, autocast, memory_format
 from core.errors import InputError
-from core.layers.mask_decoder import MASK_DECODERS
-from core.layers.pooling import POOLINGS
 from core.losses import build_loss, needs_logits, needs_mask, needs_pairs
-from core.losses.mask import REGRESSIONS
-from core.models.reid import MASK_POOLINGS, NECKS, build_reid_model
+from core.models.reid import build_reid_model
 from core.models.weights import load_weights
 from core.retrieval.ranking import METRIC_NAMES
 
@@ -73,73 +69,9 @@ def get_parser():
     parser = options.Parser(__doc__)
     options.add_reid_data_options(parser)
 
-    group = parser.add_argument_group("batches and augmentation")
-    group.add_argument("--ids-per-batch", type=options.positive_int, default=16, help="P: identities, per process")
-    group.add_argument("--images-per-id", type=options.positive_int, default=4, help="K: pictures of each identity")
-    group.add_argument("--iterations-per-epoch", type=options.non_negative_int, default=0, help="batches; 0: one pass")
-    group.add_argument("--flip", type=options.fraction, default=0.5, help="probability of mirroring")
-    group.add_argument("--pad", type=options.non_negative_int, default=10, help="pixels, before a random crop")
-    group.add_argument("--autoaugment", action=argparse.BooleanOptionalAction, default=False, help="ImageNet policy")
-    group.add_argument("--blur", type=options.fraction, default=0.0, help="probability of Gaussian blur")
-    group.add_argument("--erasing", type=options.fraction, default=0.5, help="probability of random erasing")
-    group.add_argument(
-        "--hide-background",
-        type=options.fraction,
-        default=0.0,
-        help="probability that only the object is shown; needs masks (of the data, or --mask-target predicted)",
-    )
-
-    group = parser.add_argument_group("network")
-    group.add_argument(
-        "--backbone",
-        default="resnet50",
-        help="resnet18, 34, 50, 101, 152, resnet50_ibn_a, resnet101_ibn_a, and any of them with _with_mask",
-    )
-    group.add_argument("--last-stride", type=int, choices=[1, 2], default=1, help="stride of stage 4")
-    group.add_argument("--pooling", choices=POOLINGS, default="avg", help="of stage 4")
-    group.add_argument("--neck", choices=NECKS, default="bnneck", help="between embedding and classifier")
-    group.add_argument("--dropout", type=options.fraction, default=0.0, help="before the classifier")
-    group.add_argument("--embedding-dim", type=options.non_negative_int, default=0, help="0: as wide as stage 4")
-    group.add_argument("--mask-size", type=options.positive_int, nargs=2, default=[256, 256], help="height, width (px)")
-    group.add_argument("--mask-decoder", choices=MASK_DECODERS, default="full", help="light: a fortieth of the work")
-    group.add_argument(
-        "--mask-pooling",
-        choices=MASK_POOLINGS,
-        default="off",
-        help="the predicted mask weights the features of stage 4 before pooling: soft, or in a second branch",
-    )
-    group.add_argument("--weights", default="imagenet", help="imagenet (the published file), none, or a file's path")
-    group.add_argument("--freeze-epochs", type=options.non_negative_int, default=0, help="with a frozen backbone")
-    group.add_argument("--sync-batch-norm", action="store_true", help="BatchNorm over all GPUs' batches")
-    group.add_argument("--freeze-batch-norm", action="store_true", help="BatchNorm keeps its statistics")
-
-    group = parser.add_argument_group("loss")
-    group.add_argument(
-        "--loss",
-        help='weighted sum, e.g. "1*cross_entropy+1*softmax_triplet+0.05*gaussian_mask"; also triplet, center, '
-        "focal_mask, combined_mask (default: the recipe's)",
-    )
-    group.add_argument("--label-smoothing", type=options.fraction, default=0.1, help="of cross_entropy")
-    group.add_argument("--margin", type=options.margin, default=0.3, help="of triplet, a distance; soft: soft margin")
-    group.add_argument("--center-lr", type=options.non_negative_float, default=0.5, help="of the centers (SGD)")
-    group.add_argument(
-        "--mask-target",
-        choices=["gaussian", "box", "instance", "predicted"],
-        help="gaussian and box are made from the object's box, instance is its true mask, predicted is what "
-        "--mask-checkpoint finds (default: instance where every training picture has a mask, else gaussian)",
-    )
-    group.add_argument(
-        "--mask-checkpoint",
-        metavar="PATH",
-        help="a checkpoint of train_mask_rcnn.py, for --mask-target predicted; its masks are kept beside the data",
-    )
-    group.add_argument(
-        "--mask-loss", dest="mask_kind", choices=REGRESSIONS, default="mse", help="regression of gaussian_mask"
-    )
-    group.add_argument("--sigma-ratio", type=options.positive_float, default=0.1, help="sigma / side of the box")
-    group.add_argument("--mask-threshold", type=options.fraction, default=0.0, help="gaussian_mask's least target")
-    group.add_argument("--gather", action="store_true", help="mine triplets over the batches of all ranks")
-
+    options.add_reid_batch_options(parser)
+    options.add_reid_network_options(parser)
+    options.add_reid_loss_options(parser)
     options.add_optimizer_options(parser)
     options.add_reid_evaluation_options(parser)
     options.add_run_options(parser)
