@@ -21,7 +21,7 @@ from core.engine.checkpoint import changed_options, load_checkpoint, open_run, s
 from core.engine.epoch import Epoch, seed_everything
 from core.engine.log import Announcer, RunLog, check_loggers
 from core.engine.object_masks import predicted_masks
-from core.engine.optim import build_optimizer, build_scheduler
+from core.engine.optim import build_optimizer, build_scheduler, parameter_groups
 from core.engine.options import arguments_of
 from core.engine.step import Step, autocast, memory_format
 from core.errors import InputError
@@ -169,7 +169,8 @@ def build_network(args, data, say):
 
 def build_step(network, criterion, args, device, batches_per_epoch):
     """`Step` with the optimiser of the network, and one of the loss where it has parameters."""
-    optimizer = build_optimizer(network.parameters(), args.optimizer, args.lr, **arguments_of(build_optimizer, args))
+    groups = parameter_groups(network, args.head_lr)
+    optimizer = build_optimizer(groups, args.optimizer, args.lr, **arguments_of(build_optimizer, args))
     schedule = {**arguments_of(build_scheduler, args), "epochs": max(args.epochs, 1)}
     optimizers = [optimizer]
     # The pace of the centers does not depend on the weight of their loss (Luo et al. 2019).
