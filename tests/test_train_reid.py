@@ -21,9 +21,11 @@ from PIL import Image
 import evaluate
 import train_reid
 from core.data.images import list_images
+from core.engine import reid_run
 from core.engine.checkpoint import load_checkpoint
 from core.errors import InputError
 from core.models.mask_rcnn import MaskRCNN
+from core.models.reid import build_reid_model
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["--backbone", "resnet18", "--weights", "none", "--height", "32", "--width", "32", "--pad", "2"]
@@ -272,7 +274,7 @@ def test_masks_of_a_checkpoint_for_data_that_has_none(run, tmp_path, baggage):
 def test_a_checkpoint_has_no_threshold_of_other_weights(run, baggage, tmp_path, monkeypatch):
     saved = {}
     monkeypatch.setattr(
-        train_reid, "save_run", lambda folder, state, improved: saved.update({state["epoch"]: state["threshold"]})
+        reid_run, "save_run", lambda folder, state, improved: saved.update({state["epoch"]: state["threshold"]})
     )
     options = ["--dataset", "mvb", "--data", baggage, "--output", tmp_path, "--epochs", 3, "--eval-every", 2]
     code, _, err = run(train_reid, *SMALL, *options, "--iterations-per-epoch", 1)
@@ -360,7 +362,7 @@ def test_frozen_backbone_stays_and_then_learns(run, baggage, tmp_path):
         folder = max(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime_ns)
         weights.append(load_checkpoint(folder / "last.pth")["model"])
     torch.manual_seed(0)
-    fresh = train_reid.build_reid_model("resnet18", 6).state_dict()
+    fresh = build_reid_model("resnet18", 6).state_dict()
     for key in ("backbone.conv1.weight", "backbone.bn1.running_mean"):
         assert torch.equal(weights[0][key], fresh[key])
         assert not torch.equal(weights[1][key], fresh[key])

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -19,11 +20,11 @@ from core.visualize.curves import curves
 class Announcer:
     """Called with a line it prints it, on rank 0; `said` keeps all lines for the log of a run folder.
 
-    Lines printed before the run folder exists are buffered here.
+    Lines printed before the run folder exists are buffered here. start: when it was made, of `time.perf_counter`.
     """
 
     def __init__(self):
-        self.said = []
+        self.said, self.start = [], time.perf_counter()
 
     def __call__(self, text):
         self.said.append(text)

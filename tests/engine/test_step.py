@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from core.engine import distributed
 from core.engine.optim import build_scheduler
+from core.engine.reid_training import build_step
 from core.engine.step import Step, autocast
 from core.errors import InputError
 from core.losses import build_loss
 from core.models.reid import ReIDOutput
-from train_reid import build_step
 
 OPTIONS = {
     "optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0, "momentum": 0.0, "epochs": 4, "schedule": "multistep",
