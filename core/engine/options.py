@@ -72,13 +72,14 @@ class Parser(argparse.ArgumentParser):
         return ", ".join(words[name] for name in names)
 
 
-def parse(parser, recipes=None, default_recipe=None, argv=None):
+def parse(parser, recipes=None, default_recipe=None, argv=None, notes=None):
     """Parse `argv` with a recipe below it: an explicit option wins over the recipe, the recipe over the default.
 
     Args:
         parser: a `Parser`; with recipes it gets the option `--recipe` here.
         recipes: dict name -> dict of option values.
         default_recipe: function of the parsed arguments that names the recipe where the person names none.
+        notes: dict name -> what the help says about a recipe beside its options.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not recipes:
@@ -86,7 +87,7 @@ def parse(parser, recipes=None, default_recipe=None, argv=None):
     parser.add_argument(
         "--recipe", choices=sorted(recipes), help="published settings (listed below); an explicit option wins"
     )
-    parser.epilog = _describe(parser, recipes)
+    parser.epilog = _describe(parser, recipes, notes or {})
     recipe = parser.parse_args(argv)
     name = recipe.recipe or default_recipe(recipe)
     parser.set_defaults(**recipes[name])
@@ -105,8 +106,8 @@ def arguments_of(function, args):
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
-def _describe(parser, recipes):
-    """What each recipe sets, as options that could be typed."""
+def _describe(parser, recipes, notes):
+    """What each recipe sets, as options that could be typed, and the notes."""
     width = max(60, shutil.get_terminal_size().columns - 2)
     lines = ["recipes set, where no option says otherwise:"]
     for name, values in recipes.items():
@@ -114,6 +115,8 @@ def _describe(parser, recipes):
         wrap = {"initial_indent": f"  {name:<12}", "subsequent_indent": " " * 14, "break_on_hyphens": False}
         # An option and its value stay on one line: between them is a space that can't be broken, until it is wrapped.
         lines.append(textwrap.fill(words, width, break_long_words=False, **wrap).replace("\0", " "))
+        if name in notes:
+            lines.append(textwrap.fill(notes[name], width, **{**wrap, "initial_indent": " " * 14}))
     return "\n".join(lines)
 
 
