@@ -13,11 +13,12 @@ import textwrap
 
 from core.engine.optim import OPTIMIZERS, SCHEDULES, WARMUPS
 from core.errors import InputError
+from core.layers.attention import ATTENTIONS, FEATURE_ERASINGS
 from core.layers.mask_decoder import MASK_DECODERS
 from core.layers.pooling import POOLINGS
 from core.losses.mask import REGRESSIONS
 from core.losses.spec import KNOWN_LOSSES
-from core.models.reid import MASK_POOLINGS, NECKS
+from core.models.reid import BACKBONES, MASK_POOLINGS, MODELS, NECKS
 from core.retrieval.distance import METRICS
 from core.retrieval.ranking import PROTOCOLS
 
@@ -172,6 +173,15 @@ def margin(text):
     return _number(float, text, lambda value: 0 <= value < float("inf"), "soft or a finite number of at least 0")
 
 
+def names(text):
+    """Names with commas between them."""
+    return [name.strip() for name in text.split(",")]
+
+
+def stages(text):
+    return [_number(int, stage, lambda value: 1 <= value <= 4, "a stage from 1 to 4") for stage in text.split(",")]
+
+
 def add_reid_data_options(parser):
     group = parser.add_argument_group("data")
     group.add_argument(
@@ -210,15 +220,31 @@ def add_reid_batch_options(parser):
 def add_reid_network_options(parser):
     group = parser.add_argument_group("network")
     group.add_argument(
+        "--model",
+        choices=MODELS,
+        default="bot",
+        help="bot: the strong baseline; of several branches: lmbn_n and lmbn_r (LightMBN), mgn, pcb, pyramid",
+    )
+    group.add_argument(
         "--backbone",
-        default="resnet50",
-        help="resnet18, 34, 50, 101, 152, resnet50_ibn_a, resnet101_ibn_a, and any of them with _with_mask",
+        help=f"{', '.join(BACKBONES)}, for bot each also with _with_mask (default: resnet50, for lmbn_n osnet_x1_0)",
+    )
+    group.add_argument("--parts", type=non_negative_int, default=0, help="stripes of pcb and pyramid; 0: 6")
+    group.add_argument(
+        "--branches", type=names, default=[], help="of lmbn_n and lmbn_r, e.g. global,part (default: with channel, too)"
+    )
+    group.add_argument("--attention", choices=ATTENTIONS, help="a block behind stages of a ResNet (default: none)")
+    group.add_argument("--attention-stages", type=stages, default=[3, 4], metavar="N,N", help="of --attention, 1 to 4")
+    group.add_argument(
+        "--feature-erasing", choices=FEATURE_ERASINGS, default="off", help="rows of stage 4 that bot loses in training"
     )
     group.add_argument("--last-stride", type=int, choices=[1, 2], default=1, help="stride of stage 4")
     group.add_argument("--pooling", choices=POOLINGS, default="avg", help="of stage 4")
-    group.add_argument("--neck", choices=NECKS, default="bnneck", help="between embedding and classifier")
+    group.add_argument(
+        "--neck", choices=NECKS, help="between embedding and classifier (default: bnneck, for mgn and pyramid none)"
+    )
     group.add_argument("--dropout", type=fraction, default=0.0, help="before the classifier")
-    group.add_argument("--embedding-dim", type=non_negative_int, default=0, help="0: as wide as stage 4")
+    group.add_argument("--embedding-dim", type=non_negative_int, default=0, help="of a branch; 0: the network's own")
     group.add_argument("--mask-size", type=positive_int, nargs=2, default=[256, 256], help="height, width (px)")
     group.add_argument("--mask-decoder", choices=MASK_DECODERS, default="full", help="light: a fortieth of the work")
     group.add_argument(

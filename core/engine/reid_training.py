@@ -8,7 +8,7 @@ from core.engine.options import arguments_of
 from core.engine.step import Step
 from core.errors import InputError
 from core.losses import build_loss, needs_cosines, needs_logits, needs_mask, needs_pairs
-from core.models.reid import build_reid_model
+from core.models.reid import MODELS, build_reid_model
 from core.models.weights import load_weights
 
 RECIPES = {
@@ -31,21 +31,21 @@ RECIPES = {
     # Herzog et al. 2021, "Lightweight Multi-Branch Network for Person Re-Identification"; settings of its code, which
     # crops out of 1.05 times the size where we pad.
     "lightmbn": {
-        "height": 384, "width": 128, "ids_per_batch": 6, "images_per_id": 8, "embedding_dim": 512,
+        "model": "lmbn_n", "height": 384, "width": 128, "ids_per_batch": 6, "images_per_id": 8, "embedding_dim": 512,
         "optimizer": "adam", "lr": 6e-4, "weight_decay": 5e-4, "epochs": 130, "schedule": "cosine_to_min",
         "min_lr": 6e-7, "warmup": "count", "warmup_steps": 10, "label_smoothing": 0.1, "margin": 0.7,
         "flip": 0.5, "pad": 10, "erasing": 0.5,
     },
     # Sun et al. 2018, "Beyond Part Models"; settings of its code.
     "pcb": {
-        "neck": "none", "height": 384, "width": 128, "ids_per_batch": 64,
+        "model": "pcb", "neck": "none", "height": 384, "width": 128, "ids_per_batch": 64,
         "images_per_id": 1, "embedding_dim": 256, "dropout": 0.5, "optimizer": "sgd", "nesterov": True,
         "momentum": 0.9, "lr": 0.01, "head_lr": 0.1, "weight_decay": 5e-4, "epochs": 60, "schedule": "step",
         "step_size": 40, "gamma": 0.1, "label_smoothing": 0.0, "flip": 0.5, "pad": 0, "erasing": 0.0,
     },
     # Wang et al. 2018, "Learning Discriminative Features with Multiple Granularities".
     "mgn": {
-        "height": 384, "width": 128, "ids_per_batch": 16, "images_per_id": 4, "embedding_dim": 256,
+        "model": "mgn", "height": 384, "width": 128, "ids_per_batch": 16, "images_per_id": 4, "embedding_dim": 256,
         "optimizer": "sgd", "momentum": 0.9, "lr": 0.01, "weight_decay": 5e-4, "epochs": 80, "schedule": "multistep",
         "milestones": [40, 60], "gamma": 0.1, "label_smoothing": 0.0, "margin": 1.2,
         "flip": 0.5, "pad": 0, "erasing": 0.0,
@@ -100,6 +100,8 @@ def load_data(args, say):
 
     What was settled goes into `args`, which the run folder and the checkpoints keep.
     """
+    published = MODELS[args.model]
+    args.backbone, args.neck = args.backbone or published.backbone, args.neck or published.neck
     args.loss = args.loss or "+".join(LOSSES[args.recipe][: 1 + args.backbone.endswith("_with_mask")])
     identities = args.ids_per_batch * (distributed.world_size() if args.gather else 1)  # that the loss sees together
     if args.epochs and needs_pairs(args.loss) and min(identities, args.images_per_id) < 2:
@@ -115,7 +117,8 @@ def load_data(args, say):
     data = reid.load_data(args, say, training=True)
     args.dataset, args.data, args.protocol = data.name, data.root, data.protocol
     args.mask_target = settled_mask_target(args, data)
-    args.name = args.name or f"reid-{args.dataset}-{args.backbone}"
+    network = args.backbone if args.model == "bot" else f"{args.model}-{args.backbone}"
+    args.name = args.name or f"reid-{args.dataset}-{network}"
     say(f"data: {data.name} in {data.root}: {reid.describe(data)}; protocol {data.protocol}")
     processes, batch = distributed.world_size(), args.ids_per_batch * args.images_per_id
     say(
@@ -125,7 +128,7 @@ def load_data(args, say):
     if args.recipe == "suitcase" and not args.backbone.endswith("_with_mask"):
         say(f"recipe suitcase learns masks too, with --backbone {args.backbone}_with_mask")
     target = f", mask target {args.mask_target}" if args.mask_target else ""
-    say(f"network: {args.backbone}; loss: {args.loss}{target}")
+    say(f"network: {network}; loss: {args.loss}{target}")
     return data
 
 
