@@ -19,7 +19,7 @@ import torch
 from core.engine import distributed, options, reid, reid_pictures
 from core.engine.checkpoint import changed_options, load_checkpoint, open_run, save_run
 from core.engine.epoch import Epoch, seed_everything
-from core.engine.log import Announcer, RunLog, check_loggers
+from core.engine.log import Announcer, RunLog, check_loggers, preview
 from core.engine.object_masks import predicted_masks
 from core.engine.optim import build_optimizer, build_scheduler
 from core.engine.options import arguments_of
@@ -67,9 +67,9 @@ LOSSES = {
 
 def get_parser():
     parser = options.Parser(__doc__)
-    options.add_reid_data_options(parser)
-
-    options.add_reid_batch_options(parser)
+    options.add_reid_data_options(parser, several=True)
+    group = options.add_reid_batch_options(parser)
+    group.add_argument("--augmentation-preview", action="store_true", help="draw pictures for the network, and stop")
     options.add_reid_network_options(parser)
     options.add_reid_loss_options(parser)
     options.add_optimizer_options(parser)
@@ -214,6 +214,8 @@ def main(args):
         masked = predicted_masks(data.train, data.root, args.mask_checkpoint, device, amp=args.amp, say=say)
         data = data._replace(train=masked)
     train_loader = reid.build_train_loader(args, data, device)
+    if args.augmentation_preview:
+        return preview(args.output, lambda path: reid_pictures.draw_augmentations(path, train_loader.dataset))
     eval_loaders = reid.query_gallery_loaders(args, data, device)
     if args.mask_target in ("gaussian", "box") and not train_loader.dataset.has_boxes:
         say("the data has no boxes: the mask target is made from the centre of each picture")
