@@ -10,10 +10,11 @@ from torch import nn
 from core.data.reid_datasets import load_reid_dataset
 from core.engine import distributed, reid
 from core.engine.epoch import Epoch, seed_everything
+from core.engine.reid_training import build_step
 from core.errors import InputError
 from core.losses import build_loss
 from core.models.reid import ReIDOutput, build_reid_model
-from train_reid import build_step, train_one_epoch
+from train_reid import train_one_epoch
 
 CPU = torch.device("cpu")
 OPTIONS = {

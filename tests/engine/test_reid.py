@@ -19,11 +19,11 @@ from core.data.samples import ReIDDataset, Sample
 from core.data.transforms import denormalise
 from core.engine import distributed, reid, reid_pictures
 from core.engine.reid import ReIDData
+from core.engine.reid_training import build_step
 from core.errors import InputError
 from core.losses.spec import build_loss
 from core.models.reid import ReIDOutput, build_reid_model
 from core.retrieval.ranking import METRIC_NAMES
-from train_reid import build_step
 
 CPU = torch.device("cpu")
 OPTIONS = {
