@@ -311,6 +311,7 @@ def test_a_checkpoint_has_no_threshold_of_other_weights(run, baggage, tmp_path, 
 def test_data_without_query_and_gallery(run, baggage, tmp_path, monkeypatch):
     """vehiclex is published for training only."""
     whole = train_reid.reid.load_reid_dataset("mvb", baggage)
+    monkeypatch.setattr(train_reid.reid, "find_dataset", lambda _, root: root)
     monkeypatch.setattr(train_reid.reid, "load_reid_dataset", lambda *_: whole._replace(query=[], gallery=[]))
     options = [
         *SMALL,
