@@ -13,9 +13,9 @@ Without --data the run makes a small set of baggage pictures and trains on it. E
 
 import sys
 
-from core.engine import distributed, options, reid
+from core.engine import distributed, options, reid, reid_pictures
 from core.engine.epoch import Epoch, seed_everything
-from core.engine.log import Announcer
+from core.engine.log import Announcer, preview
 from core.engine.reid_run import ReIDRun
 from core.engine.reid_training import (
     PUBLISHED,
@@ -32,8 +32,9 @@ from core.errors import InputError
 
 def get_parser():
     parser = options.Parser(__doc__)
-    options.add_reid_data_options(parser)
-    options.add_reid_batch_options(parser)
+    options.add_reid_data_options(parser, several=True)
+    group = options.add_reid_batch_options(parser)
+    group.add_argument("--augmentation-preview", action="store_true", help="draw pictures for the network, and stop")
     options.add_reid_network_options(parser)
     options.add_reid_loss_options(parser)
     options.add_optimizer_options(parser)
@@ -73,6 +74,8 @@ def main(args):
     data = load_data(args, say)
     network, criterion, network_options = build_network(args, data, say)
     data, loaders = build_loaders(args, data, device, say)
+    if args.augmentation_preview:
+        return preview(args.output, lambda path: reid_pictures.draw_augmentations(path, loaders[0].dataset))
     network, criterion = network.to(device, memory_format=memory_format(args)), criterion.to(device)
     step = build_step(network, criterion, args, device, len(loaders[0]))
 

@@ -246,6 +246,6 @@ def test_teachers_that_do_not_fit(run, runs, distil, baggage, tmp_path):
     assert "the teacher has cosines" in refused(run, *data, *saved(network=state["network"] | {"cosine": True}))
     torch.save(state["model"], tmp_path / "weights.pth")
     weights = ["--teacher", tmp_path / "weights.pth"]
-    assert "of another project's weights say the backbone" in refused(run, *data, *weights)
+    assert "--teacher-backbone" in refused(run, *data, *weights)
     assert "osnet_x0_25 is nearest" in refused(run, *data, *weights, "--teacher-backbone", "resnet18")
     assert not (tmp_path / "runs").exists()
