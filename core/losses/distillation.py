@@ -48,8 +48,8 @@ class FeatureLoss(nn.Module):
 
     @in_float32
     def forward(self, student, teacher):
-        difference = F.normalize(student) - F.normalize(teacher.detach())
-        return difference.square().sum() / max(difference[:, :1].numel(), 1)
+        cosine = F.cosine_similarity(student, teacher.detach())  # (B,) or (B, h, w)
+        return (2 - 2 * cosine).sum() / max(cosine.numel(), 1)
 
 
 class AttentionLoss(nn.Module):
