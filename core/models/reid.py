@@ -233,5 +233,6 @@ def _build_backbone(name, last_stride, attention, attention_stages):
 
 def _position_weights(mask: Tensor, stage4: Tensor) -> Tensor:
     """How much each position of (B, C, h, w) counts by the mask (B, 1, mask_h, mask_w): (B, 1, h, w), above 0."""
-    weights = F.interpolate(mask.detach(), size=stage4.shape[-2:], mode="area")
+    size = [int(side) for side in stage4.shape[-2:]]  # in an exported file they are constants
+    weights = F.interpolate(mask.detach(), size=size, mode="area")
     return weights.clamp(min=LEAST_WEIGHT)
