@@ -19,7 +19,7 @@ from pycocotools.cocoeval import COCOeval
 import evaluate
 import train_mask_rcnn
 from core.data.coco import CocoCategory, CocoData
-from core.engine import options
+from core.engine import detection, options
 from core.engine.checkpoint import load_checkpoint, save_checkpoint
 from core.engine.coco_evaluation import COCO_NUMBERS
 
@@ -212,7 +212,7 @@ def test_two_classes_of_one_name(evaluated, altered, shapes, tmp_path):
 )
 def test_which_category_a_label_is(known, listed, matched):
     data = CocoData([], [CocoCategory(*category) for category in listed], "some.json", [], {})
-    found = evaluate.match_categories([list(category) for category in known], data, print)
+    found = detection.match_categories([list(category) for category in known], data, print)
     assert [category and category.id for category in found] == matched
 
 

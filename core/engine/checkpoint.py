@@ -83,6 +83,12 @@ def check_checkpoint(state, path, *kinds):
     return state
 
 
+def weights_alone(state):
+    """A checkpoint without what only training needs: its weights that count, and what is needed to use them."""
+    kept = {key: state[key] for key in state if key not in ("optimizers", "scheduler", "scaler", "loss", "ema")}
+    return {**kept, "model": best_weights(state), "ema": []}
+
+
 def fingerprint(state):
     """What tells one trained network from another: the sha256, in hexadecimal, of all that shapes its answers.
 

@@ -3,6 +3,7 @@
 A script adds only what is its own. Everything here runs on one process or many; each rank ends with the same numbers.
 """
 
+import copy
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -339,3 +340,14 @@ def network_from_checkpoint(path, device, state=None):
     network = build_reid_model(**state["network"])
     network.load_state_dict(best_weights(state))
     return network.to(device).eval(), state
+
+
+def for_retrieval(network):
+    """A copy of a network as retrieval runs it: in evaluation mode, without the classifiers of its training."""
+    network = copy.deepcopy(network).eval()
+    for module in network.modules():
+        if isinstance(getattr(module, "classifier", None), torch.nn.Module):
+            module.classifier = None
+    if getattr(network, "mask_branch", None) is not None:
+        network.mask_branch = network.mask_branch[:2]  # reduction and neck
+    return network

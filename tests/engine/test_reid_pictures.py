@@ -118,7 +118,7 @@ def test_activation_map_by_hand():
     stages = [torch.randn(3, 1, 8, 8)] * 3 + [torch.stack([stage, torch.zeros_like(stage), others])]
     network = build_reid_model("resnet18", 0, neck="none")
     network.backbone.forward_stages = lambda pictures: stages
-    maps = reid_pictures.activation_map(network, torch.zeros(3, 3, 64, 64))
+    maps = reid_pictures.activation_maps(network, torch.zeros(3, 3, 64, 64))["global"]
     assert maps.shape == (3, 1, 2, 2)
     torch.testing.assert_close(maps[:, 0], torch.tensor([[[1.0, 0], [0, 0]], [[0, 0], [0, 0]], [[1, 0.5], [0, 0]]]))
 
@@ -135,7 +135,7 @@ def test_activation_map_adds_up_to_the_embedding(mask_pooling):
         whole = network.head(stage)[0][0]
         parts = torch.stack([network.head(stage[:, :, [y]][..., [x]])[0][0] for y in range(4) for x in range(2)])
         network.backbone.forward_stages = lambda pictures: [None, None, None, stage]
-        found = reid_pictures.activation_map(network, None).flatten()
+        found = reid_pictures.activation_maps(network, None)["global"].flatten()
     products = parts @ whole
     torch.testing.assert_close(products.mean(), whole.square().sum())
     torch.testing.assert_close(found, products.clamp(min=0) / products.max())
