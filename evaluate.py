@@ -61,7 +61,8 @@ REID_OPTIONS = ("dataset", "height", "width", "protocol", "distance", "eval_batc
 REID_OPTIONS += ("query_expansion", *EXPANSION_OPTIONS, "rerank", *RERANK_OPTIONS, "save_features", "rank_list")
 REID_OPTIONS += ("activation_map", "embedding_plot", "false_accept_rate", "complexity")
 DETECTION_OPTIONS = ("images", "annotations", "predictions", "score")
-EXPORT_OPTIONS = ("checkpoint", "export", "output", "feature", "device", "timeout")
+ALWAYS = ("output", "device", "timeout", "workers")
+SUMMARY_OPTIONS, EXPORT_OPTIONS = ("summary", *ALWAYS), ("checkpoint", "export", "feature", *ALWAYS)
 
 
 class RawPixels(torch.nn.Module):
@@ -135,7 +136,7 @@ def main(args):
     device = distributed.setup(args.device, args.timeout)
     say = print if distributed.is_main() else lambda _: None
     if args.summary:
-        refuse(args, set(vars(args)) - {"summary", "output"}, "without effect beside --summary; leave it out")
+        refuse(args, set(vars(args)) - set(SUMMARY_OPTIONS), "without effect beside --summary; leave it out")
         return distributed.on_main(lambda: summarise_folder(args))
     if args.raw_pixels == bool(args.checkpoint):
         raise InputError("give either a checkpoint, e.g. runs/NAME/best.pth, or --raw-pixels")
@@ -232,6 +233,7 @@ def evaluate_reid(args, state, device, say):
         if args.complexity and distributed.is_main():
             size = (own.height, own.width)
             costs[name] = complexity(network, size, device, batch_size=args.eval_batch_size, amp=args.amp)
+            print(f"{name}: {costs[name]}; on {device.type}, {args.eval_batch_size} pictures in a batch")
         beside = Path(own.checkpoint).with_suffix("") if own.checkpoint else "runs/raw-pixels"
         for set_name, data in sets.items():
             own = with_options(own, dataset=data.name, data=data.root, protocol=data.protocol)  # for metrics.json
@@ -275,8 +277,6 @@ def evaluate_pair(network, data, normalisation, folder, cost, args, device):
     if threshold:
         otherwise = " and ".join(["--flip"] * args.flip + ["--feature before"] * (args.feature == "before"))
         print(f"{threshold}{f'; all with {otherwise}, which demo.py does without' if otherwise else ''}")
-    if cost:
-        print(f"{cost}; on {device.type}, {args.eval_batch_size} pictures in a batch")
     reid_evaluation.write_results(folder, results, threshold, cost, args)
     if args.rank_list:
         path = folder / "rank_list.png"

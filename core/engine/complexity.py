@@ -1,7 +1,9 @@
 """What a network costs where it embeds pictures: parameters, multiply-adds, memory, speed."""
 
+import ctypes
 import statistics
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +22,7 @@ class Complexity(NamedTuple):
     parameters: all of them, also of a mask decoder that runs on demand alone.
     multiply_adds: of one picture, in all convolutions and matrix products, attention's too; no norms, no activations.
     peak_memory: bytes in one batch. CUDA: all that was allocated, weights included. CPU: by how much the process grew,
-        which memory that it held already hides. None: not measured there.
+        read from /proc. None: not measured there.
     images_per_second: median of a few batches.
     """
 
@@ -34,7 +36,7 @@ class Complexity(NamedTuple):
         return {
             "parameters (M)": self.parameters / 1e6,
             "multiply-adds (G)": self.multiply_adds / 1e9,
-            "peak memory (MiB)": self.peak_memory and self.peak_memory / 2**20,
+            "peak memory (MiB)": None if self.peak_memory is None else self.peak_memory / 2**20,
             "images/s": self.images_per_second,
         }
 
@@ -79,12 +81,14 @@ def _peak_memory(function, device):
         torch.cuda.reset_peak_memory_stats(device)
         function()
         return torch.cuda.max_memory_allocated(device)
-    before = None
-    if device.type == "cpu" and RESET.exists():
-        RESET.write_text("5")  # the highest mark falls to what is held now
-        before = _resident("VmRSS")
+    if device.type != "cpu" or not RESET.exists():
+        return function()
+    with suppress(OSError, AttributeError):  # glibc alone: what was freed before is given back, or it hides the growth
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    RESET.write_text("5")  # the highest mark falls to what is held now
+    before = _resident("VmRSS")
     function()
-    return before and max(_resident("VmHWM") - before, 0)
+    return max(_resident("VmHWM") - before, 0)
 
 
 def _resident(which):

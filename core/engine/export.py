@@ -6,6 +6,7 @@ several batch sizes.
 
 import io
 import json
+import keyword
 import warnings
 from typing import NamedTuple
 
@@ -28,6 +29,9 @@ class Embedder(nn.Module):
     def __init__(self, network):
         super().__init__()
         self.network = for_retrieval(network)
+        for module in self.network.modules():  # a TorchScript file can't be read where a part is called "global"
+            parts = module._modules.items()
+            module._modules = {name + "_" * keyword.iskeyword(name): part for name, part in parts}
         self.names = ["embedding"] + ["mask"] * (network.mask_decoder is not None)
 
     def forward(self, images):
@@ -106,8 +110,6 @@ def _onnx(module, example, metadata):
         raise InputError(f"--export onnx needs two packages: pip install onnx onnxruntime ({error})") from error
     file, batch = io.BytesIO(), {name: {0: "batch"} for name in ("images", *module.names)}
     names = {"input_names": ["images"], "output_names": module.names, "dynamic_axes": batch}
-    # Before it fails it would print the whole graph.
-    getattr(torch._C, "_jit_set_onnx_log_enabled", lambda enabled: None)(False)
     try:
         torch.onnx.export(module, (example,), file, dynamo=False, **names)
     except torch.onnx.errors.OnnxExporterError as error:

@@ -31,8 +31,8 @@ def load_data_sets(args, trained_on, say):
         own = {"dataset": dataset, "data": data, "protocol": protocol}
         sets.append(load_data(Namespace(**{**vars(args), **own}), say))
     names = [data.name for data in sets]
-    names = [f"{one.name} {Path(one.root).name}" if names.count(one.name) > 1 else one.name for one in sets]
-    return dict(zip(names, sets, strict=True))
+    names = [Path(one.root).name if names.count(one.name) > 1 else one.name for one in sets]  # of one layout
+    return dict(zip(distinct_names(f"{name}.set" for name in names), sets, strict=True))
 
 
 def names_of_networks(checkpoints):

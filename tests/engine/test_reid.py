@@ -484,3 +484,25 @@ def test_freezing_stops_the_part_and_names_what_must_stay_in_evaluation_mode():
     assert reid.freeze(network, network[0], frozen=False) == []
     assert all(p.requires_grad for p in network.parameters())
     assert reid.freeze(network, network[0], frozen=False, batch_norm=True) == [network[0][1], network[1]]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "options"),
+    [
+        ("resnet18_with_mask", {"mask_pooling": "branch", "mask_size": [8, 8]}),
+        ("osnet_x0_25", {}),
+        ("resnet18", {"model": "pcb", "parts": 2}),
+    ],
+)
+def test_a_network_for_retrieval_has_no_classifier_and_the_same_embedding(backbone, options):
+    network = build_reid_model(backbone, 5, **options)
+    copy, without = reid.for_retrieval(network), build_reid_model(backbone, 0, **options)
+    assert {key: value.shape for key, value in copy.state_dict().items()} == {
+        key: value.shape for key, value in without.state_dict().items()
+    }
+    images = torch.randn(2, 3, 64, 32)
+    assert network.training and not copy.training
+    with torch.no_grad():
+        found, expected = copy(images), network.eval()(images)
+    assert found.logits == [] and len(expected.logits) > 0
+    torch.testing.assert_close(found.embedding, expected.embedding, rtol=0, atol=0)
