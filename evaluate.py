@@ -80,10 +80,12 @@ def get_parser():
     parser = options.Parser(__doc__)
     parser.add_argument("checkpoint", nargs="*", help="of train_reid.py or train_mask_rcnn.py: runs/NAME/best.pth")
     parser.add_argument("--raw-pixels", action="store_true", help="ReID without a network: the pixels themselves")
-    parser.add_argument("--summary", metavar="FOLDER", help="no network: a table of the runs below it (runs)")
-    parser.add_argument("--export", choices=[*SUFFIXES, "weights"], help="no evaluation: write this, to --output FILE")
+    parser.add_argument("--summary", metavar="FOLDER", help="no network: a table of all runs below it")
+    parser.add_argument("--export", choices=SUFFIXES, help="no evaluation: write this, to --output FILE")
     parser.add_argument(
-        "--output", help="folder for the results (default: the checkpoint's path without .pth, or runs/raw-pixels)"
+        "--output",
+        help="folder for the results (default: the checkpoint's path without .pth, or runs/raw-pixels); of --export "
+        "a file",
     )
     group = options.add_reid_data_options(parser)
     group.description = (
@@ -137,7 +139,7 @@ def main(args):
     say = print if distributed.is_main() else lambda _: None
     if args.summary:
         refuse(args, set(vars(args)) - set(SUMMARY_OPTIONS), "without effect beside --summary; leave it out")
-        return distributed.on_main(lambda: summarise_folder(args))
+        return summarise_folder(args, say)
     if args.raw_pixels == bool(args.checkpoint):
         raise InputError("give either a checkpoint, e.g. runs/NAME/best.pth, or --raw-pixels")
     state = load_checkpoint(args.checkpoint[0], "reid", "mask_rcnn") if args.checkpoint else None
@@ -168,23 +170,22 @@ def with_options(args, **values):
     return argparse.Namespace(**{**vars(args), **values})
 
 
-def summarise_folder(args):
-    table = summarise_runs(args.summary)
+def summarise_folder(args, say):
+    table = distributed.on_main(lambda: summarise_runs(args.summary))
     folder, _ = open_run(args.output or args.summary, "summary")
-    write_texts(folder, table.files("summary"))
-    print(f"{table.text()}\nwritten to {folder}")
+    distributed.on_main(lambda: write_texts(folder, table.files("summary")))
+    say(f"{table.text()}\nwritten to {folder}")
 
 
 def export(args, state, device):
     """One file: the network for production, or its weights as a small checkpoint."""
-    suffix = ".weights.pth" if args.export == "weights" else SUFFIXES[args.export]
-    path = Path(args.output or Path(args.checkpoint[0]).with_suffix(suffix))
+    if state["kind"] == "mask_rcnn" and args.export != "weights":
+        raise InputError(f"--export {args.export} is for ReID: {args.checkpoint[0]} is a Mask R-CNN; use weights")
+    path = Path(args.output or Path(args.checkpoint[0]).with_suffix(SUFFIXES[args.export]))
     make_folder(path.parent)
     if args.export == "weights":
         save_checkpoint(path, weights_alone(state))
         return print(f"written to {path} ({path.stat().st_size / 1e6:.1f} MB), a checkpoint that can't be resumed")
-    if state["kind"] == "mask_rcnn":
-        raise InputError(f"--export {args.export} is for ReID: {args.checkpoint[0]} is a Mask R-CNN; use weights")
     network, _ = reid.network_from_checkpoint(args.checkpoint[0], device, state=state)
     network.embed = args.feature
     print(export_network(path, args.export, network, state, device))

@@ -352,7 +352,7 @@ def test_complexity_of_one_network(evaluated, trained):
     products = 9_408 * 256 + 147_456 * 64 + 524_288 * 16 + 2_097_152 * 4 + 8_388_608 * 4
     assert metrics["complexity"]["multiply_adds"] == products
     assert metrics["complexity"]["parameters"] == 11_176_512 + 2 * 512
-    assert "parameters (M) 11.18, multiply-adds (G) 0.06, " in said and "; on cpu, 4 pictures in a batch\n" in said
+    assert "parameters (M) 11.18, multiply-adds (M) 62.18, " in said and "; on cpu, 4 pictures in a batch\n" in said
 
 
 def test_weights_alone_are_evaluated_as_their_checkpoint(run, evaluated, averaged, tmp_path):

@@ -35,7 +35,7 @@ class Complexity(NamedTuple):
         """Heading -> value, in the units in which people compare networks."""
         return {
             "parameters (M)": self.parameters / 1e6,
-            "multiply-adds (G)": self.multiply_adds / 1e9,
+            "multiply-adds (M)": self.multiply_adds / 1e6,
             "peak memory (MiB)": None if self.peak_memory is None else self.peak_memory / 2**20,
             "images/s": self.images_per_second,
         }

@@ -8,6 +8,7 @@ import io
 import json
 import keyword
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from core.engine.reid import for_retrieval
 from core.errors import InputError
 from core.files import atomic_write
 
-SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt"}
+SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "weights": ".weights.pth"}  # the last are a checkpoint
 BATCH_SIZES = (1, 2, 7)
 TOLERANCE = 1e-3  # of the largest value
 
@@ -43,11 +44,11 @@ class Exported(NamedTuple):
     """content: the file's bytes. run: (B, 3, H, W) on the CPU -> tuple of tensors, as whoever reads the file does."""
 
     content: bytes
-    run: callable
+    run: Callable
 
 
 def export_network(path, form, network, state, device):
-    """Write a network to `path` as `form`, a key of `SUFFIXES`, with an input of any batch size.
+    """Write a network to `path` as `form`, "onnx" or "torchscript", with an input of any batch size.
 
     The file carries what its input must be (size, mean and standard deviation of RGB in [0, 1]), and the distance and
     threshold of its checkpoint `state`: an ONNX file as metadata, a TorchScript file as its extra file carousel.json.
@@ -60,7 +61,8 @@ def export_network(path, form, network, state, device):
     module = Embedder(network).to(device).eval()
     size = state["input_size"]
     metadata = {"input_size": size, **state["normalisation"]}
-    metadata |= {key: state[key] for key in ("distance", "threshold") if state.get(key)}
+    kept = ("distance", "threshold") if network.embed == "after" else ("distance",)  # the threshold is of these
+    metadata |= {key: state[key] for key in kept if state.get(key)}
     example = torch.randn(2, 3, *size, device=device)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that both forms are old, and that shapes become constants, which is looked at

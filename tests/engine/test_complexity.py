@@ -59,5 +59,7 @@ def test_where_memory_is_not_measured(monkeypatch, tmp_path):
 
 def test_in_the_units_in_which_people_compare():
     cost = Complexity(11_180_000, 250_000_000, 2**20, 78.3)
-    assert list(cost.columns().values()) == [11.18, 0.25, 1.0, 78.3]
-    assert str(cost).startswith("parameters (M) 11.18, multiply-adds (G) 0.25, peak memory (MiB) 1.00, images/s 78.30;")
+    assert list(cost.columns().values()) == [11.18, 250.0, 1.0, 78.3]
+    assert str(cost).startswith(
+        "parameters (M) 11.18, multiply-adds (M) 250.00, peak memory (MiB) 1.00, images/s 78.30;"
+    )

@@ -16,7 +16,7 @@ STATE = {
     "input_size": [64, 32],
     "normalisation": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]},
     "distance": "cosine",
-    "threshold": None,
+    "threshold": {"distance": 0.4},
 }
 
 
@@ -47,6 +47,7 @@ def test_torchscript(name, tmp_path):
         "mean": [0.5, 0.4, 0.3],
         "std": [0.2, 0.2, 0.2],
         "distance": "cosine",
+        "threshold": {"distance": 0.4},
     }
     with torch.no_grad():
         for batch in (1, 3):
@@ -66,6 +67,7 @@ def test_onnx(name, tmp_path):
     ours, path = network(**NETWORKS[name]), tmp_path / "file.onnx"
     ours.embed = "before"
     line = export_network(path, "onnx", ours, STATE, CPU)
+    # The threshold is of embeddings after the neck.
     metadata = {one.key: json.loads(one.value) for one in onnx.load(path).metadata_props}
     assert metadata == {"input_size": [64, 32], **STATE["normalisation"], "distance": "cosine"}
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -83,7 +85,7 @@ def test_onnx(name, tmp_path):
 class Counting(nn.Module):
     """An embedding that is multiplied by the number of pictures, which a trace holds for ever."""
 
-    mask_decoder = None
+    mask_decoder, embed = None, "after"
 
     def forward(self, images, return_mask=None):
         return ReIDOutput(images.mean(dim=(2, 3)) * int(images.shape[0]), [], [])
