@@ -9,6 +9,8 @@ Where the network looks, and its embeddings on a plane:
     python evaluate.py runs/NAME/best.pth --activation-map --embedding-plot
 The floor that a ReID network must beat, the pixels themselves:
     python evaluate.py --raw-pixels
+Weights that another project published:
+    python evaluate.py FILE --backbone osnet_x0_25 --dataset market1501 --data PATH
 Mask R-CNN: the COCO numbers of boxes and masks, a table of classes, COCO result files, precision over recall, pictures:
     python evaluate.py runs/NAME/best.pth
     python evaluate.py runs/NAME/best.pth --images FOLDER --annotations FILE
@@ -33,19 +35,12 @@ from pathlib import Path
 import torch
 
 from core.data.coco import coco_ground_truth
-from core.engine import (
-    coco_evaluation,
-    detection,
-    detection_pictures,
-    distributed,
-    options,
-    reid,
-    reid_evaluation,
-    reid_pictures,
-)
-from core.engine.checkpoint import load_checkpoint, open_run, save_checkpoint, weights_alone
+from core.engine import coco_evaluation, detection, distributed, options, reid, reid_evaluation, reid_pictures
+from core.engine.checkpoint import open_run, save_checkpoint, weights_alone
 from core.engine.complexity import complexity
+from core.engine.detection_pictures import draw_predictions
 from core.engine.export import SUFFIXES, export_network
+from core.engine.published import load_state
 from core.engine.summary import summarise_runs
 from core.engine.tables import as_json, write_texts
 from core.errors import InputError
@@ -57,12 +52,15 @@ from core.visualize.instances import precision_recall_curves
 # What has no effect is refused, not ignored: options of a network of the other kind, and of a step that isn't taken.
 EXPANSION_OPTIONS = ("expansion_k", "expansion_alpha")
 RERANK_OPTIONS = ("k1", "k2", "lambda_value")
-REID_OPTIONS = ("dataset", "height", "width", "protocol", "distance", "eval_batch_size", "feature", "flip")
-REID_OPTIONS += ("query_expansion", *EXPANSION_OPTIONS, "rerank", *RERANK_OPTIONS, "save_features", "rank_list")
-REID_OPTIONS += ("activation_map", "embedding_plot", "false_accept_rate", "complexity")
+REID_OPTIONS = ("backbone", "model", "dataset", "height", "width", "protocol", "distance", "eval_batch_size")
+REID_OPTIONS += ("feature", "flip", "query_expansion", *EXPANSION_OPTIONS, "rerank", *RERANK_OPTIONS, "save_features")
+REID_OPTIONS += ("rank_list", "activation_map", "embedding_plot", "false_accept_rate", "complexity")
 DETECTION_OPTIONS = ("images", "annotations", "predictions", "score")
 ALWAYS = ("output", "device", "timeout", "workers")
-SUMMARY_OPTIONS, EXPORT_OPTIONS = ("summary", *ALWAYS), ("checkpoint", "export", "feature", *ALWAYS)
+SUMMARY_OPTIONS, EXPORT_OPTIONS = (
+    ("summary", *ALWAYS),
+    ("checkpoint", "export", "feature", "backbone", "model", *ALWAYS),
+)
 
 
 class RawPixels(torch.nn.Module):
@@ -78,7 +76,7 @@ class RawPixels(torch.nn.Module):
 
 def get_parser():
     parser = options.Parser(__doc__)
-    parser.add_argument("checkpoint", nargs="*", help="of train_reid.py or train_mask_rcnn.py: runs/NAME/best.pth")
+    parser.add_argument("checkpoint", nargs="*", help="runs/NAME/best.pth, or weights that another project published")
     parser.add_argument("--raw-pixels", action="store_true", help="ReID without a network: the pixels themselves")
     parser.add_argument("--summary", metavar="FOLDER", help="no network: a table of all runs below it")
     parser.add_argument("--export", choices=SUFFIXES, help="no evaluation: write this, to --output FILE")
@@ -130,6 +128,7 @@ def get_parser():
     group.add_argument("--annotations", metavar="FILE", help="their annotations, COCO JSON with masks")
     group.add_argument("--predictions", type=options.non_negative_int, default=8, help="pictures drawn with instances")
     group.add_argument("--score", type=options.fraction, default=0.5, help="of the instances drawn, at least")
+    options.add_published_options(parser)
     options.add_device_options(parser)
     return parser
 
@@ -142,7 +141,7 @@ def main(args):
         return summarise_folder(args, say)
     if args.raw_pixels == bool(args.checkpoint):
         raise InputError("give either a checkpoint, e.g. runs/NAME/best.pth, or --raw-pixels")
-    state = load_checkpoint(args.checkpoint[0], "reid", "mask_rcnn") if args.checkpoint else None
+    state = read_state(args.checkpoint[0], args, say, "reid", "mask_rcnn") if args.checkpoint else None
     is_detection = state is not None and state["kind"] == "mask_rcnn"
     if len(args.checkpoint) > 1 and (is_detection or args.export):
         raise InputError(f"{args.checkpoint[0]} is taken by itself here: several checkpoints are for evaluating ReID")
@@ -164,6 +163,14 @@ def refuse(args, names, why):
     given = [name for name in parser.given(args) if name in names]
     if given:
         raise InputError(f"{parser.as_typed(given)}: {why}")
+
+
+def read_state(path, args, say, *kinds):
+    """A checkpoint, or one made of what another project published."""
+    state = load_state(path, *kinds, backbone=args.backbone, model=args.model)
+    if "message" in state:
+        say(state["message"])
+    return state
 
 
 def with_options(args, **values):
@@ -214,7 +221,7 @@ def evaluate_reid(args, state, device, say):
     check_reid_options(args)
     networks = []
     for path in args.checkpoint or [None]:
-        state = load_checkpoint(path, "reid") if networks else state
+        state = read_state(path, args, say, "reid") if networks else state  # the first was read already
         own = with_options(args, checkpoint=path)
         network = load_network(own, state, device)
         network.embed = args.feature
@@ -321,7 +328,7 @@ def evaluate_detection(args, state, device, say):
         if args.predictions:
             how = {"amp": args.amp, "score": args.score, "pictures": args.predictions}
             path = folder / "predictions"
-            detection_pictures.draw_predictions(path, network, loader.dataset, categories, device, **how)
+            draw_predictions(path, network, loader.dataset, categories, device, **how)
         print(f"written to {folder}")
 
 

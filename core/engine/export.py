@@ -4,6 +4,7 @@ The trap: a file that was traced with one picture may have that one for ever (to
 several batch sizes.
 """
 
+import copy
 import io
 import json
 import keyword
@@ -14,13 +15,23 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from core.engine.reid import for_retrieval
 from core.errors import InputError
 from core.files import atomic_write
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "weights": ".weights.pth"}  # the last are a checkpoint
 BATCH_SIZES = (1, 2, 7)
 TOLERANCE = 1e-3  # of the largest value
+
+
+def for_retrieval(network):
+    """A copy of a network as retrieval runs it: in evaluation mode, without the classifiers of its training."""
+    network = copy.deepcopy(network).eval()
+    for module in network.modules():
+        if isinstance(getattr(module, "classifier", None), torch.nn.Module):
+            module.classifier = None
+    if getattr(network, "mask_branch", None) is not None:
+        network.mask_branch = network.mask_branch[:2]  # reduction and neck
+    return network
 
 
 class Embedder(nn.Module):

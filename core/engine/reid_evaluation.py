@@ -31,7 +31,7 @@ def load_data_sets(args, trained_on, say):
         own = {"dataset": dataset, "data": data, "protocol": protocol}
         sets.append(load_data(Namespace(**{**vars(args), **own}), say))
     names = [data.name for data in sets]
-    names = [Path(one.root).name if names.count(one.name) > 1 else one.name for one in sets]  # of one layout
+    names = [Path(str(one.root)).name if names.count(one.name) > 1 else one.name for one in sets]  # of one layout
     return dict(zip(distinct_names(f"{name}.set" for name in names), sets, strict=True))
 
 

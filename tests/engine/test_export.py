@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from core.engine.export import export_network
+from core.engine.export import export_network, for_retrieval
 from core.errors import InputError
 from core.models.reid import ReIDOutput, build_reid_model
 
@@ -111,3 +111,25 @@ def test_what_an_onnx_file_cannot_hold(tmp_path):
     with pytest.raises(InputError, match="use --export torchscript") as caught:
         export_network(tmp_path / "file.onnx", "onnx", odd, STATE, CPU)
     assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("backbone", "options"),
+    [
+        ("resnet18_with_mask", {"mask_pooling": "branch", "mask_size": [8, 8]}),
+        ("osnet_x0_25", {}),
+        ("resnet18", {"model": "pcb", "parts": 2}),
+    ],
+)
+def test_a_network_for_retrieval_has_no_classifier_and_the_same_embedding(backbone, options):
+    network = build_reid_model(backbone, 5, **options)
+    copy, without = for_retrieval(network), build_reid_model(backbone, 0, **options)
+    assert {key: value.shape for key, value in copy.state_dict().items()} == {
+        key: value.shape for key, value in without.state_dict().items()
+    }
+    images = torch.randn(2, 3, 64, 32)
+    assert network.training and not copy.training
+    with torch.no_grad():
+        found, expected = copy(images), network.eval()(images)
+    assert found.logits == [] and len(expected.logits) > 0
+    torch.testing.assert_close(found.embedding, expected.embedding, rtol=0, atol=0)
