@@ -231,12 +231,12 @@ def train(args, data, teacher, device, say):
 
 def table(rows, device):
     """Text of rows (name, network, size, `Evaluation` or None): metrics in per cent, and what each network costs."""
-    lines = [f"{'':<18}  mAP  Rank-1  parameters (M)  multiply-adds (G)  images/s"]
+    lines = [f"{'':<18}  mAP  Rank-1  parameters (M)  multiply-adds (M)  images/s"]
     for name, network, size, evaluation in rows:
         cost = complexity(network, size, device)
         mean_ap, rank1 = (100 * evaluation.metrics[key] if evaluation else math.nan for key in ("mAP", "rank1"))
         lines.append(
-            f"{name:<18}{mean_ap:5.1f}{rank1:8.1f}{cost.parameters / 1e6:16.2f}{cost.multiply_adds / 1e9:19.3f}"
+            f"{name:<18}{mean_ap:5.1f}{rank1:8.1f}{cost.parameters / 1e6:16.2f}{cost.multiply_adds / 1e6:19.1f}"
             f"{cost.images_per_second:10.1f}"
         )
     return "\n".join(lines)
