@@ -8,7 +8,8 @@
 Student: ResNet-18 from scratch, 64 x 64 pixels, 8 epochs of 20 batches. First the teacher is trained (or it is named by
 --teacher), then every other run is a plain `train_reid.py` or `train_kd.py` line with one thread; as many run side by
 side as there are cores. The weights of the terms make their gradients about as large as that of cross entropy and
-triplets after the first steps. "gap": part of the way from the student alone to its teacher, in mAP.
+triplets after the first steps; --kinds takes others. "gap": part of the way from the student alone to its teacher, in
+mAP.
 """
 
 import argparse
@@ -24,32 +25,23 @@ from pathlib import Path
 from benchmarks.runs import last_row, run_script
 
 RECIPE = ["--recipe", "quick", "--weights", "none", "--eval-every", "100", "--workers", "0", "--device", "cpu"]
-TAUGHT = {
-    "logits": "1*logits",
-    "features": "5*features",
-    "hints": "5*features",
-    "attention": "5*attention",
-    "relational": "25*relational",
-    "similarity": "200*similarity",
-    "retrieval": "1*retrieval",
-    "logits+retrieval": "1*logits+1*retrieval",
-}
 KINDS = {
     "alone": [],
-    "self-2": ["--kd", "5*self", "--teacher-stage", "2"],
-    "self-3": ["--kd", "5*self", "--teacher-stage", "3"],
-    "self-4": ["--kd", "5*self", "--teacher-stage", "4"],
+    **{f"self-{stage}": ["--kd", "5*self", "--teacher-stage", str(stage)] for stage in (2, 3, 4)},
     "mutual": ["--teacher", "mutual", "--kd", "1*logits", "--temperature", "1"],
     "mutual-retrieval": ["--teacher", "mutual", "--kd", "1*retrieval"],
     "ema": ["--teacher", "ema", "--kd", "1*retrieval", "--ema", "0.95"],
-    **{kind: ["--kd", spec] for kind, spec in TAUGHT.items()},
 }
-KINDS["hints"] += ["--hint-stages", "3"]
+TAUGHT = ("1*logits", "5*features", "5*attention", "25*relational", "200*similarity", "1*retrieval")
+TAUGHT += ("1*logits+1*retrieval", "5*features+1*retrieval")
 
 
 def get_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS), help="default: all")
+    kinds = [*KINDS, *TAUGHT]
+    parser.add_argument(
+        "--kinds", nargs="*", default=kinds, help=f"{', '.join(KINDS)}, or a sum for --kd (default: {' '.join(kinds)})"
+    )
     parser.add_argument("--seeds", type=int, nargs="*", default=range(3), help="default: 0 to 2")
     parser.add_argument("--teacher", help="its run folder, of this benchmark before; without it one is trained")
     parser.add_argument("--teacher-options", default="--backbone resnet18", help="of its train_reid.py, in one string")
@@ -61,7 +53,7 @@ def get_parser():
 
 def command_of(kind, seed, teacher, args, folder):
     """The script of a run and its options, list of str."""
-    options = KINDS[kind] + (["--teacher", str(teacher / "last.pth")] if kind in TAUGHT else [])
+    options = KINDS.get(kind, ["--kd", kind, "--teacher", str(teacher / "last.pth")])
     script = "train_kd.py" if options else "train_reid.py"
     where = ["--seed", str(seed), "--output", str(folder), "--name", f"{kind}-{seed}"]
     return [script, *RECIPE, "--backbone", "resnet18", *options, *args.options, *where]

@@ -8,8 +8,22 @@ import sys
 import pytest
 import torch
 
+import train_kd
 import train_reid
-from benchmarks import backbones, losses, mask_decoder, mask_guidance, mask_rcnn, nms, paste, roi_align, runs, turns
+from benchmarks import (
+    backbones,
+    distillation,
+    distillation_cost,
+    losses,
+    mask_decoder,
+    mask_guidance,
+    mask_rcnn,
+    nms,
+    paste,
+    roi_align,
+    runs,
+    turns,
+)
 from benchmarks.fresh_process import measure
 from core.engine import options
 from core.models.mask_rcnn import MaskRCNN
@@ -65,6 +79,26 @@ def test_mask_decoder(capsys):
     assert rows == [[*what, *name] for what in (["training", "step"], ["evaluation"]) for name in decoders]
 
 
+@pytest.mark.parametrize("kind", [*distillation.KINDS, *distillation.TAUGHT])
+def test_each_kind_of_distillation_is_a_line_that_its_script_takes(kind, tmp_path):
+    args = distillation.get_parser().parse_args(["--kinds", kind, "--", "--epochs", "1"])
+    name, *arguments = distillation.command_of(kind, 1, tmp_path, args, tmp_path)
+    script = {"train_reid.py": train_reid, "train_kd.py": train_kd}[name]
+    parsed = options.parse(script.get_parser(), script.RECIPES, script.default_recipe, arguments)
+    assert (parsed.epochs, parsed.seed, parsed.backbone) == (1, 1, "resnet18")
+    if script is train_kd:
+        train_kd.settle_distillation(parsed)
+        assert bool(parsed.teacher) == (not kind.startswith("self"))
+
+
+def test_table_of_distillation():
+    results = [{"kind": "alone", "seed": seed, "mAP": 50.0 + seed, "rank1": 60.0} for seed in (0, 2)]
+    results.append({"kind": "1*logits", "seed": 0, "mAP": 56.0, "rank1": 70.0})
+    lines = distillation.table(results, {"mAP": 61.0, "rank1": 80.0}).splitlines()
+    assert lines[3] == "| alone | 51.0 ± 1.4 | 60.0 ± 0.0 | 0.00 |"
+    assert lines[4] == "| 1*logits | 56.0 | 70.0 | 0.50 |"
+
+
 SMALL = [
     (backbones, 2, "--network resnet18 --batch 2 --size 32 32 --steps 1 --amp"),
     (mask_rcnn, 2, "--backbone resnet18 --size 64 64 --min-size 64 --rois 4 --objects 2 --detections 3 --steps 1"),
@@ -72,6 +106,7 @@ SMALL = [
     (paste, 4, "--instances 2 --size 32 48 --steps 1"),
     (nms, 3, "--boxes 30 --steps 1"),
     (losses, 3, "--repetitions 1"),
+    (distillation_cost, 2, "--teacher resnet18 --batch 4 --size 32 32 --steps 1 --kd self logits+features+relational"),
 ]
 
 

@@ -93,6 +93,8 @@ NAMES = {
     "core.losses": "TripletLoss SoftmaxTripletLoss CenterLoss GaussianMaskRegressionLoss FocalMaskLoss "
     "CombinedMaskLoss gaussian_masks build_loss MultiSimilarityLoss FocalLoss CircleLoss ArcFaceLoss CosFaceLoss "
     "RankedListLoss",
+    "core.losses.distillation": "LogitLoss FeatureLoss AttentionLoss RelationalLoss SimilarityPreservingLoss "
+    "RetrievalLoss SelfDistillationLoss build_distillation",
     "core.data.samplers": "PKSampler",
     "core.data.reid_datasets": "load_reid_dataset",
     "baggage.synthetic": "make_synthetic_baggage",
