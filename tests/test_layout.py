@@ -85,6 +85,7 @@ NAMES = {
     "core.layers.mask_decoder": "MaskDecoder",
     "core.models.resnet": "resnet18 resnet34 resnet50 resnet101 resnet152 resnet50_ibn_a resnet101_ibn_a",
     "core.models.reid": "build_reid_model ReIDOutput",
+    "core.models.gan": "ResNetGenerator PatchDiscriminator SiameseMetricNet",
     "core.models.mask_rcnn": "mask_rcnn_resnet50_fpn MaskRCNN paste_masks",
     "core.losses": "TripletLoss SoftmaxTripletLoss CenterLoss GaussianMaskRegressionLoss FocalMaskLoss "
     "CombinedMaskLoss gaussian_masks build_loss",
