@@ -72,6 +72,13 @@ RULES = [
 RULES = [(re.compile(pattern), rule) for pattern, rule in RULES]
 
 
+def bare(key: str) -> str:
+    """The name without what loops and projects put before it."""
+    while prefix := PREFIX.match(key):
+        key = key[prefix.end() :]
+    return key
+
+
 def own_names(state: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
     """The tensors of another project's file under the names of our network.
 
@@ -88,10 +95,8 @@ def own_names(state: dict[str, Tensor], own: Collection[str]) -> dict[str, Tenso
             places.setdefault(BODY.sub("", key, count=1), []).append(key)
     renamed = {}
     for key, tensor in state.items():
-        bare = key
-        while prefix := PREFIX.match(bare):
-            bare = bare[prefix.end() :]
-        names = next((rule(kind, *m.groups()) for pattern, rule in RULES if (m := pattern.fullmatch(bare))), [bare])
-        meant = [found for name in (*names, bare) for found in places.get(name, [name])]
+        plain = bare(key)
+        names = next((rule(kind, *m.groups()) for pattern, rule in RULES if (m := pattern.fullmatch(plain))), [])
+        meant = [found for name in (*names, plain) for found in places.get(name, [name])]
         renamed |= dict.fromkeys([name for name in meant if name in own] or [key], tensor)
     return renamed
