@@ -61,19 +61,8 @@ def load_data(args, say=print, training=False):
     if args.dataset is None and args.data is not None:
         raise InputError(f"--data {args.data} needs --dataset to say how the folder is laid out, e.g. folder")
     name = args.dataset or "synthetic"
-    root = str(Path(os.path.expanduser(args.data or Path("data") / name)))
-    if name in BACKGROUNDS:
-        from baggage.synthetic import settle_synthetic_baggage  # core stands without it
-
-        with distributed.main_first():
-            settle_synthetic_baggage(root, BACKGROUNDS[name], say)
-    dataset = load_reid_dataset(name, root)
-    distributed.on_main(lambda: _say_unread(dataset, root, say))
-    if args.skip_broken:
-        dataset = _without_broken(dataset, say, with_masks=training and may_read_masks(args))
-    paths = [sample.path for part in dataset for sample in part]
-    bits = distributed.on_main(lambda: bits_in_use(paths, say))
-    dataset = ReIDDataset(*([sample._replace(bits=bits) for sample in part] for part in dataset))
+    dataset, root = read_set(name, args.data, say)
+    dataset = readable_set(dataset, args.skip_broken, say, with_masks=training and may_read_masks(args))
     data = ReIDData(*dataset, name, root, args.protocol or default_protocol(name))
     if training:
         check_training(data)
@@ -87,6 +76,31 @@ def load_data(args, say=print, training=False):
     for line in distributed.on_main(lambda: reid_leaks(looked_at, data.protocol, name not in OWN_NUMBERS)):
         say(line)
     return data
+
+
+def read_set(name, root, say):
+    """(ReIDDataset, its folder); root None: data/<name>. By rank 0 first, where the pictures have to be made."""
+    root = str(Path(os.path.expanduser(root or Path("data") / name)))
+    if name in BACKGROUNDS:
+        from baggage.synthetic import settle_synthetic_baggage  # core stands without it
+
+        with distributed.main_first():
+            settle_synthetic_baggage(root, BACKGROUNDS[name], say)
+    dataset = load_reid_dataset(name, root)
+    distributed.on_main(lambda: _say_unread(dataset, root, say))
+    return dataset, root
+
+
+def readable_set(dataset, skip_broken, say, with_masks=False):
+    """The data set with the bits that it uses; with `skip_broken` without pictures that can't be read, which are said.
+
+    with_masks: a mask that can't be read is a broken picture, too.
+    """
+    if skip_broken:
+        dataset = _without_broken(dataset, say, with_masks)
+    paths = [sample.path for part in dataset for sample in part]
+    bits = distributed.on_main(lambda: bits_in_use(paths, say))
+    return ReIDDataset(*([sample._replace(bits=bits) for sample in part] for part in dataset))
 
 
 def _say_unread(dataset, root, say):

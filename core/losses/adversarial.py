@@ -58,7 +58,8 @@ class ImagePool:
                 self.images.append(image.clone())  # not a view, which would keep its whole batch
             elif self.size and torch.rand((), generator=generator) < 0.5:
                 place = int(torch.randint(self.size, (), generator=generator))
-                self.images[place], image = image.clone(), self.images[place]
+                # The pool of a checkpoint comes from the CPU.
+                self.images[place], image = image.clone(), self.images[place].to(image.device)
             shown.append(image)
         return torch.stack(shown)
 
