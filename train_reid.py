@@ -18,7 +18,7 @@ from core.engine.epoch import Epoch, seed_everything
 from core.engine.log import Announcer
 from core.engine.object_masks import predicted_masks
 from core.engine.reid_run import ReIDRun
-from core.engine.reid_training import RECIPES, build_network, build_step, default_recipe, load_data
+from core.engine.reid_training import PUBLISHED, RECIPES, build_network, build_step, default_recipe, load_data
 from core.engine.step import autocast, memory_format
 from core.errors import InputError
 
@@ -86,4 +86,6 @@ def main(args):
 
 
 if __name__ == "__main__":
-    distributed.run_script(lambda argv: main(options.parse(get_parser(), RECIPES, default_recipe, argv)), sys.argv[1:])
+    distributed.run_script(
+        lambda argv: main(options.parse(get_parser(), RECIPES, default_recipe, argv, PUBLISHED)), sys.argv[1:]
+    )

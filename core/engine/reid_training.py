@@ -3,12 +3,12 @@
 import torch
 
 from core.engine import distributed, reid
-from core.engine.optim import build_optimizer, build_scheduler
+from core.engine.optim import build_optimizer, build_scheduler, parameter_groups
 from core.engine.options import arguments_of
 from core.engine.step import Step
 from core.errors import InputError
-from core.losses import build_loss, needs_logits, needs_mask, needs_pairs
-from core.models.reid import build_reid_model
+from core.losses import build_loss, needs_cosines, needs_logits, needs_mask, needs_pairs
+from core.models.reid import MODELS, build_reid_model
 from core.models.weights import load_weights
 
 RECIPES = {
@@ -28,6 +28,35 @@ RECIPES = {
         "flip": 0.5, "pad": 10, "autoaugment": True, "blur": 0.3, "erasing": 0.7,
         "mask_target": "gaussian", "sigma_ratio": 0.1, "mask_threshold": 0.1,
     },
+    # Herzog et al. 2021, "Lightweight Multi-Branch Network for Person Re-Identification"; settings of its code, which
+    # crops out of 1.05 times the size where we pad.
+    "lightmbn": {
+        "model": "lmbn_n", "height": 384, "width": 128, "ids_per_batch": 6, "images_per_id": 8, "embedding_dim": 512,
+        "optimizer": "adam", "lr": 6e-4, "weight_decay": 5e-4, "epochs": 130, "schedule": "cosine_to_min",
+        "min_lr": 6e-7, "warmup": "count", "warmup_steps": 10, "label_smoothing": 0.1, "margin": 0.7,
+        "flip": 0.5, "pad": 10, "erasing": 0.5,
+    },
+    # Sun et al. 2018, "Beyond Part Models"; settings of its code.
+    "pcb": {
+        "model": "pcb", "neck": "none", "height": 384, "width": 128, "ids_per_batch": 64,
+        "images_per_id": 1, "embedding_dim": 256, "dropout": 0.5, "optimizer": "sgd", "nesterov": True,
+        "momentum": 0.9, "lr": 0.01, "head_lr": 0.1, "weight_decay": 5e-4, "epochs": 60, "schedule": "step",
+        "step_size": 40, "gamma": 0.1, "label_smoothing": 0.0, "flip": 0.5, "pad": 0, "erasing": 0.0,
+    },
+    # Wang et al. 2018, "Learning Discriminative Features with Multiple Granularities".
+    "mgn": {
+        "model": "mgn", "height": 384, "width": 128, "ids_per_batch": 16, "images_per_id": 4, "embedding_dim": 256,
+        "optimizer": "sgd", "momentum": 0.9, "lr": 0.01, "weight_decay": 5e-4, "epochs": 80, "schedule": "multistep",
+        "milestones": [40, 60], "gamma": 0.1, "label_smoothing": 0.0, "margin": 1.2,
+        "flip": 0.5, "pad": 0, "erasing": 0.0,
+    },
+    # Zhou et al. 2019, "Omni-Scale Feature Learning"; settings of torchreid.
+    "osnet": {
+        "backbone": "osnet_x1_0", "neck": "none", "height": 256, "width": 128, "ids_per_batch": 64,
+        "images_per_id": 1, "optimizer": "amsgrad", "lr": 1.5e-3, "weight_decay": 5e-4, "epochs": 150,
+        "freeze_epochs": 10, "schedule": "step", "step_size": 60, "gamma": 0.1, "label_smoothing": 0.1,
+        "flip": 0.5, "pad": 0, "erasing": 0.0, "distance": "euclidean",
+    },
     # Small pictures and few epochs: the whole run in minutes on two CPU cores.
     "quick": {
         "height": 64, "width": 64, "ids_per_batch": 8, "images_per_id": 4, "pooling": "avg",
@@ -42,7 +71,23 @@ RECIPES = {
 LOSSES = {
     "bot": ("1*cross_entropy+1*triplet", "0.05*gaussian_mask"),
     "suitcase": ("1*cross_entropy+1*softmax_triplet", "0.05*gaussian_mask"),
+    "lightmbn": ("0.5*cross_entropy+0.5*multi_similarity",),
+    "pcb": ("1*cross_entropy",),
+    "mgn": ("0.125*cross_entropy+0.333*triplet",),  # the means over its 8 and 3 branches, as sums
+    "osnet": ("1*cross_entropy",),
     "quick": ("1*cross_entropy+1*triplet", "1*combined_mask"),
+}
+
+# What the help says of a recipe: its published mAP / Rank-1, and where other data want other settings.
+PUBLISHED = {
+    "bot": "published: Market-1501 85.7 / 94.1, DukeMTMC 75.9 / 86.2, with the center loss 85.9 / 94.5, 76.4 / 86.4",
+    "lightmbn": "published: Market-1501 91.5 / 96.3 (re-ranked 95.3 / 96.8), DukeMTMC 83.7 / 92.1, CUHK03 labeled 85.1 "
+    "/ 87.2; with --model lmbn_r Market-1501 90.5 / 96.1. CUHK03 wants --ids-per-batch 8 --epochs 180 --lr 3.5e-4, "
+    "or ends ten points lower",
+    "pcb": "published: Market-1501 77.4 / 92.3",
+    "mgn": "published: Market-1501 86.9 / 95.7, DukeMTMC 78.4 / 88.7",
+    "osnet": "published: Market-1501 82.6 / 94.2; with --backbone osnet_x0_25 --lr 0.003 --epochs 180 --step-size 80 "
+    "--ids-per-batch 128 Market-1501 75.0 / 91.2",
 }
 
 
@@ -55,6 +100,8 @@ def load_data(args, say):
 
     What was settled goes into `args`, which the run folder and the checkpoints keep.
     """
+    published = MODELS[args.model]
+    args.backbone, args.neck = args.backbone or published.backbone, args.neck or published.neck
     args.loss = args.loss or "+".join(LOSSES[args.recipe][: 1 + args.backbone.endswith("_with_mask")])
     identities = args.ids_per_batch * (distributed.world_size() if args.gather else 1)  # that the loss sees together
     if args.epochs and needs_pairs(args.loss) and min(identities, args.images_per_id) < 2:
@@ -70,7 +117,8 @@ def load_data(args, say):
     data = reid.load_data(args, say, training=True)
     args.dataset, args.data, args.protocol = data.name, data.root, data.protocol
     args.mask_target = settled_mask_target(args, data)
-    args.name = args.name or f"reid-{args.dataset}-{args.backbone}"
+    network = args.backbone if args.model == "bot" else f"{args.model}-{args.backbone}"
+    args.name = args.name or f"reid-{args.dataset}-{network}"
     say(f"data: {data.name} in {data.root}: {reid.describe(data)}; protocol {data.protocol}")
     processes, batch = distributed.world_size(), args.ids_per_batch * args.images_per_id
     say(
@@ -80,7 +128,7 @@ def load_data(args, say):
     if args.recipe == "suitcase" and not args.backbone.endswith("_with_mask"):
         say(f"recipe suitcase learns masks too, with --backbone {args.backbone}_with_mask")
     target = f", mask target {args.mask_target}" if args.mask_target else ""
-    say(f"network: {args.backbone}; loss: {args.loss}{target}")
+    say(f"network: {network}; loss: {args.loss}{target}")
     return data
 
 
@@ -116,14 +164,13 @@ def build_network(args, data, say):
             f"--mask-pooling {args.mask_pooling} needs a mask that is learned: use a --backbone ..._with_mask, and a "
             "--loss with a mask in it such as 1*combined_mask"
         )
-    if args.mask_pooling == "branch" and "center" in args.loss:
-        raise InputError("--loss center has one center for each identity, --mask-pooling branch two features: use soft")
     if wants_mask and args.mask_threshold and args.mask_target != "gaussian":
         say(f"--mask-threshold is for Gaussian targets: every pixel counts with --mask-target {args.mask_target}")
     # A classifier or decoder that no loss asks for would be a parameter without gradient, which DDP refuses.
     num_classes = len({sample.id for sample in data.train})
     network_options = {"backbone": args.backbone, "num_classes": num_classes if needs_logits(args.loss) else 0}
     network_options |= {**arguments_of(build_reid_model, args), "with_mask": wants_mask}
+    network_options["cosine"] = needs_cosines(args.loss)
     network = build_reid_model(**network_options)
     with distributed.main_first():  # one process downloads, the others find the file
         report = load_weights(network, args.weights, args.backbone)
@@ -131,13 +178,15 @@ def build_network(args, data, say):
     if args.sync_batch_norm:
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
     how = arguments_of(build_loss, args) | {"gather": distributed.gather_with_gradient if args.gather else None}
+    how |= {"logit_names": network.logit_names, "feature_names": network.feature_names}
     how["mask_threshold"] = args.mask_threshold if args.mask_target == "gaussian" else 0.0
     return network, build_loss(args.loss, num_classes, network.feature_dim, **how), network_options
 
 
 def build_step(network, criterion, args, device, batches_per_epoch):
     """`Step` with the optimiser of the network, and one of the loss where it has parameters."""
-    optimizer = build_optimizer(network.parameters(), args.optimizer, args.lr, **arguments_of(build_optimizer, args))
+    groups = parameter_groups(network, args.head_lr)
+    optimizer = build_optimizer(groups, args.optimizer, args.lr, **arguments_of(build_optimizer, args))
     schedule = {**arguments_of(build_scheduler, args), "epochs": max(args.epochs, 1)}
     optimizers = [optimizer]
     # The pace of the centers does not depend on the weight of their loss (Luo et al. 2019).

@@ -3,6 +3,8 @@
 `build_reid_model` builds these and, by `model`, the networks of several branches (`core.models.parts`).
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,8 +26,17 @@ __all__ = ["BACKBONES", "MASK_POOLINGS", "MODELS", "NECKS", "ReIDModel", "ReIDOu
 MASK_SUFFIX = "_with_mask"
 BACKBONES = RESNETS | OSNETS
 PARTS_MODELS = {"lmbn_n": lmbn_n, "lmbn_r": lmbn_r, "mgn": mgn, "pcb": pcb, "pyramid": pyramid}
-# The networks, each with the backbone that it is published with.
-MODELS = {"bot": "resnet50", **dict.fromkeys(PARTS_MODELS, "resnet50"), "lmbn_n": "osnet_x1_0"}
+
+
+class Published(NamedTuple):
+    """What a network is published with."""
+
+    backbone: str = "resnet50"
+    neck: str = "bnneck"
+
+
+MODELS = {"bot": Published(), "lmbn_n": Published("osnet_x1_0"), "lmbn_r": Published(), "pcb": Published()}
+MODELS |= {"mgn": Published(neck="none"), "pyramid": Published(neck="none")}
 
 # A deep network that starts without weights learns nothing in its first minutes unless its blocks start as the identity
 # (Goyal et al. 2017). Shallow ones need no help, and their random features generalise better without it.
@@ -135,7 +146,7 @@ def build_reid_model(
     last_stride: int = 1,
     pooling: str = "avg",
     neck: str | None = None,
-    dropout: float | None = None,
+    dropout: float = 0.0,
     embedding_dim: int = 0,
     cosine: bool = False,
     parts: int = 0,
@@ -156,8 +167,8 @@ def build_reid_model(
         model: a name in `MODELS`.
         last_stride: stride of a ResNet's stage 4, 1 or 2.
         pooling: "avg", "max" or "gem", of "bot"; the others have their own.
-        neck: "bnneck" or "none"; None: the network's own, which is "bnneck" but for mgn and pyramid.
-        dropout: probability, before the classifier; None: the network's own.
+        neck: "bnneck" or "none"; None: as in `MODELS`.
+        dropout: probability, before the classifier.
         embedding_dim: size of a branch's embedding; 0: the network's own, which for "bot" is the backbone's; otherwise
             "bot" gets a Linear layer before the neck.
         cosine: the classifier gives cosines (`core.models.head.CosineClassifier`).
@@ -190,6 +201,7 @@ def build_reid_model(
     for what, (value, known) in choices.items():
         if value not in known:
             raise InputError(f"unknown {what} {value!r}; use one of {', '.join(known)}")
+    neck = neck or MODELS[model].neck
     if with_mask is None:
         with_mask = backbone.endswith(MASK_SUFFIX)
     if mask_pooling != "off" and not with_mask:
@@ -205,13 +217,12 @@ def build_reid_model(
             raise InputError(f"network {model} has no choice of {which}: leave it out, or use {' or '.join(models)}")
     body = _build_backbone(name, last_stride, attention, attention_stages)
     if model != "bot":
-        own = {"feature_dim": embedding_dim, "neck": neck, "parts": parts, "branches": branches}
+        own = {"feature_dim": embedding_dim, "parts": parts, "branches": branches}
         own = {key: value for key, value in own.items() if value}
-        own |= {} if dropout is None else {"dropout": dropout}
-        return PARTS_MODELS[model](num_classes, body, cosine=cosine, **own)
+        return PARTS_MODELS[model](num_classes, body, neck=neck, dropout=dropout, cosine=cosine, **own)
     decoder = MASK_DECODERS[mask_decoder](body.stage_channels[-2], mask_size) if with_mask else None
     return ReIDModel(
-        body, num_classes, build_pooling(pooling), neck or "bnneck", dropout or 0.0, embedding_dim, decoder,
+        body, num_classes, build_pooling(pooling), neck, dropout, embedding_dim, decoder,
         mask_pooling, cosine, feature_erasing,
     )  # fmt: skip
 
