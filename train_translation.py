@@ -30,6 +30,7 @@ from core.engine.options import arguments_of
 from core.engine.step import Step, autocast, memory_format
 from core.errors import InputError
 from core.losses.adversarial import ImagePool, contrastive_loss, gan_loss, l1_loss
+from core.losses.precision import at_least_float32
 from core.models.gan import PatchDiscriminator, ResNetGenerator, SiameseMetricNet, nearest_size
 
 PUBLISHED = {
@@ -57,27 +58,7 @@ GENERATORS, JUDGES = ("to_target", "to_source"), ("is_target", "is_source", "sia
 
 def get_parser():
     parser = options.Parser(__doc__)
-    group = parser.add_argument_group("data")
-    for role in ("source", "target"):
-        group.add_argument(f"--{role}", metavar="NAME:ROOT", help=f"{role} set, e.g. market1501:PATH or folder:PATH")
-        group.add_argument(
-            f"--{role}-cameras", type=int, nargs="+", metavar="CAMERA", help="only their pictures, counted from 0"
-        )
-    group.add_argument(
-        "--height", type=options.positive_int, default=256, help="picture height in the networks, pixels"
-    )
-    group.add_argument("--width", type=options.positive_int, default=128, help="and width")
-    group.add_argument("--workers", type=options.non_negative_int, default=2, help="readers per rank and set")
-    group.add_argument("--skip-broken", action="store_true", help="leave unreadable pictures out instead of stopping")
-    group.add_argument("--batch-size", type=options.positive_int, default=8, help="pictures of each set per process")
-    group.add_argument(
-        "--iterations-per-epoch",
-        type=options.non_negative_int,
-        default=0,
-        help="batches; 0: a pass over the larger set",
-    )
-    group.add_argument("--flip", type=options.fraction, default=0.5, help="probability of mirroring")
-
+    translation.add_domain_options(parser)
     group = parser.add_argument_group("networks and losses")
     group.add_argument("--method", choices=["cyclegan", "spgan"], help="spgan: with a siamese network and its loss")
     group.add_argument("--channels", type=options.positive_int, default=64, help="of each network's first convolution")
@@ -114,32 +95,8 @@ def default_recipe(args):
     return "quick" if args.source is None and args.target is None else args.method or "spgan"
 
 
-def load_domains(args, say):
-    """(source, target); what was settled goes into `args`, which the run folder and the checkpoints keep."""
-    if args.source is None and args.target is None:
-        args.source = args.target = "synthetic"
-        args.source_cameras, args.target_cameras = (
-            list(range(side, 20, 2)) for side in (0, 1)
-        )  # as core.data.mvb says
-    if args.source is None or args.target is None:
-        raise InputError("--source and --target belong together: give both, or neither for bags of our own")
-    if args.recipe == "quick":
-        say("recipe quick: small pictures and few epochs, for a whole run in minutes; --recipe spgan trains in earnest")
-    source = translation.load_domain("source", args.source, args.source_cameras, args, say)
-    target = translation.load_domain("target", args.target, args.target_cameras, args, say)
-    translation.check_two_looks(source, target)
-    args.source, args.target = source.spec, target.spec
-    args.name = args.name or f"{args.method}-{source.name}-to-{target.name}"
-    processes = distributed.world_size()
-    say(
-        f"batch: {args.batch_size} pictures of each x {processes} processes x {args.accumulate} batches an update = "
-        f"{args.batch_size * processes * args.accumulate}; {args.method}, {args.height}x{args.width} pixels"
-    )
-    return source, target
-
-
 def build_networks(args):
-    """(ModuleDict of all networks, the options that shape their weights). Raises InputError for sizes they can't take."""
+    """(ModuleDict of all networks, the options that shape their weights); InputError for sizes they can't take."""
     layers = (args.discriminator_layers, args.siamese_layers if args.method == "spgan" else 0)
     for side, size in (("height", args.height), ("width", args.width)):
         nearest = nearest_size(size, *layers)
@@ -185,9 +142,9 @@ def generator_losses(to_target, to_source, judges, source, target, args):
 def judge_losses(judges, pools, source, target, as_target, as_source, coin):
     """name -> weighted scalar. The discriminators see older translations too."""
     losses = {"discriminator": 0.0}
-    for name, real, translated in (("is_target", target, as_target), ("is_source", source, as_source)):
-        shown = translation.exchange(pools[name], translated, coin)
-        truth, lie = judges[name](torch.cat((real, shown))).chunk(2)  # (B, 1, h, w) each
+    for domain, real, translated in (("target", target, as_target), ("source", source, as_source)):
+        shown = translation.exchange(pools[f"{domain}_pool"], translated, coin)
+        truth, lie = judges[f"is_{domain}"](torch.cat((real, shown))).chunk(2)  # (B, 1, h, w) each
         losses["discriminator"] += 0.5 * (gan_loss(truth, True) + gan_loss(lie, False))
     if "siamese" in judges:
         rows = judges["siamese"](torch.cat((source, target, as_target, as_source))).chunk(4)  # (B, D) each
@@ -217,27 +174,13 @@ def train_one_epoch(networks, models, pools, loader, generator_step, judge_step,
         progress.add(generator_step(losses, batch["path"]))
         for name in judges:
             networks[name].requires_grad_(True)
-        translated = [images.detach().float() for images in translated]
+        translated = [at_least_float32(images.detach()) for images in translated]
         with judge_step.forward(*judges.values()), autocast(device, args.amp):
             losses = judge_losses(judges, pools, source, target, *translated, coin)
         progress.add(judge_step(losses, batch["path"]))
     generator_step.end_epoch()
     judge_step.end_epoch()
     return {"epoch": generator_step.epoch, "lr": rate, **progress.row()}
-
-
-def translate(generator, domains, size, note, distance_in, args, device, say):
-    """Write the translated set; with the ReID network (and its state) `distance_in` say how near the target it is."""
-    source = domains[0]
-    translation.translate_set(generator, source, args.translate, size, note, args, device)
-    dataset = "mvb" if source.name in reid.BACKGROUNDS else source.name
-    say(f"translated set: {args.translate}; next: python train_reid.py --dataset {dataset} --data {args.translate}")
-    if distance_in:
-        before, after = translation.feature_distances(*distance_in, *domains, args.translate, args, device)
-        say(
-            f"Frechet distance to the target, in features of {args.feature_distance}: source {before:.4f}, "
-            f"translated {after:.4f}"
-        )
 
 
 def main(args):
@@ -251,7 +194,7 @@ def main(args):
     distance_in = args.feature_distance and reid.network_from_checkpoint(args.feature_distance, device)
     if args.weights:
         return translate_alone(distance_in, args, device, say)
-    domains = load_domains(args, say)
+    domains = translation.load_domains(args, say)
     networks, network_options = build_networks(args)
     networks = networks.to(device, memory_format=memory_format(args))
     loader = translation.BothDomains(args, *domains, device)
@@ -259,7 +202,7 @@ def main(args):
         build_step([networks[name] for name in part if name in networks], args, device, len(loader))
         for part in (GENERATORS, JUDGES)
     )
-    pools = {name: ImagePool(args.pool) for name in JUDGES[:2]}
+    pools = {name: ImagePool(args.pool) for name in ("target_pool", "source_pool")}
 
     check_loggers(args)
     folder, resumed = open_run(args.output, args.name, args.resume)
@@ -289,7 +232,7 @@ def main(args):
     if args.translate:
         note = {"checkpoint": str(last.absolute()), "method": args.method, "epoch": generator_step.epoch}
         size = (args.height, args.width)
-        translate(generator_step.evaluated[0], domains, size, note, distance_in, args, device, log.say)
+        translation.translate(generator_step.evaluated[0], domains, size, note, distance_in, args, device, log.say)
     else:
         log.say(f"next: python train_translation.py --weights {last} --translate OUT")
     log.say(f"done in {(time.perf_counter() - say.start) / 60:.1f} minutes, see {folder}")
@@ -307,7 +250,7 @@ def translate_alone(distance_in, args, device, say):
     domains = [translation.load_domain(r, getattr(args, r), getattr(args, f"{r}_cameras"), args, say) for r in roles]
     note = {"checkpoint": args.weights, "method": state["network"]["method"], "epoch": state["epoch"]}
     generator = translation.generator_from_checkpoint(state, device)
-    translate(generator, domains, state["input_size"], note, distance_in, args, device, say)
+    translation.translate(generator, domains, state["input_size"], note, distance_in, args, device, say)
 
 
 if __name__ == "__main__":

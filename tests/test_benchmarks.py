@@ -9,7 +9,19 @@ import pytest
 import torch
 
 import train_reid
-from benchmarks import losses, mask_decoder, mask_guidance, mask_rcnn, nms, paste, resnet, roi_align, runs, turns
+from benchmarks import (
+    losses,
+    mask_decoder,
+    mask_guidance,
+    mask_rcnn,
+    nms,
+    paste,
+    resnet,
+    roi_align,
+    runs,
+    translation,
+    turns,
+)
 from benchmarks.fresh_process import measure
 from core.engine import options
 from core.models.mask_rcnn import MaskRCNN
@@ -72,6 +84,7 @@ SMALL = [
     (paste, 4, "--instances 2 --size 32 48 --steps 1"),
     (nms, 3, "--boxes 30 --steps 1"),
     (losses, 3, "--repetitions 1"),
+    (translation, 2, "--channels 2 --blocks 1 --layers 1 --size 8 8 --batch 2 --steps 1 --amp"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""What a run of picture translation works on and leaves behind: two domains, checkpoints, sheets, a restyled data set."""
+"""What a run of picture translation works on and leaves behind: two domains, checkpoints, sheets, a translated set."""
 
 import json
 import os
@@ -20,6 +20,7 @@ from core.data.transforms import build_transform, denormalise
 from core.engine import distributed, reid
 from core.engine.checkpoint import all_options
 from core.engine.log import progress_is_shown
+from core.engine.options import fraction, non_negative_int, positive_int
 from core.engine.reid_pictures import spread
 from core.engine.step import autocast
 from core.errors import InputError
@@ -50,6 +51,49 @@ class Domain(NamedTuple):
         return f"{self.name}:{os.path.abspath(self.root)}"
 
 
+def add_domain_options(parser):
+    group = parser.add_argument_group("data")
+    for role in ("source", "target"):
+        group.add_argument(f"--{role}", metavar="NAME:ROOT", help=f"{role} set, e.g. market1501:PATH or folder:PATH")
+        group.add_argument(f"--{role}-cameras", type=int, nargs="+", metavar="N", help="only pictures of these, from 0")
+    group.add_argument("--height", type=positive_int, default=256, help="picture height in the networks, pixels")
+    group.add_argument("--width", type=positive_int, default=128, help="picture width in the networks, pixels")
+    group.add_argument("--workers", type=non_negative_int, default=2, help="readers of each set, per rank")
+    group.add_argument("--skip-broken", action="store_true", help="leave unreadable pictures out instead of stopping")
+    group.add_argument("--batch-size", type=positive_int, default=8, help="pictures of each set, per process")
+    group.add_argument("--iterations-per-epoch", type=non_negative_int, default=0, help="batches; 0: all of both sets")
+    group.add_argument("--flip", type=fraction, default=0.5, help="probability of mirroring")
+
+
+def load_domains(args, say):
+    """(source, target); what was settled goes into `args`, which the run folder and the checkpoints keep."""
+    if args.source is None and args.target is None:
+        args.source = args.target = "synthetic"
+        # Before and after security: a camera of `core.data.mvb` is 2 * view + (1 after security).
+        args.source_cameras, args.target_cameras = (list(range(side, 20, 2)) for side in (0, 1))
+    if args.source is None or args.target is None:
+        raise InputError("--source and --target belong together: give both, or neither for bags of our own")
+    if args.recipe == "quick":
+        say("recipe quick: small pictures and few epochs, for a whole run in minutes; --recipe spgan trains in earnest")
+    source = load_domain("source", args.source, args.source_cameras, args, say)
+    target = load_domain("target", args.target, args.target_cameras, args, say)
+    known = {os.path.realpath(sample.path) for sample in source.train}
+    shared = [sample.path for sample in target.train if os.path.realpath(sample.path) in known]
+    if shared:
+        raise InputError(
+            f"{len(shared)} training pictures are both source and target, the first is {shared[0]}: give two sets, or "
+            "--source-cameras and --target-cameras that have none in common"
+        )
+    args.source, args.target = source.spec, target.spec
+    args.name = args.name or f"{args.method}-{source.name}-to-{target.name}"
+    processes = distributed.world_size()
+    say(
+        f"batch: {args.batch_size} pictures of each x {processes} processes x {args.accumulate} batches an update = "
+        f"{args.batch_size * processes * args.accumulate}; {args.method}, {args.height}x{args.width} pixels"
+    )
+    return source, target
+
+
 def load_domain(role, spec, cameras, args, say):
     """The `Domain` that "name:root" means, or a name alone for data/<name>. role: "source" or "target", for messages.
 
@@ -67,17 +111,6 @@ def load_domain(role, spec, cameras, args, say):
         )
     say(f"{role}: {name} in {root}: {len(train)} pictures of cameras {sorted({sample.camera for sample in train})}")
     return Domain(name, root, cameras, train, dataset)
-
-
-def check_two_looks(source, target):
-    """Raise InputError where pictures belong to both domains."""
-    known = {os.path.realpath(sample.path) for sample in source.train}
-    shared = [sample.path for sample in target.train if os.path.realpath(sample.path) in known]
-    if shared:
-        raise InputError(
-            f"{len(shared)} training pictures are both source and target, the first is {shared[0]}: give two sets, or "
-            "--source-cameras and --target-cameras that have none in common"
-        )
 
 
 class BothDomains:
@@ -242,12 +275,22 @@ def _sized(args, size):
     return SimpleNamespace(height=size[0], width=size[1], workers=args.workers, eval_batch_size=args.batch_size)
 
 
-def feature_distances(network, state, source, target, folder, args, device):
-    """Frechet distances to the target's training pictures: of the source's, and of their translations in `folder`.
+def translate(generator, domains, size, note, distance_in, args, device, say):
+    """`translate_set` of the first domain into `--translate`, with a line that says what to do next.
 
-    network, state: of `reid.network_from_checkpoint`; its embeddings are the features.
+    distance_in: None, or a ReID network and the content of its checkpoint: then the Frechet distances to the training
+    pictures of the second domain are said, in the network's embeddings, before and after.
     """
-    translated = [s._replace(path=str(_place(s.path, source.root, Path(folder))), bits=16) for s in source.train]
+    source = domains[0]
+    translate_set(generator, source, args.translate, size, note, args, device)
+    layout = "mvb" if source.name in reid.BACKGROUNDS else source.name
+    say(f"translated set: {args.translate}; next: python train_reid.py --dataset {layout} --data {args.translate}")
+    if distance_in is None:
+        return
+    network, state = distance_in
+    translated = [
+        s._replace(path=str(_place(s.path, source.root, Path(args.translate))), bits=16) for s in source.train
+    ]
     before, after, wanted = (
         reid.extract_features(
             network,
@@ -255,6 +298,10 @@ def feature_distances(network, state, source, target, folder, args, device):
             device,
             amp=args.amp,
         )
-        for samples in (source.train, translated, target.train)
+        for samples in (source.train, translated, domains[1].train)
     )
-    return frechet_distance(before, wanted), frechet_distance(after, wanted)
+    before, after = frechet_distance(before, wanted), frechet_distance(after, wanted)
+    say(
+        f"Frechet distance to the target, in features of {args.feature_distance}: source {before:.4f}, translated "
+        f"{after:.4f}"
+    )

@@ -8,6 +8,7 @@ N(0, 0.02), biases from 0. Instance normalisation keeps no statistics: a picture
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,15 +35,28 @@ def _upsample(in_channels: int, out_channels: int) -> nn.Sequential:
     return _normalised(convolution, nn.ReLU(inplace=True))
 
 
+class _ReflectionPad(nn.ReflectionPad2d):
+    """torch's, where its gradient need not be the same twice: on CUDA it is summed in no fixed order."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.are_deterministic_algorithms_enabled():
+            return super().forward(x)
+        for dim, pad in ((-1, self.padding[0]), (-2, self.padding[2])):
+            size = x.shape[dim]
+            before, after = x.narrow(dim, 1, pad), x.narrow(dim, size - 1 - pad, pad)
+            x = torch.cat((before.flip(dim), x, after.flip(dim)), dim)
+        return x
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut, without an activation at the end: (B, C, H, W) -> (B, C, H, W)."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.ReflectionPad2d(1),
+            _ReflectionPad(1),
             _conv(channels, channels, 3),
-            nn.ReflectionPad2d(1),
+            _ReflectionPad(1),
             nn.Conv2d(channels, channels, 3),
             nn.InstanceNorm2d(channels),
         )
@@ -62,14 +76,14 @@ class ResNetGenerator(nn.Module):
     def __init__(self, channels: int = 64, blocks: int = 9):
         super().__init__()
         self.G = nn.Sequential(
-            nn.ReflectionPad2d(3),
+            _ReflectionPad(3),
             _conv(3, channels, 7),
             _conv(channels, 2 * channels, 3, stride=2, padding=1),
             _conv(2 * channels, 4 * channels, 3, stride=2, padding=1),
             *(ResidualBlock(4 * channels) for _ in range(blocks)),
             _upsample(4 * channels, 2 * channels),
             _upsample(2 * channels, channels),
-            nn.ReflectionPad2d(3),
+            _ReflectionPad(3),
             nn.Conv2d(channels, 3, 7),
             nn.Tanh(),
         )

@@ -6,9 +6,9 @@ import torch
 def frechet_distance(first, second):
     """Squared Frechet distance between Gaussians with the means and covariances of two sets of features.
 
-    |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)), as Heusel et al. 2017 use it, equation 6: 0 where both sets have
-    the same mean and covariance, in units of a squared feature. Few pictures overestimate it, so compare only sets of
-    about the same size.
+    |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)), as Heusel et al. 2017 use it (equation 6): 0 where both sets
+    have the same mean and covariance, in units of a squared feature. Few pictures overestimate it, so compare only sets
+    of about the same size.
 
     Args:
         first, second: (N, D), (M, D) of at least 2 rows.

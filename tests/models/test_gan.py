@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from core.models.gan import PatchDiscriminator, ResNetGenerator, SiameseMetricNet, nearest_size
+from core.models.gan import PatchDiscriminator, ResNetGenerator, SiameseMetricNet, _ReflectionPad, nearest_size
 
 NETWORKS = {
     "resnet_9blocks": (ResNetGenerator, "generator", (1, 3, 32, 32)),
@@ -75,3 +75,20 @@ def test_every_weight_has_a_gradient():
     sum(judge(images).square().mul(torch.rand(judge(images).shape)).sum() for judge in judges).backward()
     for network in (generator, *judges):
         assert all(parameter.grad.any() for parameter in network.parameters())
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("pad, size", [(1, (2, 3)), (3, (4, 6))])
+def test_padding_with_a_gradient_in_a_fixed_order(deterministic, pad, size):
+    images = torch.rand(2, 3, *size, requires_grad=True)
+    weights = torch.rand(2, 3, size[0] + 2 * pad, size[1] + 2 * pad)
+    outputs = [module(images) for module in (_ReflectionPad(pad), torch.nn.ReflectionPad2d(pad))]
+    gradients = [torch.autograd.grad((output * weights).sum(), images)[0] for output in outputs]
+    assert torch.equal(*outputs)
+    torch.testing.assert_close(*gradients)
