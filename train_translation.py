@@ -27,6 +27,7 @@ from core.engine.epoch import Epoch, seed_everything
 from core.engine.log import Announcer, RunLog, check_loggers
 from core.engine.optim import build_optimizer, build_scheduler
 from core.engine.options import arguments_of
+from core.engine.published import load_state
 from core.engine.step import Step, autocast, memory_format
 from core.errors import InputError
 from core.losses.adversarial import ImagePool, contrastive_loss, gan_loss, l1_loss
@@ -87,6 +88,7 @@ def get_parser():
     group.add_argument(
         "--feature-distance", metavar="CHECKPOINT", help="of train_reid.py: say how near OUT is to the target for it"
     )
+    options.add_published_options(parser)
     options.add_run_options(parser)
     return parser
 
@@ -191,7 +193,10 @@ def main(args):
         translation.check_new_folder(args.translate)
     elif args.weights or args.feature_distance:
         raise InputError("--weights and --feature-distance need a translated set: give --translate OUT")
-    distance_in = args.feature_distance and reid.network_from_checkpoint(args.feature_distance, device)
+    distance_in = None
+    if args.feature_distance:
+        state = load_state(args.feature_distance, "reid", backbone=args.backbone, model=args.model)
+        distance_in = reid.network_from_checkpoint(args.feature_distance, device, state)
     if args.weights:
         return translate_alone(distance_in, args, device, say)
     domains = translation.load_domains(args, say)

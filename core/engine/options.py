@@ -198,6 +198,13 @@ def add_reid_data_options(parser):
     return group
 
 
+def add_published_options(parser):
+    group = parser.add_argument_group("another project's weights", "in place of a checkpoint of ReID")
+    group.add_argument("--backbone", choices=BACKBONES, metavar="NAME", help=f"of the file: {', '.join(BACKBONES)}")
+    group.add_argument("--model", choices=MODELS, default="bot", help="of the file, see train_reid.py")
+    return group
+
+
 def add_reid_batch_options(parser):
     group = parser.add_argument_group("batches and augmentation")
     group.add_argument("--ids-per-batch", type=positive_int, default=16, help="P: identities, per process")

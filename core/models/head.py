@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,10 +27,14 @@ class ReIDOutput(NamedTuple):
 
 
 class CosineClassifier(nn.Linear):
-    """(B, F) -> the cosines (B, C) to each identity's weight, which arcface and cosface read."""
+    """(B, F) -> the cosines (B, C) to each identity's weight, which arcface and cosface read.
+
+    In float32, under autocast too: the losses multiply them by 64.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(F.normalize(x), F.normalize(self.weight))
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(F.normalize(x.float()), F.normalize(self.weight.float()))
 
 
 class Head(nn.Module):
