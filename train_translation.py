@@ -65,10 +65,7 @@ def get_parser():
     group.add_argument("--channels", type=options.positive_int, default=64, help="of each network's first convolution")
     group.add_argument("--blocks", type=options.non_negative_int, default=9, help="residual blocks of the generators")
     group.add_argument(
-        "--discriminator-layers",
-        type=options.positive_int,
-        default=3,
-        help="1, 2, 3: judge patches of 16, 34, 70 pixels",
+        "--discriminator-layers", type=options.positive_int, default=3, help="1, 2, 3: patches of 16, 34, 70 pixels"
     )
     group.add_argument(
         "--siamese-layers", type=options.positive_int, default=3, help="each makes the picture four times smaller"
