@@ -76,8 +76,8 @@ def get_parser():
     group.add_argument(
         "--pool", type=options.non_negative_int, default=50, help="older translations that the discriminators see too"
     )
-    options.add_optimizer_options(parser)
-    parser.add_argument("--beta1", type=options.fraction_below_one, default=0.5, help="momentum of adam")
+    group = options.add_optimizer_options(parser)
+    group.add_argument("--beta1", type=options.fraction_below_one, default=0.5, help="momentum of adam")
 
     group = parser.add_argument_group("translation")
     group.add_argument("--translate", metavar="OUT", help="write the source set in the target's look into a new folder")
@@ -225,7 +225,7 @@ def main(args):
         if not distributed.is_main():
             continue
         if epoch % args.eval_every == 0 or epoch == args.epochs:
-            sheet = folder / "translations" / f"epoch_{epoch:03}.jpg"
+            sheet = folder / f"translation_{epoch:03}.jpg"
             translation.draw(sheet, generator_step.evaluated, domains, args, device)
         steps = (generator_step, judge_step)
         save_run(folder, translation.checkpoint_state(networks, network_options, *steps, pools, args), improved=False)
@@ -246,8 +246,8 @@ def translate_alone(distance_in, args, device, say):
     state = load_checkpoint(args.weights, "gan")
     for role in ("source", "target"):
         if getattr(args, role) is None:
-            saved = {name: state["args"][name] for name in (role, f"{role}_cameras")}
-            vars(args).update(saved)
+            cameras = f"{role}_cameras"
+            vars(args).update({role: state["args"][role], cameras: getattr(args, cameras) or state["args"][cameras]})
     roles = ("source", "target") if distance_in else ("source",)
     domains = [translation.load_domain(r, getattr(args, r), getattr(args, f"{r}_cameras"), args, say) for r in roles]
     note = {"checkpoint": args.weights, "method": state["network"]["method"], "epoch": state["epoch"]}

@@ -5,17 +5,19 @@
 
 The reference is a loop as people write it: each network called once for each purpose, no checks, no groups.
 The medians are compared: 1.00 means equally fast, less is faster than the reference. The last line is our own step
-without the identity loss. On CUDA the peak memory beyond the weights is compared too.
+without the identity loss. --memory compares the peak beyond what is held before a step, too; on the CPU of the first
+step, in which Adam's moments are made.
 """
 
 import argparse
 import random
-from copy import deepcopy
+from functools import partial
 
 import torch
 from torch.nn import functional as F
 
 import train_translation
+from benchmarks.fresh_process import measure
 from benchmarks.turns import is_cuda, medians, peak_bytes
 from core.engine import distributed, options
 from core.losses.adversarial import ImagePool
@@ -31,6 +33,7 @@ def get_parser():
     parser.add_argument("--batch", type=int, default=4, help="pictures of each domain (default: 4)")
     parser.add_argument("--steps", type=int, default=15, help="measured steps of each (default: 15)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda if any")
+    parser.add_argument("--memory", action="store_true", help="also the peak memory of a step")
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
     return parser
 
@@ -144,27 +147,35 @@ def settings(args, **changes):
     return parsed
 
 
-def main(args):
+def prepare(name, args):
+    """(a contender, source, target)."""
     device = torch.device(args.device)
     torch.manual_seed(0)
-    source, target = (torch.rand(args.batch, 3, *args.size, device=device) * 2 - 1 for _ in range(2))
     networks, _ = train_translation.build_networks(settings(args))
-    contenders = {
-        "ours": Ours(deepcopy(networks).to(device), settings(args), device),
-        "plain": Plain(deepcopy(networks).to(device), settings(args), device),
-        "without identity": Ours(deepcopy(networks).to(device), settings(args, identity=0.0), device),
-    }
+    kind, changes = (Plain, {}) if name == "plain" else (Ours, {} if name == "ours" else {"identity": 0.0})
+    source, target = (torch.rand(args.batch, 3, *args.size, device=device) * 2 - 1 for _ in range(2))
+    return kind(networks.to(device), settings(args, **changes), device), source, target
+
+
+def take_step(contender, source, target):
+    contender.step(source, target)
+
+
+def main(args):
     size = " x ".join(map(str, (args.batch, *args.size)))
-    print(f"{args.method}, {args.channels} channels, {args.blocks} blocks, {size}, {device}")
-    steps = {name: lambda one=one: one.step(source, target) for name, one in contenders.items()}
-    seconds = medians(steps, device, args.steps, warmup=3)
-    memory = peak_bytes(steps, device) if is_cuda(device) else {}
+    print(f"{args.method}, {args.channels} channels, {args.blocks} blocks, {size}, {args.device}")
+    names = ("ours", "plain", "without identity")
+    steps = {name: partial(take_step, *prepare(name, args)) for name in names}
+    seconds = medians(steps, args.device, args.steps, warmup=3)
+    mebibytes = {}
+    if args.memory and is_cuda(args.device):
+        mebibytes = {name: peak / 2**20 for name, peak in peak_bytes(steps, args.device).items()}
+    elif args.memory:
+        mebibytes = {name: 2**10 * measure(prepare, take_step, (name, args)).peak_gib for name in names}
     for name in ("ours", "without identity"):
-        line = f"{name}: {1e3 * seconds[name]:.1f} ms, plain PyTorch {1e3 * seconds['plain']:.1f} ms, ratio "
-        line += f"{seconds[name] / seconds['plain']:.3f}"
-        if memory:
-            line += f"; {memory[name] / 2**20:.0f} MiB, {memory['plain'] / 2**20:.0f} MiB"
-        print(line)
+        ratio = seconds[name] / seconds["plain"]
+        line = f"{name}: {1e3 * seconds[name]:.1f} ms, plain PyTorch {1e3 * seconds['plain']:.1f} ms, ratio {ratio:.3f}"
+        print(line + (f"; {mebibytes[name]:.0f} MiB, {mebibytes['plain']:.0f} MiB" if mebibytes else ""))
 
 
 if __name__ == "__main__":

@@ -18,12 +18,13 @@ import pytest
 import torch
 from PIL import Image
 
+import evaluate
 import train_reid
 import train_translation
 from benchmarks import translation as benchmark
 from core.data.reid_datasets import load_reid_dataset
 from core.engine import options
-from core.engine.checkpoint import load_checkpoint
+from core.engine.checkpoint import REQUIRED, load_checkpoint
 from core.losses.adversarial import ImagePool
 from core.models.reid import build_reid_model
 
@@ -82,9 +83,8 @@ def test_a_run_and_what_it_translates(run, looks, reid_checkpoint, tmp_path):
     assert code == 0, err
     folder, out = tmp_path / "run", tmp_path / "new" / "out"
     assert {path.name for path in folder.iterdir()} == {
-        *("args.json", "log.csv", "train.log", "curves.png", "last.pth", "translations")
+        *("args.json", "log.csv", "train.log", "curves.png", "last.pth", "translation_002.jpg")
     }
-    assert [path.name for path in (folder / "translations").iterdir()] == ["epoch_002.jpg"]
     parts = ["gan", "cycle", "identity", "contrastive", "discriminator", "siamese"]
     rows = read_log(folder)
     assert [row["epoch"] for row in rows] == ["1", "2"]
@@ -355,6 +355,9 @@ def test_another_network_is_not_continued_with(run, looks, tmp_path):
 def test_a_checkpoint_of_another_kind(run, looks, reid_checkpoint, tmp_path):
     line = refused(run, "--weights", reid_checkpoint, "--translate", tmp_path / "out")
     assert "a checkpoint of kind reid, gan is needed here" in line
+    torch.save({**dict.fromkeys(REQUIRED["gan"]), "kind": "gan"}, tmp_path / "last.pth")
+    code, _, err = run(evaluate, tmp_path / "last.pth")
+    assert code == 2 and "a checkpoint of kind gan" in err
 
 
 def test_a_broken_picture_stops_the_run_or_is_left_out(run, looks, tmp_path):

@@ -195,7 +195,6 @@ def draw(path, generators, domains, args, device):
         headings = (name, f"{name} translated", f"{name} and back")
         for heading, column in zip(headings, (pictures, translated, returned), strict=True):
             columns[heading] = to_pictures(denormalise(column.float(), **NORMALISATION))
-    make_folder(path.parent)
     column_sheet(columns).save(path)
 
 
@@ -246,7 +245,9 @@ def translate_set(generator, source, folder, size, note, args, device):
         distributed.barrier("translated pictures")
         distributed.on_main(end)
     except OSError as error:
-        raise InputError(f"can't write {folder}: {error.strerror}; make room, or give another place") from error
+        raise InputError(
+            f"can't write {folder}: {error.strerror or error}; make room, or give another place"
+        ) from error
     finally:
         if distributed.is_main():
             shutil.rmtree(partial, ignore_errors=True)
