@@ -100,7 +100,7 @@ def load_domain(role, spec, cameras, args, say):
     Raises InputError for whatever is wrong with the folder, and where there is no picture to train on.
     """
     name, _, root = spec.partition(":")
-    dataset, root = reid.read_set(name, root or None, say)
+    dataset, root = reid.read_set(name, root or Path("data") / name, say)
     dataset = reid.readable_set(dataset, args.skip_broken, say)
     train = [sample for sample in dataset.train if cameras is None or sample.camera in cameras]
     if not train:
