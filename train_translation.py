@@ -50,8 +50,8 @@ RECIPES = {
     # Small pictures and networks: the whole run in minutes on two CPU cores.
     "quick": {
         **PUBLISHED, "method": "spgan", "height": 64, "width": 64, "batch_size": 4, "channels": 16, "blocks": 3,
-        "discriminator_layers": 2, "identity": 5.0, "contrastive": 2.0, "epochs": 8, "iterations_per_epoch": 25,
-        "schedule": "linear", "decay_from": 4, "eval_every": 2,
+        "discriminator_layers": 2, "identity": 5.0, "contrastive": 2.0, "epochs": 10, "iterations_per_epoch": 50,
+        "lr": 1e-3, "schedule": "linear", "decay_from": 5, "eval_every": 2,
     },
 }  # fmt: skip
 GENERATORS, JUDGES = ("to_target", "to_source"), ("is_target", "is_source", "siamese")

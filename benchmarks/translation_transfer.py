@@ -16,8 +16,8 @@ from pathlib import Path
 from benchmarks.runs import run_script
 
 TRANSLATION = ["--height", "48", "--width", "48", "--channels", "16", "--blocks", "3", "--batch-size", "4"]
-TRANSLATION += ["--discriminator-layers", "2", "--siamese-layers", "2", "--epochs", "16", "--lr", "5e-4"]
-TRANSLATION += ["--iterations-per-epoch", "100", "--schedule", "linear", "--decay-from", "8", "--eval-every", "4"]
+TRANSLATION += ["--discriminator-layers", "2", "--siamese-layers", "2", "--epochs", "30", "--lr", "5e-4"]
+TRANSLATION += ["--iterations-per-epoch", "100", "--schedule", "linear", "--decay-from", "15", "--eval-every", "5"]
 REID = ["--backbone", "resnet18", "--weights", "none", "--height", "64", "--width", "64", "--pad", "4"]
 REID += ["--ids-per-batch", "8", "--images-per-id", "4", "--epochs", "10", "--iterations-per-epoch", "30"]
 REID += ["--schedule", "cosine", "--warmup-epochs", "0", "--eval-every", "10", "--workers", "1"]
