@@ -22,6 +22,7 @@ from benchmarks import (
     paste,
     roi_align,
     runs,
+    translation,
     turns,
 )
 from benchmarks.fresh_process import measure
@@ -107,6 +108,7 @@ SMALL = [
     (nms, 3, "--boxes 30 --steps 1"),
     (losses, 3, "--repetitions 1"),
     (distillation_cost, 2, "--teacher resnet18 --batch 4 --size 32 32 --steps 1 --kd self logits+features+relational"),
+    (translation, 2, "--channels 2 --blocks 1 --layers 1 --size 8 8 --batch 2 --steps 1 --amp"),
 ]
 
 

@@ -89,6 +89,7 @@ NAMES = {
     "core.models.lightmbn": "lmbn_n lmbn_r",
     "core.models.mgn": "mgn",
     "core.models.pcb": "pcb pyramid",
+    "core.models.gan": "ResNetGenerator PatchDiscriminator SiameseMetricNet",
     "core.models.mask_rcnn": "mask_rcnn_resnet50_fpn MaskRCNN paste_masks",
     "core.losses": "TripletLoss SoftmaxTripletLoss CenterLoss GaussianMaskRegressionLoss FocalMaskLoss "
     "CombinedMaskLoss gaussian_masks build_loss MultiSimilarityLoss FocalLoss CircleLoss ArcFaceLoss CosFaceLoss "

@@ -1,6 +1,7 @@
 """Which pictures make a batch, the same for all ranks together as for one process.
 
-P identities with K pictures each (Hermans et al. 2017) to re-identify; pictures of one orientation to detect.
+P identities with K pictures each (Hermans et al. 2017) to re-identify; pictures of one orientation to detect; any in
+random order.
 """
 
 import numpy as np
@@ -138,6 +139,24 @@ class PKSampler(PassSampler):
         places = chunks[..., None] * self.images_per_id + np.arange(self.images_per_id)  # (B, P, K)
         places = self.first[identities][..., None] + places % self.counts[identities][..., None]
         return shuffled[places].reshape(len(identities), -1)  # (B, P * K)
+
+
+class ShuffledBatches(PassSampler):
+    """Batches of pictures in random order; what the last one of a pass lacks is taken from the pass's start.
+
+    Args:
+        count: pictures of the data set, at least 1.
+        batch_size: pictures in a batch, per process.
+        batches_per_epoch: how many batches an epoch has; None: one pass.
+    """
+
+    def __init__(self, count, batch_size, *, seed=0, rank=0, world_size=1, batches_per_epoch=None):
+        self.count, self.global_size = count, batch_size * world_size
+        passes = -(-count // self.global_size)  # rounded up
+        super().__init__(passes, batches_per_epoch, seed=seed, rank=rank, world_size=world_size)
+
+    def draw_pass(self, generator):
+        return np.resize(generator.permutation(self.count), (self.batches_per_pass, self.global_size))
 
 
 class AspectRatioBatches(PassSampler):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from core.data.randomness import derive_seed
-from core.data.samplers import AspectRatioBatches, KeyedBatches, PKSampler
+from core.data.samplers import AspectRatioBatches, KeyedBatches, PKSampler, ShuffledBatches
 from core.errors import InputError
 
 
@@ -225,6 +225,16 @@ def test_orientation_batches_are_a_function_of_seed_epoch_and_pass():
     second = batches[len(first) : 2 * len(first)]
     assert set(second.flat) == set(range(83)) and not np.array_equal(second, first)
     assert np.array_equal(epoch_of(AspectRatioBatches(sizes, 4, seed=3, batches_per_epoch=5), 2), first[:5])
+
+
+def test_shuffled_batches_see_every_picture_and_fill_the_last_from_the_first():
+    sampler = ShuffledBatches(10, 4, seed=1)
+    batches = epoch_of(sampler, 2)
+    assert batches.shape == (len(sampler), 4) == (3, 4)
+    assert sorted(batches.flat[:10]) == list(range(10)) and np.array_equal(batches.flat[10:], batches.flat[:2])
+    halves = [epoch_of(ShuffledBatches(10, 2, seed=1, rank=rank, world_size=2), 2) for rank in range(2)]
+    assert np.array_equal(np.concatenate(halves, axis=1), batches)
+    assert epoch_of(ShuffledBatches(1, 3, batches_per_epoch=2)).tolist() == [[0, 0, 0]] * 2
 
 
 def test_keys_hold_epoch_slot_and_index():
