@@ -78,12 +78,24 @@ from recognition.results import titles_of, write_comparison, write_identities, w
 from recognition.sheets import MOST_MATCHES
 
 # The ways of use, each known by its option, and what else it takes. What has no effect is refused, not ignored.
+ENCODER = ("reid", "backbone", "model")
 USES = {
-    "compare": ("pictures", "segment", "reid", "threshold", "classes", "no_masks", "output"),
-    "build_gallery": ("gallery", "add", "segment", "reid", "classes", "no_masks"),
+    "compare": ("pictures", "segment", *ENCODER, "threshold", "classes", "no_masks", "output"),
+    "build_gallery": ("gallery", "add", "segment", *ENCODER, "classes", "no_masks"),
     "remove": ("gallery",),
     "merge": ("gallery",),
-    "gallery": ("pictures", "segment", "reid", "threshold", "matches", "score", "classes", "output"),
+    "gallery": (
+        "pictures",
+        "segment",
+        "reid",
+        "backbone",
+        "model",
+        "threshold",
+        "matches",
+        "score",
+        "classes",
+        "output",
+    ),
     "pictures": ("segment", "score", "classes", "output"),
 }
 
@@ -108,7 +120,8 @@ def get_parser():
         metavar="PATH",
         help="a checkpoint of train_mask_rcnn.py, torchvision's file, or coco: the published one",
     )
-    group.add_argument("--reid", metavar="PATH", help="a checkpoint of train_reid.py")
+    group.add_argument("--reid", metavar="PATH", help="a checkpoint of train_reid.py, or a file of --backbone")
+    options.add_published_options(parser)
     group = parser.add_argument_group("answers")
     group.add_argument(
         "--score",
@@ -280,7 +293,7 @@ def load_identifier(args, device, known):
     """`matching.Identifier`: the open gallery `known`, the network that it was built with, what is the same."""
     if len(known) == 0:
         raise InputError(f"{args.gallery} is empty: nobody is known; fill it with --build-gallery FOLDER --add")
-    encoder = load_encoder(args.reid or network_of(known, "reid"), device, args.amp)
+    encoder = encoder_of(args, device, known)
     known.require(encoder.fingerprint, encoder.path)
     threshold = matching.settle_threshold(encoder, args.threshold)
     identifier = matching.Identifier(known, encoder, threshold, args.matches)
@@ -300,6 +313,14 @@ def network_of(known, kind):
     """The checkpoint ("reid" or "segment") that a gallery was built with, if it is still there, or None."""
     path = None if known is None else known.info.get(kind)
     return path if path and os.path.isfile(path) else None
+
+
+def encoder_of(args, device, known=None):
+    """The network that tells them apart: the one that a person names, else the one that a gallery was built with."""
+    if args.reid or known is None:
+        return load_encoder(args.reid, device, args.amp, (args.backbone, args.model))
+    published = known.info.get("published", (args.backbone, args.model))
+    return load_encoder(network_of(known, "reid"), device, args.amp, published)
 
 
 def classes_of(args, known):
@@ -323,7 +344,7 @@ def build_gallery(args, device):
         what = "a folder:" if os.path.isdir(args.gallery) else "there already: --add adds to it, or"
         raise InputError(f"{args.gallery} is {what} give another name")
     with gallery.open_gallery(args.gallery) if args.add else nullcontext() as known:
-        encoder = load_encoder(args.reid or network_of(known, "reid"), device, args.amp)
+        encoder = encoder_of(args, device, known)
         if args.add:
             known.require(encoder.fingerprint, encoder.path, masks=not args.no_masks)
         say(encoder.message)
@@ -413,7 +434,7 @@ def compare(args, device):
     for path in args.pictures:
         read_image(path)  # a bad one is told before networks are read
     with open_output(args.output) as output:
-        encoder = load_encoder(args.reid, device, args.amp)
+        encoder = encoder_of(args, device)
         say(encoder.message)
         bits = bits_in_use(args.pictures, say, encoder.bits)
         pictures = [read_image(path, bits) for path in args.pictures]

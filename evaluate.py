@@ -7,6 +7,8 @@ Where the network looks, and its embeddings on a plane:
     python evaluate.py runs/NAME/best.pth --activation-map --embedding-plot
 The floor that a ReID network must beat, the pixels themselves:
     python evaluate.py --raw-pixels
+Weights that another project published:
+    python evaluate.py FILE --backbone osnet_x0_25 --dataset market1501 --data PATH
 Mask R-CNN: the COCO numbers of boxes and masks, a table of classes, COCO result files, precision over recall, pictures:
     python evaluate.py runs/NAME/best.pth
     python evaluate.py runs/NAME/best.pth --images FOLDER --annotations FILE
@@ -30,7 +32,8 @@ from torch.nn import functional as F
 
 from core.data.coco import coco_ground_truth, coco_paths, read_coco
 from core.engine import coco_evaluation, detection, detection_pictures, distributed, options, reid, reid_pictures
-from core.engine.checkpoint import load_checkpoint, open_run
+from core.engine.checkpoint import open_run
+from core.engine.published import load_state
 from core.errors import InputError
 from core.files import atomic_write, make_folder
 from core.models.reid import ReIDOutput
@@ -42,8 +45,8 @@ from core.visualize.instances import precision_recall_curves
 # What has no effect is refused, not ignored: options of a network of the other kind, and of a step that isn't taken.
 EXPANSION_OPTIONS = ("expansion_k", "expansion_alpha")
 RERANK_OPTIONS = ("k1", "k2", "lambda_value")
-REID_OPTIONS = ("dataset", "height", "width", "protocol", "distance", "eval_batch_size", "flip", "query_expansion")
-REID_OPTIONS += (*EXPANSION_OPTIONS, "rerank", *RERANK_OPTIONS, "save_features", "rank_list")
+REID_OPTIONS = ("backbone", "model", "dataset", "height", "width", "protocol", "distance", "eval_batch_size", "flip")
+REID_OPTIONS += ("query_expansion", *EXPANSION_OPTIONS, "rerank", *RERANK_OPTIONS, "save_features", "rank_list")
 REID_OPTIONS += ("activation_map", "embedding_plot", "false_accept_rate")
 DETECTION_OPTIONS = ("images", "annotations", "predictions", "score")
 
@@ -61,7 +64,7 @@ class RawPixels(torch.nn.Module):
 
 def get_parser():
     parser = options.Parser(__doc__)
-    parser.add_argument("checkpoint", nargs="?", help="of train_reid.py or train_mask_rcnn.py: runs/NAME/best.pth")
+    parser.add_argument("checkpoint", nargs="?", help="runs/NAME/best.pth, or weights that another project published")
     parser.add_argument("--raw-pixels", action="store_true", help="ReID without a network: the pixels themselves")
     parser.add_argument(
         "--output", help="folder for the results (default: the checkpoint's path without .pth, or runs/raw-pixels)"
@@ -103,6 +106,7 @@ def get_parser():
     group.add_argument("--annotations", metavar="FILE", help="their annotations, COCO JSON with masks")
     group.add_argument("--predictions", type=options.non_negative_int, default=8, help="pictures drawn with instances")
     group.add_argument("--score", type=options.fraction, default=0.5, help="of the instances drawn, at least")
+    options.add_published_options(parser)
     options.add_device_options(parser)
     return parser
 
@@ -112,7 +116,10 @@ def main(args):
     say = print if distributed.is_main() else lambda _: None
     if args.raw_pixels == (args.checkpoint is not None):
         raise InputError("give either a checkpoint, e.g. runs/NAME/best.pth, or --raw-pixels")
-    state = load_checkpoint(args.checkpoint, "reid", "mask_rcnn") if args.checkpoint else None
+    how = {"backbone": args.backbone, "model": args.model}
+    state = load_state(args.checkpoint, "reid", "mask_rcnn", **how) if args.checkpoint else None
+    if state and "message" in state:
+        say(state["message"])
     if state and state["kind"] == "mask_rcnn":
         refuse(args, REID_OPTIONS, "not an option for a network of Mask R-CNN; leave it out")
         evaluate_detection(args, state, device, say)

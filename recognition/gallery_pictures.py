@@ -25,7 +25,8 @@ def gallery_info(encoder, detector, classes=None):
     """What a gallery keeps about how it was made."""
     segment = detector and os.path.abspath(detector.path)
     reid = os.path.abspath(encoder.path)
-    return {"reid": reid, "segment": segment, "masks": detector is not None, "classes": classes}
+    info = {"reid": reid, "segment": segment, "masks": detector is not None, "classes": classes}
+    return {**info, "published": encoder.published} if encoder.published[0] else info
 
 
 def name_identities(paths, root, known=()):

@@ -10,6 +10,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from core.data.transforms import build_transform
 from core.engine import detection, reid
 from core.engine.checkpoint import check_checkpoint, fingerprint, load_checkpoint
+from core.engine.published import load_state
 from core.engine.step import autocast
 from core.errors import InputError
 from core.files import printable
@@ -50,7 +51,7 @@ class Detector(NamedTuple):
 class Encoder(NamedTuple):
     """Tells identities apart. transform: a sample of a picture -> (3, H, W). metric: of its distances. threshold: as a
     ReID checkpoint has it, or None. fingerprint: as in `core.engine.checkpoint`. path, message: its weights. bits: of
-    16 those that its training pictures used."""
+    16 those that its training pictures used. published: (backbone, model) of another project's file."""
 
     network: torch.nn.Module
     transform: torch.nn.Module
@@ -62,6 +63,7 @@ class Encoder(NamedTuple):
     device: torch.device
     amp: str = "off"
     bits: int = 16
+    published: tuple = (None, "bot")
 
 
 class NothingTrained(InputError):
@@ -131,12 +133,17 @@ def published_file(was_asked):
         ) from error
 
 
-def load_encoder(path, device, amp="off"):
+def load_encoder(path, device, amp="off", published=(None, "bot")):
     """`Encoder` of a checkpoint of train_reid.py; path: None for the newest one under runs/.
 
+    published: (backbone, model) of another project's file, None for a checkpoint.
     Raises InputError for a file of another kind, and where there is none.
     """
-    path, state = (path, load_checkpoint(path, "reid")) if path else newest_checkpoint(RUNS, "reid")
+    backbone, model = published
+    if path is None:
+        path, state = newest_checkpoint(RUNS, "reid")
+    else:
+        state = load_state(path, "reid", backbone=backbone, model=model)
     if path is None:
         raise NothingTrained(
             f"no network that recognises objects is trained yet: {TRAIN_REID} trains one ({TRAIN_MASKS} the one that "
@@ -144,8 +151,8 @@ def load_encoder(path, device, amp="off"):
         )
     network, state = reid.network_from_checkpoint(path, device, state=state)
     transform = build_transform(*state["input_size"], training=False, **state["normalisation"])
-    message = f"recognises them: {path}, epoch {state['epoch']}"
-    how = (str(path), message, device, amp, state.get("bits", 16))
+    message = "recognises them: " + (state["message"] if backbone else f"{path}, epoch {state['epoch']}")
+    how = (str(path), message, device, amp, state.get("bits", 16), tuple(published))
     return Encoder(network, transform, state["distance"], state.get("threshold"), fingerprint(state), *how)
 
 

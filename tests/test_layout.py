@@ -87,7 +87,8 @@ NAMES = {
     "core.models.reid": "build_reid_model ReIDOutput",
     "core.models.mask_rcnn": "mask_rcnn_resnet50_fpn MaskRCNN paste_masks",
     "core.losses": "TripletLoss SoftmaxTripletLoss CenterLoss GaussianMaskRegressionLoss FocalMaskLoss "
-    "CombinedMaskLoss gaussian_masks build_loss",
+    "CombinedMaskLoss gaussian_masks build_loss MultiSimilarityLoss FocalLoss CircleLoss ArcFaceLoss CosFaceLoss "
+    "RankedListLoss",
     "core.data.samplers": "PKSampler",
     "core.data.reid_datasets": "load_reid_dataset",
     "baggage.synthetic": "make_synthetic_baggage",

@@ -13,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,9 +22,12 @@ from PIL import Image
 import evaluate
 import train_reid
 from core.data.images import list_images
+from core.engine import reid_run, reid_training
 from core.engine.checkpoint import load_checkpoint
 from core.errors import InputError
+from core.losses import build_loss, needs_pairs
 from core.models.mask_rcnn import MaskRCNN
+from core.models.reid import build_reid_model
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["--backbone", "resnet18", "--weights", "none", "--height", "32", "--width", "32", "--pad", "2"]
@@ -107,6 +111,21 @@ def test_options_win_over_recipes_and_recipes_are_the_published_ones():
         200,
         True,
     )
+
+
+def test_every_recipe_fits_its_options_and_its_loss():
+    parser = train_reid.get_parser()
+    known = vars(parser.parse_args([]))
+    for name, recipe in reid_training.RECIPES.items():
+        assert set(recipe) <= set(known), name
+        for loss in reid_training.LOSSES[name]:
+            assert min(recipe["ids_per_batch"], recipe["images_per_id"]) > 1 or not needs_pairs(loss), name
+        args = SimpleNamespace(**{**known, **recipe})
+        network = torch.nn.ModuleDict({"backbone": torch.nn.Linear(1, 1), "head": torch.nn.Linear(1, 1)})
+        criterion = build_loss("+".join(reid_training.LOSSES[name]), 2, 1, margin=args.margin)
+        step = reid_training.build_step(network, criterion, args, torch.device("cpu"), 1)
+        assert step.scheduler.get_last_lr()[-1] <= max(args.lr, args.head_lr)
+    assert set(reid_training.PUBLISHED) <= set(reid_training.RECIPES) == set(reid_training.LOSSES)
 
 
 EVERYTHING = [
@@ -256,12 +275,21 @@ def test_masks_of_a_checkpoint_for_data_that_has_none(run, tmp_path, baggage):
     arguments += ["--height", 32, "--mask-size", 8, 8, "--mask-target", "predicted", "--output", tmp_path]
     arguments += ["--mask-checkpoint", tmp_path / "mask.pth", "--mask-pooling", "branch", "--hide-background", 0.5]
     arguments += ["--iterations-per-epoch", 1, "--eval-every", 2, "--name", "bags"]
+    arguments += ["--loss", "0.5*CrossEntropy+0.5*MSLoss+0.001*Center+combined_mask", "--head-lr", 0.01]
     code, said, err = run(train_reid, *arguments, "--epochs", 2)
     assert code == 0, err
     (cache,) = data.glob("masks-*.json")
     assert len(json.loads(cache.read_text())["masks"]) == 24 and "24 pictures" in said
     state = load_checkpoint(tmp_path / "bags" / "last.pth")
     assert state["threshold"] and "mask_branch.1.weight" in state["model"]
+    assert list(state["loss"]) == ["losses.center.0.centers", "losses.center.1.centers"]
+    names = ["cross_entropy", "multi_similarity", "center"]
+    columns = [f"{name}/{branch}" for name in names for branch in ("global", "masked")]
+    row = read_log(tmp_path / "bags")[1]
+    assert [name for name in row if "/" in name] == columns
+    assert float(row["loss"]) == pytest.approx(sum(float(row[name]) for name in [*columns, "combined_mask"]))
+    both = float(row["cross_entropy/global"]) + float(row["cross_entropy/masked"])
+    assert f"cross_entropy {both:.4f}  multi_similarity " in said and "masked" not in said.split("epoch   1")[1]
 
     code, said, err = run(train_reid, *arguments, "--epochs", 4, "--resume")
     assert code == 0, err
@@ -272,7 +300,7 @@ def test_masks_of_a_checkpoint_for_data_that_has_none(run, tmp_path, baggage):
 def test_a_checkpoint_has_no_threshold_of_other_weights(run, baggage, tmp_path, monkeypatch):
     saved = {}
     monkeypatch.setattr(
-        train_reid, "save_run", lambda folder, state, improved: saved.update({state["epoch"]: state["threshold"]})
+        reid_run, "save_run", lambda folder, state, improved: saved.update({state["epoch"]: state["threshold"]})
     )
     options = ["--dataset", "mvb", "--data", baggage, "--output", tmp_path, "--epochs", 3, "--eval-every", 2]
     code, _, err = run(train_reid, *SMALL, *options, "--iterations-per-epoch", 1)
@@ -360,7 +388,7 @@ def test_frozen_backbone_stays_and_then_learns(run, baggage, tmp_path):
         folder = max(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime_ns)
         weights.append(load_checkpoint(folder / "last.pth")["model"])
     torch.manual_seed(0)
-    fresh = train_reid.build_reid_model("resnet18", 6).state_dict()
+    fresh = build_reid_model("resnet18", 6).state_dict()
     for key in ("backbone.conv1.weight", "backbone.bn1.running_mean"):
         assert torch.equal(weights[0][key], fresh[key])
         assert not torch.equal(weights[1][key], fresh[key])
@@ -429,11 +457,7 @@ def refused(run, *arguments):
             ["--mask-target", "predicted", "--mask-checkpoint", "no/mask.pth", "--hide-background", "1"],
             "no such file: no/mask.pth",
         ),
-        (
-            ["--backbone", "resnet18_with_mask", "--mask-pooling", "branch"]
-            + ["--loss", "cross_entropy+center+combined_mask"],
-            "--mask-pooling branch two features",
-        ),
+        (["--loss", "arcface+triplet+0.5*Focal"], "arcface reads cosines and focal class scores"),
     ],
 )
 def test_bad_options_are_one_line(run, baggage, tmp_path, arguments, said):
@@ -448,7 +472,7 @@ def test_bad_options_are_one_line(run, baggage, tmp_path, arguments, said):
         ["--images-per-id", "1"],
         ["--images-per-id", "1", "--recipe", "suitcase"],
         ["--images-per-id", "1", "--loss", "softmax_triplet", "--gather"],
-        ["--images-per-id", "1", "--loss", "cross_entropy+0.01*triplet"],
+        ["--images-per-id", "1", "--loss", "cross_entropy+0.01*TripletLoss"],
         ["--ids-per-batch", "1"],
         ["--ids-per-batch", "1", "--gather"],
     ],
@@ -459,7 +483,7 @@ def test_triplets_that_no_batch_has_are_refused_before_data_are_made_or_read(
 ):
     monkeypatch.chdir(tmp_path)
     line = refused(run, *data, *arguments)
-    assert "triplet compares two identities or more" in line and arguments[0] in line
+    assert "compares two identities or more" in line and arguments[0] in line
     assert not list(tmp_path.iterdir())
 
 

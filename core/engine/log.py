@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -13,17 +14,17 @@ from core.engine import distributed
 from core.engine.checkpoint import lock_run, release_run
 from core.errors import InputError
 from core.files import atomic_write
-from core.visualize.curves import curves
+from core.visualize.curves import curves, sum_branches
 
 
 class Announcer:
     """Called with a line it prints it, on rank 0; `said` keeps all lines for the log of a run folder.
 
-    Lines printed before the run folder exists are buffered here.
+    Lines printed before the run folder exists are buffered here. start: when it was made, of `time.perf_counter`.
     """
 
     def __init__(self):
-        self.said = []
+        self.said, self.start = [], time.perf_counter()
 
     def __call__(self, text):
         self.said.append(text)
@@ -86,8 +87,8 @@ class RunLog:
         """Print one tidy line for an epoch, add it to log.csv and redraw curves.png.
 
         Args:
-            row: dict with `epoch`, `lr`, `loss`, each loss part as it is minimised, `images_per_second`, and after an
-                evaluation the metrics (fractions in [0, 1]).
+            row: dict with `epoch`, `lr`, `loss`, each loss part as it is minimised ("triplet", or of several branches
+                "triplet/global", ...), `images_per_second`, and after an evaluation the metrics (fractions in [0, 1]).
         """
         if not self.active:
             return
@@ -139,9 +140,9 @@ def _import_loggers(args):
 
 
 def _line(row, metrics):
-    """One epoch as a line for people: loss, its parts, learning rate, speed, and the metrics in per cent."""
+    """One epoch as a line for people: loss, its parts (of all branches), learning rate, speed, metrics in per cent."""
     words = [f"epoch {row['epoch']:>3}"]
-    for key, value in row.items():
+    for key, value in sum_branches(row).items():
         if key == "epoch":
             continue
         if key == "lr":

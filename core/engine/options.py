@@ -11,12 +11,14 @@ import shutil
 import sys
 import textwrap
 
-from core.engine.optim import OPTIMIZERS, SCHEDULES
+from core.engine.optim import OPTIMIZERS, SCHEDULES, WARMUPS
 from core.errors import InputError
+from core.layers.attention import ATTENTIONS, FEATURE_ERASINGS
 from core.layers.mask_decoder import MASK_DECODERS
 from core.layers.pooling import POOLINGS
 from core.losses.mask import REGRESSIONS
-from core.models.reid import MASK_POOLINGS, NECKS
+from core.losses.spec import KNOWN_LOSSES
+from core.models.reid import BACKBONES, MASK_POOLINGS, MODELS, NECKS
 from core.retrieval.distance import METRICS
 from core.retrieval.ranking import PROTOCOLS
 
@@ -71,13 +73,14 @@ class Parser(argparse.ArgumentParser):
         return ", ".join(words[name] for name in names)
 
 
-def parse(parser, recipes=None, default_recipe=None, argv=None):
+def parse(parser, recipes=None, default_recipe=None, argv=None, notes=None):
     """Parse `argv` with a recipe below it: an explicit option wins over the recipe, the recipe over the default.
 
     Args:
         parser: a `Parser`; with recipes it gets the option `--recipe` here.
         recipes: dict name -> dict of option values.
         default_recipe: function of the parsed arguments that names the recipe where the person names none.
+        notes: dict name -> what the help says about a recipe beside its options.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not recipes:
@@ -85,7 +88,7 @@ def parse(parser, recipes=None, default_recipe=None, argv=None):
     parser.add_argument(
         "--recipe", choices=sorted(recipes), help="published settings (listed below); an explicit option wins"
     )
-    parser.epilog = _describe(parser, recipes)
+    parser.epilog = _describe(parser, recipes, notes or {})
     recipe = parser.parse_args(argv)
     name = recipe.recipe or default_recipe(recipe)
     parser.set_defaults(**recipes[name])
@@ -104,8 +107,8 @@ def arguments_of(function, args):
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
-def _describe(parser, recipes):
-    """What each recipe sets, as options that could be typed."""
+def _describe(parser, recipes, notes):
+    """What each recipe sets, as options that could be typed, and the notes."""
     width = max(60, shutil.get_terminal_size().columns - 2)
     lines = ["recipes set, where no option says otherwise:"]
     for name, values in recipes.items():
@@ -113,6 +116,8 @@ def _describe(parser, recipes):
         wrap = {"initial_indent": f"  {name:<12}", "subsequent_indent": " " * 14, "break_on_hyphens": False}
         # An option and its value stay on one line: between them is a space that can't be broken, until it is wrapped.
         lines.append(textwrap.fill(words, width, break_long_words=False, **wrap).replace("\0", " "))
+        if name in notes:
+            lines.append(textwrap.fill(notes[name], width, **{**wrap, "initial_indent": " " * 14}))
     return "\n".join(lines)
 
 
@@ -168,6 +173,15 @@ def margin(text):
     return _number(float, text, lambda value: 0 <= value < float("inf"), "soft or a finite number of at least 0")
 
 
+def names(text):
+    """Names with commas between them."""
+    return [name.strip() for name in text.split(",")]
+
+
+def stages(text):
+    return [_number(int, stage, lambda value: 1 <= value <= 4, "a stage from 1 to 4") for stage in text.split(",")]
+
+
 def add_reid_data_options(parser):
     group = parser.add_argument_group("data")
     group.add_argument(
@@ -181,6 +195,13 @@ def add_reid_data_options(parser):
     group.add_argument("--width", type=positive_int, default=128, help="picture width in pixels after resizing")
     group.add_argument("--workers", type=non_negative_int, default=2, help="processes that read pictures, per rank")
     group.add_argument("--skip-broken", action="store_true", help="leave unreadable pictures out instead of stopping")
+    return group
+
+
+def add_published_options(parser):
+    group = parser.add_argument_group("another project's weights", "in place of a checkpoint of ReID")
+    group.add_argument("--backbone", choices=BACKBONES, metavar="NAME", help=f"of the file: {', '.join(BACKBONES)}")
+    group.add_argument("--model", choices=MODELS, default="bot", help="of the file, see train_reid.py")
     return group
 
 
@@ -206,15 +227,31 @@ def add_reid_batch_options(parser):
 def add_reid_network_options(parser):
     group = parser.add_argument_group("network")
     group.add_argument(
+        "--model",
+        choices=MODELS,
+        default="bot",
+        help="bot: the strong baseline; of several branches: lmbn_n and lmbn_r (LightMBN), mgn, pcb, pyramid",
+    )
+    group.add_argument(
         "--backbone",
-        default="resnet50",
-        help="resnet18, 34, 50, 101, 152, resnet50_ibn_a, resnet101_ibn_a, and any of them with _with_mask",
+        help=f"{', '.join(BACKBONES)}, for bot each also with _with_mask (default: resnet50, for lmbn_n osnet_x1_0)",
+    )
+    group.add_argument("--parts", type=non_negative_int, default=0, help="stripes of pcb and pyramid; 0: 6")
+    group.add_argument(
+        "--branches", type=names, default=[], help="of lmbn_n and lmbn_r, e.g. global,part (default: with channel, too)"
+    )
+    group.add_argument("--attention", choices=ATTENTIONS, help="a block behind stages of a ResNet (default: none)")
+    group.add_argument("--attention-stages", type=stages, default=[3, 4], metavar="N,N", help="of --attention, 1 to 4")
+    group.add_argument(
+        "--feature-erasing", choices=FEATURE_ERASINGS, default="off", help="rows of stage 4 that bot loses in training"
     )
     group.add_argument("--last-stride", type=int, choices=[1, 2], default=1, help="stride of stage 4")
     group.add_argument("--pooling", choices=POOLINGS, default="avg", help="of stage 4")
-    group.add_argument("--neck", choices=NECKS, default="bnneck", help="between embedding and classifier")
+    group.add_argument(
+        "--neck", choices=NECKS, help="between embedding and classifier (default: bnneck, for mgn and pyramid none)"
+    )
     group.add_argument("--dropout", type=fraction, default=0.0, help="before the classifier")
-    group.add_argument("--embedding-dim", type=non_negative_int, default=0, help="0: as wide as stage 4")
+    group.add_argument("--embedding-dim", type=non_negative_int, default=0, help="of a branch; 0: the network's own")
     group.add_argument("--mask-size", type=positive_int, nargs=2, default=[256, 256], help="height, width (px)")
     group.add_argument("--mask-decoder", choices=MASK_DECODERS, default="full", help="light: a fortieth of the work")
     group.add_argument(
@@ -224,6 +261,9 @@ def add_reid_network_options(parser):
         help="the predicted mask weights the features of stage 4 before pooling: soft, or in a second branch",
     )
     group.add_argument("--weights", default="imagenet", help="imagenet (the published file), none, or a file's path")
+    group.add_argument(
+        "--head-lr", type=non_negative_float, default=0.0, help="learning rate of all but the backbone; 0: as --lr"
+    )
     group.add_argument("--freeze-epochs", type=non_negative_int, default=0, help="with a frozen backbone")
     group.add_argument("--sync-batch-norm", action="store_true", help="BatchNorm over all GPUs' batches")
     group.add_argument("--freeze-batch-norm", action="store_true", help="BatchNorm keeps its statistics")
@@ -234,11 +274,22 @@ def add_reid_loss_options(parser):
     group = parser.add_argument_group("loss")
     group.add_argument(
         "--loss",
-        help='weighted sum, e.g. "1*cross_entropy+1*softmax_triplet+0.05*gaussian_mask"; also triplet, center, '
-        "focal_mask, combined_mask (default: the recipe's)",
+        help=f'weighted sum, e.g. "0.5*cross_entropy+0.5*multi_similarity"; names: {", ".join(KNOWN_LOSSES)}, or as '
+        "LightMBN spells them, such as CrossEntropy and MSLoss (default: the recipe's)",
     )
     group.add_argument("--label-smoothing", type=fraction, default=0.1, help="of cross_entropy")
-    group.add_argument("--margin", type=margin, default=0.3, help="of triplet, a distance; soft: soft margin")
+    group.add_argument(
+        "--margin",
+        type=margin,
+        default=0.3,
+        help="of triplet (a distance; soft: soft margin), semihard_triplet (squared), multi_similarity (a cosine)",
+    )
+    group.add_argument(
+        "--cosine-margin",
+        type=non_negative_float,
+        help="of circle, circle_softmax, cosface, and in radians arcface (default: 0.25, 0.25, 0.35, 0.5)",
+    )
+    group.add_argument("--scale", type=positive_float, help="of the same losses (default: 128, 128, 64, 64)")
     group.add_argument("--center-lr", type=non_negative_float, default=0.5, help="of the centers (SGD)")
     group.add_argument(
         "--mask-target",
@@ -256,7 +307,7 @@ def add_reid_loss_options(parser):
     )
     group.add_argument("--sigma-ratio", type=positive_float, default=0.1, help="sigma / side of the box")
     group.add_argument("--mask-threshold", type=fraction, default=0.0, help="gaussian_mask's least target")
-    group.add_argument("--gather", action="store_true", help="mine triplets over the batches of all ranks")
+    group.add_argument("--gather", action="store_true", help="metric losses compare the batches of all ranks")
     return group
 
 
@@ -287,16 +338,29 @@ def add_optimizer_options(parser, per_update=False):
     group.add_argument("--lr", type=non_negative_float, default=3.5e-4, help="base learning rate")
     group.add_argument("--weight-decay", type=non_negative_float, default=5e-4, help="L2 penalty")
     group.add_argument("--momentum", type=fraction, default=0.9, help="of sgd")
+    group.add_argument("--nesterov", action=argparse.BooleanOptionalAction, default=False, help="momentum of sgd")
     group.add_argument("--epochs", type=non_negative_int, default=120, help="0 evaluates and stops")
     group.add_argument(
         "--schedule", choices=SCHEDULES, default="multistep", help="of lr, which is the highest rate of one_cycle"
     )
+    group.add_argument("--decay-from", type=non_negative_int, default=0, help="epoch from which linear falls to 0")
     group.add_argument("--milestones", type=non_negative_int, nargs="*", default=[40, 70], help="epochs of multistep")
     group.add_argument("--step-size", type=positive_int, default=40, help="epochs between the drops of step")
     group.add_argument("--gamma", type=fraction, default=0.1, help="factor of each drop")
-    group.add_argument("--min-lr", type=non_negative_float, default=0.0, help="learning rate where cosine ends")
+    group.add_argument(
+        "--min-lr",
+        type=non_negative_float,
+        default=0.0,
+        help="learning rate where cosine ends, which cosine_to_min reaches in the last epoch",
+    )
     name, unit = ("--warmup-iterations", "updates") if per_update else ("--warmup-epochs", "epochs")
-    group.add_argument(name, dest="warmup_steps", type=non_negative_int, default=0, help=f"{unit} of linear warm-up")
+    group.add_argument(name, dest="warmup_steps", type=non_negative_int, default=0, help=f"{unit} of warm-up")
+    group.add_argument(
+        "--warmup",
+        choices=WARMUPS,
+        default="linear",
+        help="count: 1/E, 2/E, ... 1 of the base lr in E epochs, whatever --warmup-factor",
+    )
     group.add_argument("--warmup-factor", type=fraction, default=0.01, help="of the base lr, where the warm-up starts")
     group.add_argument(
         "--clip-gradient", type=non_negative_float, default=0.0, help="largest gradient norm; 0 does not clip"

@@ -3,6 +3,7 @@
 A script adds only what is its own. Everything here runs on one process or many; each rank ends with the same numbers.
 """
 
+import inspect
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -325,7 +326,11 @@ def resume(state, path, network, network_options, criterion, step, data):
             f"{path} was trained on {len(saved)} identities, the data have {len(own)}, and they differ ({other}); give "
             "the data it was started with, or begin a new run from its weights"
         )
-    state = {**state, "network": {"mask_decoder": "full", "mask_pooling": "off"} | state["network"]}  # of before them
+    parameters = inspect.signature(build_reid_model).parameters.values()  # a checkpoint from before one has its default
+    defaults = {
+        parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    state = {**state, "network": defaults | state["network"]}
     check_same_network(state, path, network_options)
     restore(state, path, ("model", network), ("loss", criterion), (None, step))
 

@@ -165,10 +165,12 @@ class Step:
         for average, values in zip(self.averages, saved, strict=True):
             average.load_state_dict(values)
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
-            groups = list(zip(optimizer.state_dict()["param_groups"], values["param_groups"], strict=True))
-            if any(("betas" in now) != ("betas" in then) for now, then in groups):  # Adam and SGD gather other things
+            groups, before = optimizer.state_dict()["param_groups"], values["param_groups"]
+            if len(groups) != len(before):
+                raise ValueError(f"it was saved {'with' if len(before) > 1 else 'without'} --head-lr")
+            if any(_gathers(now) != _gathers(then) for now, then in zip(groups, before, strict=True)):
                 raise ValueError("it was saved with another --optimizer")
-            groups = [{**now, "params": then["params"]} for now, then in groups]
+            groups = [{**now, "params": then["params"]} for now, then in zip(groups, before, strict=True)]
             optimizer.load_state_dict({"state": values["state"], "param_groups": groups})
         self.scaler.load_state_dict(state["scaler"])
         self.epoch = state["epoch"]
@@ -183,3 +185,8 @@ class Step:
         for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         scheduler.load_state_dict(saved | {"base_lrs": scheduler.base_lrs, "last_epoch": time, "_last_lr": rates})
+
+
+def _gathers(group):
+    """What an optimiser with this parameter group gathers: AdamW the same as Adam, the others each something else."""
+    return [bool(group.get(key)) for key in ("betas", "momentum_decay", "amsgrad")]

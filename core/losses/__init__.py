@@ -1,6 +1,7 @@
 """What training minimises: embeddings, logits or masks and what is true of them in, one scalar out."""
 
-from core.losses.identity import CrossEntropyLoss
+from core.losses.identity import CrossEntropyLoss, FocalLoss
+from core.losses.margin import ArcFaceLoss, CircleSoftmaxLoss, CosFaceLoss
 from core.losses.mask import (
     CombinedMaskLoss,
     FocalMaskLoss,
@@ -8,20 +9,30 @@ from core.losses.mask import (
     box_masks,
     gaussian_masks,
 )
-from core.losses.metric import CenterLoss, SoftmaxTripletLoss, TripletLoss
-from core.losses.spec import build_loss, needs_logits, needs_mask, needs_pairs
+from core.losses.metric import CenterLoss, SemihardTripletLoss, SoftmaxTripletLoss, TripletLoss
+from core.losses.similarity import CircleLoss, MultiSimilarityLoss, RankedListLoss
+from core.losses.spec import build_loss, needs_cosines, needs_logits, needs_mask, needs_pairs
 
 __all__ = [
+    "ArcFaceLoss",
     "CenterLoss",
+    "CircleLoss",
+    "CircleSoftmaxLoss",
     "CombinedMaskLoss",
+    "CosFaceLoss",
     "CrossEntropyLoss",
+    "FocalLoss",
     "FocalMaskLoss",
     "GaussianMaskRegressionLoss",
+    "MultiSimilarityLoss",
+    "RankedListLoss",
+    "SemihardTripletLoss",
     "SoftmaxTripletLoss",
     "TripletLoss",
     "box_masks",
     "build_loss",
     "gaussian_masks",
+    "needs_cosines",
     "needs_logits",
     "needs_mask",
     "needs_pairs",

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from core.errors import InputError
+from core.losses.identity import check_focal
 from core.losses.precision import at_least_float32, in_float32
 
 REGRESSIONS = {"mse": F.mse_loss, "l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}
@@ -136,10 +137,7 @@ class FocalMaskLoss(nn.Module):
 
     def __init__(self, alpha=1.0, gamma=2.0):
         super().__init__()
-        if not 0 <= alpha < math.inf:
-            raise InputError(f"focal alpha is {alpha}: give a number from 0 up")
-        if gamma != 0 and not 1 <= gamma < math.inf:
-            raise InputError(f"focal gamma is {gamma}: give 0 or a number from 1 up")
+        check_focal(alpha, gamma)
         self.alpha = alpha
         self.gamma = gamma
 

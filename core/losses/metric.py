@@ -14,6 +14,16 @@ from core.errors import InputError
 from core.losses.precision import in_float32
 
 
+def pair_masks(labels):
+    """Which pairs of a batch show one identity, and which show two: (B, B) and (B, B) bool.
+
+    No picture is its own positive.
+    """
+    same = labels[:, None] == labels[None, :]  # (B, B)
+    is_negative = ~same
+    return same.fill_diagonal_(False), is_negative
+
+
 @torch.no_grad()
 def hardest_pairs(embeddings, labels):
     """Batch-hard mining (Hermans et al. 2017, section 2): each anchor's farthest positive and nearest negative.
@@ -35,9 +45,7 @@ def hardest_pairs(embeddings, labels):
     # middle of the batch; what rounding is left can only swap pairs that are equally hard but for it.
     centered = embeddings - embeddings.mean(dim=0)
     distance = torch.cdist(centered, centered, compute_mode="use_mm_for_euclid_dist")  # (B, B)
-    same = labels[:, None] == labels[None, :]  # (B, B)
-    is_negative = ~same
-    is_positive = same.fill_diagonal_(False)
+    is_positive, is_negative = pair_masks(labels)  # (B, B), (B, B)
     positive = distance.masked_fill(~is_positive, -math.inf).argmax(dim=1)  # (B,)
     negative = distance.masked_fill(~is_negative, math.inf).argmin(dim=1)  # (B,)
     return positive, negative, is_positive.any(dim=1) & is_negative.any(dim=1)
@@ -59,8 +67,13 @@ def hardest_distances(embeddings, labels):
     return to_positive, to_negative, complete
 
 
+def hinge(violation, margin):
+    """max(0, violation + margin), or log(1 + exp(violation)) where the margin is None: soft."""
+    return F.softplus(violation) if margin is None else (violation + margin).clamp(min=0)
+
+
 def mean_of_complete(values, complete):
-    """Mean of the values (B,) whose anchor is complete; 0, still joined to the graph, where none is."""
+    """Mean of the values whose anchor (or pair) is complete; 0, still joined to the graph, where none is."""
     return torch.where(complete, values, 0.0).sum() / complete.sum().clamp(min=1)
 
 
@@ -90,9 +103,35 @@ class TripletLoss(nn.Module):
     @in_float32
     def forward(self, embeddings, labels):
         to_positive, to_negative, complete = hardest_distances(embeddings, labels)
-        violation = to_positive - to_negative  # (B,)
-        values = F.softplus(violation) if self.margin is None else (violation + self.margin).clamp(min=0)
-        return mean_of_complete(values, complete)
+        return mean_of_complete(hinge(to_positive - to_negative, self.margin), complete)
+
+
+class SemihardTripletLoss(TripletLoss):
+    """Triplet loss with semi-hard negatives (FaceNet: Schroff et al. 2015, section 3.2), the mean over positive pairs.
+
+    Every pair of anchor and positive takes the nearest negative that is farther than the positive; where none is, the
+    farthest one. Distances are squared, between unit vectors (equations 1 and 2), so they lie in 0..4; FaceNet's margin
+    is 0.2. LightMBN's `TripletSemihardLoss` is batch-hard despite its name: that is `TripletLoss`.
+
+    Args:
+        margin: as in `TripletLoss`.
+
+    Shape: embeddings (B, D), labels (B,) -> scalar; 0 where no pair has a negative.
+    """
+
+    @in_float32
+    def forward(self, embeddings, labels):
+        unit = F.normalize(embeddings)  # (B, D)
+        distance = 2 - 2 * unit @ unit.T  # (B, B)
+        is_positive, is_negative = pair_masks(labels)
+        with torch.no_grad():
+            nearest, order = distance.masked_fill(~is_negative, math.inf).sort(dim=1)  # (B, B), negatives first
+            place = torch.searchsorted(nearest, distance.contiguous(), right=True)  # of the first that is farther
+            place = torch.minimum(place, is_negative.sum(dim=1, keepdim=True) - 1).clamp(min=0)
+            negative = order.gather(1, place)  # (B, B): for the pair (anchor, positive)
+        to_negative = distance[torch.arange(len(labels), device=labels.device)[:, None], negative]  # (B, B)
+        complete = is_positive & is_negative.any(dim=1, keepdim=True)
+        return mean_of_complete(hinge(distance - to_negative, self.margin), complete)
 
 
 class SoftmaxTripletLoss(nn.Module):

@@ -3,6 +3,7 @@
 `load_weights` is what a script calls. It changes the model's tensors in place and returns a line for the log.
 """
 
+import argparse
 import hashlib
 import http.client
 import pickle
@@ -18,11 +19,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from core.errors import InputError
+from core.models.published_keys import BODY, bare, own_names
+from core.models.reid import BACKBONES
 
 # torchvision's IMAGENET1K_V1 weights and IBN-Net's releases; eight digits of the file's sha256 are part of its name.
 PUBLISHED = {
@@ -39,6 +43,10 @@ SHA256_IN_NAME = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8,64})\.pth$")  # its start
 CONNECTION_TIMEOUT = 5.0  # seconds
 CHUNK = 1 << 20  # bytes
 COUNTER = "num_batches_tracked"
+WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "network")  # keys under which files keep their weights
+# Plain values that files of training loops hold beside their weights; none of them runs code when it is read.
+PLAIN = [argparse.Namespace, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32))]
+PLAIN += [(np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"), np.float64(0).__reduce__()[0]]
 
 # What torch.load raises on damaged files, found by flipping, cutting and inventing bytes; it has no error of its own.
 BROKEN_FILE = (
@@ -75,9 +83,8 @@ def load_weights(model: nn.Module, source: str, backbone: str) -> WeightsReport:
 
     Args:
         model: a network with a `backbone`, or a ResNet itself.
-        source: "imagenet" (the published file for `backbone`), "none", or the path of a file: torchvision's,
-            IBN-Net's, a checkpoint of ours (of which the averaged weights are taken where it has them), a plain
-            state_dict.
+        source: "imagenet" (the published file for `backbone`), "none", or the path of a file: a checkpoint of ours (of
+            which the averaged weights are taken where it has them), or what another project wrote (`published_keys`).
         backbone: its name; `_with_mask` at its end doesn't matter.
 
     Returns:
@@ -91,7 +98,13 @@ def load_weights(model: nn.Module, source: str, backbone: str) -> WeightsReport:
     if source != "imagenet":
         content = load_file(source)
         return copy_matching(model, content, described(content, source))
-    url = PUBLISHED[backbone.removesuffix("_with_mask")]
+    url = PUBLISHED.get(backbone.removesuffix("_with_mask"))
+    if url is None:
+        return WeightsReport(
+            f"weights: of {backbone} no ImageNet file is published that could be checked (torchreid's model zoo has "
+            "one, to be named as a file): training from scratch",
+            warning=True,
+        )
     try:
         path = fetch(url)
     except DownloadError as error:
@@ -187,7 +200,8 @@ def load_file(path: str | Path, mmap: bool = False) -> object:
     try:
         if not mmap:
             _check_sums(path)
-        with warnings.catch_warnings():  # torch wonders at a pickle that it didn't write; the error below says it all
+        # torch wonders at a pickle that it didn't write; the error below says it all.
+        with torch.serialization.safe_globals(PLAIN), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except OSError as error:
@@ -196,7 +210,8 @@ def load_file(path: str | Path, mmap: bool = False) -> object:
         # Any text that begins with a "c" reads as a GLOBAL too: what it names must be able to be a name.
         if found := re.search(r"GLOBAL ([^\W\d]\w*(?:\.[^\W\d]\w*)*) (?:was not|whose module)", str(error)):
             raise InputError(
-                f"{path} is not loaded: it holds code or objects ({found.group(1)}) besides tensors; they are never run"
+                f"{path} is not loaded: it holds code or objects ({found.group(1)}) besides tensors; they are never "
+                "run: where you trust it, load it with torch and save its state_dict alone"
             ) from error
         raise InputError(f"{path} is damaged or no file that torch.save wrote; get it again") from error
 
@@ -218,11 +233,11 @@ def _check_sums(path: str | Path) -> None:
 
 
 def copy_matching(model: nn.Module, content: object, name: str | Path, leave: Collection[str] = ()) -> WeightsReport:
-    """Copy into `model` the tensors of `content` that it has under the same key with the same shape.
+    """Copy into `model` the tensors of `content` that it has under the same name with the same shape.
 
     Args:
-        content: a state_dict, or a dict with one under "model" or "state_dict". Keys with and without `backbone.` in
-            front are understood, and so are those that DDP and torch.compile put a prefix on.
+        content: a state_dict, or a dict with one under a name of `WRAPPERS`; with the names of ours or of another
+            project (`published_keys.own_names`).
         name: what messages call it.
         leave: keys that keep the model's tensors; the line doesn't speak of them.
 
@@ -234,16 +249,21 @@ def copy_matching(model: nn.Module, content: object, name: str | Path, leave: Co
         InputError: nothing fits, or the backbone is not the same network. The model is then as it was.
     """
     own = model.state_dict()
-    state = _align(find_state_dict(content, name), own)
+    found = find_state_dict(content, name)
+    state = _align(found, own)
     state = {key: tensor for key, tensor in state.items() if key not in leave}
     fitting = {key: tensor for key, tensor in state.items() if key in own and own[key].shape == tensor.shape}
     if not any(fitting[key].dim() for key in fitting):  # BatchNorm's counters alone, single numbers, fit everywhere
-        raise InputError(f"{name} has no tensor that this model could take; it is of another kind of network")
+        raise InputError(
+            f"{name} has no tensor that this model could take; it is of another kind of network{nearest(found)}"
+        )
+    of_others = [len(state[key]) for key in state if key.endswith("classifier.weight") and key not in fitting]
     resized = [key for key in state if key in own and key not in fitting]
     # BatchNorm's counters: old files lack them, and a frozen BatchNorm has no use for them.
     missing = [key for key in own if key not in state and key not in leave and not key.endswith(COUNTER)]
     unused = [key for key in state if key not in own and not key.endswith(COUNTER)]
-    _require_same_backbone(model, resized, missing, unused, name)
+    _require_same_backbone(model, found, resized, missing, unused, name)
+    resized, unused = ([key for key in keys if "classifier" not in key] for keys in (resized, unused))
     model.load_state_dict(fitting, strict=False)
 
     parts = [f"weights: {len(fitting)} of {len(own)} tensors from {name}"]
@@ -253,7 +273,9 @@ def copy_matching(model: nn.Module, content: object, name: str | Path, leave: Co
     if missing:
         parts.append(f"not in the file: {_some(missing)}")
     if unused:
-        parts.append(f"in the file alone: {_some([key.removeprefix('backbone.') for key in unused])}")
+        parts.append(f"in the file alone: {_some([bare(key) for key in unused])}")
+    if of_others:
+        parts.append(f"a classifier of {of_others[0]} other identities left out, as expected")
     return WeightsReport("; ".join(parts), loaded=len(fitting))
 
 
@@ -264,9 +286,8 @@ def find_state_dict(content: object, name: str | Path) -> dict[str, Tensor]:
     """
     if _averaged(content):
         content = best_weights(content)
-    for key in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
+    while isinstance(content, dict) and (inner := [key for key in WRAPPERS if isinstance(content.get(key), dict)]):
+        content = content[inner[0]]
     items = content.items() if isinstance(content, dict) else ()
     state = {key: value for key, value in items if isinstance(key, str) and isinstance(value, Tensor)}
     if not state:
@@ -298,27 +319,46 @@ def _averaged(content: object) -> dict[str, Tensor] | None:
 
 
 def _align(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The keys as they are, with `backbone.` put in front or taken away: whichever fits the model best."""
+    """The keys as they are, with `backbone.` put in front or taken away, or translated: whichever fits best."""
     variants = (
         state,
         {f"backbone.{key}": value for key, value in state.items()},
         {key.removeprefix("backbone."): value for key, value in state.items()},
+        own_names(state, own),
     )
-    return max(variants, key=lambda variant: sum(key in own for key in variant))
+    best = max(variants, key=lambda variant: sum(key in own for key in variant))
+    # A 1x1 convolution on what was pooled is a linear layer.
+    is_linear = {key for key, value in best.items() if key in own and value.shape == (*own[key].shape, 1, 1)}
+    return {key: value.flatten(1) if key in is_linear else value for key, value in best.items()}
 
 
-def _require_same_backbone(model, resized, missing, unused, name):
+def _require_same_backbone(model, state, resized, missing, unused, name):
     """Heads may differ; a backbone of which a part fits is another network, and half-loaded it would be worthless."""
-    prefix = "backbone." if hasattr(model, "backbone") else ""
-    body = {child for child, _ in getattr(model, "backbone", model).named_children()} - {"fc"}
+    bodies = [BODY.sub("", key) for key in model.state_dict() if BODY.match(key)] or list(model.state_dict())
+    body = {key.split(".")[0] for key in bodies} - {"fc", "classifier"}
 
     def in_body(key):
-        return key.startswith(prefix) and key.removeprefix(prefix).split(".")[0] in body
+        return bare(BODY.sub("", key)).split(".")[0] in body and ".attention." not in key
 
     for how, keys in (("has other sizes of", resized), ("lacks", missing), ("also has", unused)):
         wrong = [key for key in keys if in_body(key)]
         if wrong:
-            raise InputError(f"{name} is of another backbone: it {how} {_some(wrong)}; give the backbone it is of")
+            raise InputError(
+                f"{name} is of another backbone: it {how} {_some(wrong)}; give the backbone it is of{nearest(state)}"
+            )
+
+
+def nearest(state: dict[str, Tensor]) -> str:
+    """What a message says of the backbone of ours that most tensors of a file fit."""
+    shapes = {bare(BODY.sub("", key)): value.shape for key, value in state.items() if not key.endswith(COUNTER)}
+    best = ("", 0, 1)
+    with torch.device("meta"):
+        for name, build in BACKBONES.items():
+            own = {key: value.shape for key, value in build(0).state_dict().items() if not key.endswith(COUNTER)}
+            fitting = sum(shapes.get(key) == shape for key, shape in own.items())
+            best = max(best, (name, fitting, len(own)), key=lambda one: one[1] / one[2])
+    name, fitting, total = best
+    return f" ({name} is nearest: it fits {fitting} of its {total} tensors)" if fitting else ""
 
 
 def _some(names: list[str], limit: int = 4) -> str:

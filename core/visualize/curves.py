@@ -16,8 +16,8 @@ from core.visualize.sheet import DPI, FAINT, INK, PALETTE, empty_sheet, save_fig
 def curves(path: str | Path, log: str | Path | Sequence[dict], metrics: dict[str, str | None]) -> None:
     """Loss and its parts, learning rate, and the metrics of the evaluation over epochs.
 
-    log: log.csv of a run, or its rows as dicts: epoch, lr, loss, any parts of the loss, images_per_second, and metrics
-    as fractions. Blank fields are epochs at which a value was not measured.
+    log: log.csv of a run, or its rows as dicts: epoch, lr, loss, any parts of the loss (drawn as `sum_branches` adds
+    them up), images_per_second, and metrics as fractions. Blank fields are epochs at which a value was not measured.
     metrics: columns of the evaluation, each with what people call it; None: not drawn.
     """
     if isinstance(log, (str, Path)):
@@ -26,10 +26,10 @@ def curves(path: str | Path, log: str | Path | Sequence[dict], metrics: dict[str
     if not log:
         return empty_sheet(path, "no epoch finished yet")
     names = list(dict.fromkeys(name for row in log for name in row))
-    values = {name: np.array([_number(row.get(name)) for row in log]) for name in names}
+    values = sum_branches({name: np.array([_number(row.get(name)) for row in log]) for name in names})
     epochs = values.pop("epoch")
     others = {"epoch", "lr", "loss", "images_per_second", *metrics}
-    parts = [name for name in names if name not in others]
+    parts = [name for name in values if name not in others]
 
     figure = Figure(figsize=(15, 4.6), dpi=DPI, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12, wspace=0.04)
@@ -42,6 +42,15 @@ def curves(path: str | Path, log: str | Path | Sequence[dict], metrics: dict[str
     rate_axes.set_ylim(bottom=0)
     rate_axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:.1e}".replace("e-0", "e-") if rate else "0")
     save_figure(figure, path)
+
+
+def sum_branches(values: dict) -> dict:
+    """{"triplet/global": 1, "triplet/part": 2, "lr": 3} -> {"triplet": 3, "lr": 3}, of numbers or arrays."""
+    sums: dict = {}
+    for name, value in values.items():
+        name = name.split("/")[0]
+        sums[name] = sums[name] + value if name in sums else value
+    return sums
 
 
 def _lines(axes, epochs: np.ndarray, lines: dict[str, np.ndarray], title: str) -> None:

@@ -10,15 +10,16 @@ from torch import nn
 from core.data.reid_datasets import load_reid_dataset
 from core.engine import distributed, reid
 from core.engine.epoch import Epoch, seed_everything
+from core.engine.reid_training import build_step
 from core.errors import InputError
 from core.losses import build_loss
 from core.models.reid import ReIDOutput, build_reid_model
-from train_reid import build_step, train_one_epoch
+from train_reid import train_one_epoch
 
 CPU = torch.device("cpu")
 OPTIONS = {
     "height": 16, "width": 16, "workers": 0, "ids_per_batch": 2, "images_per_id": 2, "seed": 0, "center_lr": 0.5,
-    "iterations_per_epoch": 0, "flip": 0.5, "pad": 2, "autoaugment": False, "blur": 0.0, "erasing": 0.5,
+    "head_lr": 0.0, "iterations_per_epoch": 0, "flip": 0.5, "pad": 2, "autoaugment": False, "blur": 0.0, "erasing": 0.5,
     "optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0, "momentum": 0.0, "epochs": 3, "schedule": "step",
     "milestones": [], "step_size": 9, "gamma": 0.1, "min_lr": 0.0, "warmup_steps": 0, "warmup_factor": 0.0,
     "clip_gradient": 0.0, "accumulate": 1, "ema": 0.0, "amp": "off", "channels_last": False, "hide_background": 0.0,

@@ -50,6 +50,15 @@ def test_an_epoch_is_one_tidy_line(tmp_path, capsys):
     assert (tmp_path / "train.log").read_text() == said
 
 
+def test_people_read_sums_over_branches_and_the_file_has_each(tmp_path, capsys):
+    log = RunLog(tmp_path, options(), METRIC_NAMES)
+    branches = {"cross_entropy/global": 2.0, "cross_entropy/part": 3.0}
+    log.epoch({"epoch": 1, "lr": 0.1, "loss": 6.0, **branches, "triplet": 1.0})
+    assert capsys.readouterr().out == "epoch   1  lr 1.00e-01  loss 6.0000  cross_entropy 5.0000  triplet 1.0000\n"
+    columns, _ = read_log(tmp_path)
+    assert columns == ["epoch", "lr", "loss", *branches, "triplet"]
+
+
 def test_columns_hold_everything_that_was_ever_logged_and_the_metrics_last(tmp_path):
     """An evaluation may come late, and a part of the loss may join later: earlier lines are empty there."""
     log = RunLog(tmp_path, options(), METRIC_NAMES)

@@ -85,9 +85,10 @@ def test_help_shows_what_each_recipe_sets(capsys):
         "none": {"pad": 0, "warmup_steps": 3},
     }
     with pytest.raises(SystemExit):
-        options.parse(parser, recipes, argv=["--help"])
+        options.parse(parser, recipes, argv=["--help"], notes={"large": "published: 91.5 / 96.3"})
     said = " ".join(capsys.readouterr().out.split())
-    assert "large --ids-per-batch 16 --milestones 40 70 --autoaugment --no-flip none --pad 0 --warmup-epochs 3" in said
+    assert "large --ids-per-batch 16 --milestones 40 70 --autoaugment --no-flip published: 91.5 / 96.3 none" in said
+    assert said.endswith("none --pad 0 --warmup-epochs 3")
 
 
 def test_options_become_the_arguments_of_their_name():

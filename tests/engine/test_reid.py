@@ -19,11 +19,11 @@ from core.data.samples import ReIDDataset, Sample
 from core.data.transforms import denormalise
 from core.engine import distributed, reid, reid_pictures
 from core.engine.reid import ReIDData
+from core.engine.reid_training import build_step
 from core.errors import InputError
 from core.losses.spec import build_loss
 from core.models.reid import ReIDOutput, build_reid_model
 from core.retrieval.ranking import METRIC_NAMES
-from train_reid import build_step
 
 CPU = torch.device("cpu")
 OPTIONS = {
@@ -33,7 +33,7 @@ OPTIONS = {
     "schedule": "step", "milestones": [], "step_size": 9, "gamma": 0.1, "min_lr": 0.0, "warmup_steps": 0,
     "warmup_factor": 0.0, "clip_gradient": 0.0, "accumulate": 1, "ema": 0.0, "amp": "off", "channels_last": False,
     "center_lr": 0.5, "dataset": None, "data": None, "protocol": None, "skip_broken": False, "loss": "cross_entropy",
-    "hide_background": 0.0, "mask_checkpoint": None,
+    "hide_background": 0.0, "mask_checkpoint": None, "head_lr": 0.0,
 }  # fmt: skip
 
 

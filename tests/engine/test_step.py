@@ -10,16 +10,17 @@ from torch.nn import functional as F
 
 from core.engine import distributed
 from core.engine.optim import build_scheduler
+from core.engine.reid_training import build_step
 from core.engine.step import Step, autocast
 from core.errors import InputError
 from core.losses import build_loss
 from core.models.reid import ReIDOutput
-from train_reid import build_step
 
 OPTIONS = {
     "optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0, "momentum": 0.0, "epochs": 4, "schedule": "multistep",
     "milestones": [2], "step_size": 1, "gamma": 0.1, "min_lr": 0.0, "warmup_steps": 0, "warmup_factor": 0.0,
     "clip_gradient": 0.0, "accumulate": 1, "ema": 0.0, "amp": "off", "channels_last": False, "center_lr": 0.5,
+    "head_lr": 0.0,
 }  # fmt: skip
 CPU = torch.device("cpu")
 
@@ -228,13 +229,22 @@ def test_a_state_of_before_several_averages_is_read():
 def test_a_run_is_not_continued_with_another_optimiser():
     """Adam and SGD gather other things; AdamW gathers what Adam does."""
     _, saved = make(optimizer="adam")
-    for name in ("sgd", "adamw"):
+    for name in ("sgd", "nadam", "amsgrad", "adamw"):
         _, step = make(optimizer=name)
         if name == "adamw":
             step.load_state_dict(saved.state_dict())
         else:
             with pytest.raises(ValueError, match="another --optimizer"):
                 step.load_state_dict(saved.state_dict())
+
+
+def test_a_run_is_not_continued_with_other_rates_of_its_parts():
+    (_, one), (_, two) = make(), make(head_lr=0.5)
+    for step, saved, said in ((one, two, "with --head-lr"), (two, one, "without --head-lr")):
+        with pytest.raises(ValueError, match=f"saved {said}"):
+            step.load_state_dict(saved.state_dict())
+    two.load_state_dict(make(head_lr=0.25)[1].state_dict())
+    assert [group["lr"] for group in two.optimizers[0].param_groups] == [0.1, 0.5]
 
 
 def test_the_schedule_of_updates_waits_for_a_step_that_overflowed():

@@ -7,9 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from core.errors import InputError
-from core.losses.metric import CenterLoss, SoftmaxTripletLoss, TripletLoss, hardest_pairs
+from core.losses.metric import CenterLoss, SemihardTripletLoss, SoftmaxTripletLoss, TripletLoss, hardest_pairs
 
 VALUE, GRADIENT = dict(rtol=2e-5, atol=0), dict(rtol=0, atol=2e-6)  # the tolerances of the golden file
+SEMIHARD = SemihardTripletLoss(0.2)
 LOSSES = [TripletLoss(0.3), TripletLoss(None), SoftmaxTripletLoss(0.0), SoftmaxTripletLoss(0.3)]
 
 
@@ -119,6 +120,32 @@ def test_triplet_by_hand():
     assert SoftmaxTripletLoss(0.25)(embeddings, labels).item() == pytest.approx(0.25 * hard + 0.75 * soft)
 
 
+def test_semihard_by_hand():
+    """Identity 0 at 0 and 60 degrees, identity 1 at 30, 80 and 180; squared distances are 2 - 2 cos.
+
+    From 0 to 60 it is 1: the nearest negative that is farther is at 80, not the nearer one at 30. From 60 to 0 it is 1,
+    too, and there it is the one at 180.
+    """
+    radians = torch.tensor([0.0, 60, 30, 80, 180], dtype=torch.float64) * math.pi / 180
+    embeddings, labels = 5 * torch.stack([radians.cos(), radians.sin()], dim=1), torch.tensor([0, 0, 1, 1, 1])
+
+    def squared(degrees):
+        return 2 - 2 * math.cos(math.radians(degrees))
+
+    chosen = [(60, 80), (60, 120)]  # of identity 0: to the positive, to the negative
+    chosen += [(50, 30), (150, 30)]  # from 30: both negatives are nearer than the positive, equally far; the farthest
+    chosen += [(50, 80), (100, 80)]  # from 80: to 30 (negatives at 20 and 80), to 180 (none is farther)
+    chosen += [(150, 180), (100, 120)]  # from 180: to 30 (negatives at 120 and 180), to 80
+    expected = sum(max(0, squared(positive) - squared(negative) + 0.75) for positive, negative in chosen) / 8
+    assert SemihardTripletLoss(0.75)(embeddings, labels).item() == pytest.approx(expected)
+
+
+def test_semihard_is_not_batch_hard(batch):
+    """The class of this name in LightMBN is (`test_triplet_golden`, case semihard_class)."""
+    value = SemihardTripletLoss(0.3)(batch["embeddings"], batch["labels"])
+    assert not torch.isclose(value, batch["triplet_semihard_class_margin_0.3/value"], rtol=0.1)
+
+
 def test_gradient_reaches_all_three_by_hand():
     """Only the anchor at 3 violates: its positive at 7 is 4 away, its negative at 1 only 2: loss (4 - 2) / 4."""
     embeddings = torch.tensor([[0.0], [1.0], [3.0], [7.0]], requires_grad=True)
@@ -133,7 +160,7 @@ def test_center_by_hand():
     assert value.item() == pytest.approx((25 + 1) / 2)
 
 
-@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+@pytest.mark.parametrize("loss", [*LOSSES, SEMIHARD], ids=repr)
 def test_gradcheck(loss):
     embeddings, labels = random_batch()
     assert torch.autograd.gradcheck(lambda x: loss(x, labels), embeddings)
@@ -145,7 +172,7 @@ def test_center_gradcheck():
     assert torch.autograd.gradcheck(lambda x, _: loss(x, labels), (embeddings, loss.centers))
 
 
-@pytest.mark.parametrize("loss", [*LOSSES, CenterLoss(3, 5)], ids=repr)
+@pytest.mark.parametrize("loss", [*LOSSES, SEMIHARD, CenterLoss(3, 5)], ids=repr)
 def test_empty_batch_is_zero_and_differentiable(loss):
     embeddings = torch.zeros(0, 5, requires_grad=True)
     value = loss(embeddings, torch.zeros(0, dtype=torch.long))
@@ -163,7 +190,7 @@ def test_anchor_without_positive_is_left_out():
     assert value.item() == pytest.approx((0.5 + 1.5) / 2)
 
 
-@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+@pytest.mark.parametrize("loss", [*LOSSES, SEMIHARD], ids=repr)
 @pytest.mark.parametrize("labels", [[0, 1, 2, 3], [5, 5, 5, 5]], ids=["no positives", "no negatives"])
 def test_nothing_to_compare_is_zero_and_keeps_the_graph(loss, labels):
     embeddings = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -200,10 +227,10 @@ def test_a_nan_shows_in_the_value():
     embeddings, labels = random_batch(dtype=torch.float32)
     with torch.no_grad():
         embeddings[0, 0] = math.nan
-    assert all(loss(embeddings, labels).isnan() for loss in LOSSES)
+    assert all(loss(embeddings, labels).isnan() for loss in [*LOSSES, SEMIHARD])
 
 
-@pytest.mark.parametrize("loss", [*LOSSES, CenterLoss(4, 5)], ids=repr)
+@pytest.mark.parametrize("loss", [*LOSSES, SEMIHARD, CenterLoss(4, 5)], ids=repr)
 def test_float32_under_autocast(loss):
     embeddings, labels = random_batch(dtype=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):

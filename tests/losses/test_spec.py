@@ -10,7 +10,19 @@ from core.errors import InputError
 from core.losses.identity import CrossEntropyLoss
 from core.losses.mask import GaussianMaskRegressionLoss
 from core.losses.metric import SoftmaxTripletLoss, TripletLoss
-from core.losses.spec import KNOWN_LOSSES, METRIC_LOSSES, PAIR_LOSSES, build_loss, needs_mask, needs_pairs, parse_spec
+from core.losses.spec import (
+    COSINE_LOSSES,
+    KNOWN_LOSSES,
+    METRIC_LOSSES,
+    PAIR_LOSSES,
+    SCORE_LOSSES,
+    build_loss,
+    needs_cosines,
+    needs_logits,
+    needs_mask,
+    needs_pairs,
+    parse_spec,
+)
 
 SUITCASE = "1*cross_entropy+1*softmax_triplet+0.05*gaussian_mask"
 
@@ -40,10 +52,21 @@ def test_parse():
     assert parse_spec("0*focal_mask") == [(0.0, "focal_mask")]
 
 
+def test_both_spellings():
+    assert parse_spec("0.5*CrossEntropy+0.5*MSLoss") == parse_spec("0.5*cross_entropy+0.5*multi_similarity")
+    theirs = ["CrossEntropy", "Triplet", "MSLoss", "Focal", "CenterLoss", "RankedLoss"]  # LightMBN
+    ours = ["cross_entropy", "triplet", "multi_similarity", "focal", "center", "ranked_list"]
+    assert [parse_spec(name)[0][1] for name in theirs] == ours
+    classes = {name: type(build_loss(name, 4, 6).losses[name]).__name__ for name in KNOWN_LOSSES}
+    assert {name: parse_spec(written)[0][1] for name, written in classes.items()} == {name: name for name in classes}
+
+
 @pytest.mark.parametrize(
     "spec, message",
     [
-        ("1*cross_entropi", "unknown loss 'cross_entropi'.*" + ", ".join(KNOWN_LOSSES)),
+        ("1*cross_entropi", f"unknown loss 'cross_entropi'.*{', '.join(KNOWN_LOSSES)}; is it cross_entropy?"),
+        ("1*triplet + 2*CirclLoss", r"unknown loss 'CirclLoss' in term 2 \(from column 12\).*; is it circle\?$"),
+        ("1*GroupLoss", "unknown loss 'GroupLoss'.*combined_mask$"),
         ("", "a loss name is missing"),
         ("1*triplet+", "a loss name is missing"),
         ("1*", "a loss name is missing"),
@@ -54,6 +77,8 @@ def test_parse():
         ("nan*triplet", "weight nan .*finite"),
         ("inf*triplet", "weight inf .*finite"),
         ("1*triplet+2*triplet", "triplet stands twice"),
+        ("ms+circle+MultiSimilarity", "multi_similarity stands twice, again in term 3"),
+        ("arcface+triplet+focal", "arcface reads cosines and focal class scores"),
         ("1,triplet", "unknown loss '1,triplet'"),
     ],
 )
@@ -77,6 +102,11 @@ def test_needs_pairs():
     assert not needs_pairs("1*cross_entropy+1*center+1*gaussian_mask")
 
 
+def test_needs_logits_and_cosines():
+    assert {name for name in KNOWN_LOSSES if needs_logits(name)} == {*SCORE_LOSSES, *COSINE_LOSSES}
+    assert {name for name in KNOWN_LOSSES if needs_cosines(name)} == set(COSINE_LOSSES)
+
+
 @pytest.mark.parametrize("name", METRIC_LOSSES)
 @pytest.mark.parametrize("labels", [range(8), [3] * 8])
 def test_pair_losses_are_those_that_are_0_without_pairs(name, labels):
@@ -96,16 +126,29 @@ def test_parts_are_weighted_and_in_order():
     assert torch.equal(parts["gaussian_mask"], 0.05 * GaussianMaskRegressionLoss("l1", 0.1)(leaves["mask"], targets))
 
 
-def test_every_known_loss_is_built_and_trains():
+@pytest.mark.parametrize("left_out", [SCORE_LOSSES, COSINE_LOSSES])
+def test_every_known_loss_is_built_and_trains(left_out):
     leaves, labels, targets = make_batch(dtype=torch.float32)
-    spec = "+".join(f"0.5*{name}" for name in KNOWN_LOSSES)
-    loss = build_loss(spec, 4, 6, margin=None)
-    parts = loss(output_of(leaves), labels, targets)
-    assert list(parts) == list(KNOWN_LOSSES)
+    names = [name for name in KNOWN_LOSSES if name not in left_out]
+    loss = build_loss("+".join(f"0.5*{name}" for name in names), 4, 6)
+    output = output_of({**leaves, "logits": leaves["logits"].tanh()})
+    parts = loss(output, labels, targets)
+    assert list(parts) == names
     sum(parts.values()).backward()
     assert all(leaf.grad.abs().sum() > 0 for leaf in leaves.values())
     assert [name for name, _ in loss.named_parameters()] == ["losses.center.centers"]
     assert loss.losses["center"].centers.grad.abs().sum() > 0
+
+
+def test_options_reach_their_losses():
+    loss = build_loss("circle+arcface+cosface+circle_softmax", 4, 6, cosine_margin=0.1, scale=8.0).losses
+    assert all((part.margin, part.scale) == (0.1, 8.0) for part in loss.values())
+    loss = build_loss("circle+arcface+cosface+circle_softmax", 4, 6).losses
+    assert [(part.margin, part.scale) for part in loss.values()] == [(0.25, 128), (0.5, 64), (0.35, 64), (0.25, 128)]
+    loss = build_loss("triplet+semihard_triplet+multi_similarity", 4, 6, margin=0.7).losses
+    assert [part.margin for part in loss.values()] == [0.7] * 3
+    with pytest.raises(InputError, match="multi-similarity margin is soft"):
+        build_loss("triplet+multi_similarity", 4, 6, margin=None)
 
 
 def test_parameter_scale_is_the_weight_of_the_centers():
@@ -114,17 +157,38 @@ def test_parameter_scale_is_the_weight_of_the_centers():
     assert build_loss("0*center", 4, 6).parameter_scale == 1
 
 
-def test_branches_are_averaged():
-    first, labels, _ = make_batch(seed=0)
-    second, _, _ = make_batch(seed=1)
-    output = SimpleNamespace(
-        features=[first["features"], second["features"]], logits=[first["logits"], second["logits"]], mask=None
-    )
-    parts = build_loss("2*cross_entropy+1*triplet", 4, 6)(output, labels)
-    both = [TripletLoss()(leaves["features"], labels) for leaves in (first, second)]
-    torch.testing.assert_close(parts["triplet"], sum(both) / 2)
-    both = [CrossEntropyLoss()(leaves["logits"], labels) for leaves in (first, second)]
-    torch.testing.assert_close(parts["cross_entropy"], sum(both))
+def two_branches():
+    batches = [make_batch(seed) for seed in (0, 1)]
+    output = SimpleNamespace(**{key: [leaves[key] for leaves, _, _ in batches] for key in ("features", "logits")})
+    return output, batches[0][1], dict(logit_names=["global", "part"], feature_names=["global", "part"])
+
+
+def test_branches_are_summed_and_each_has_its_share():
+    output, labels, names = two_branches()
+    parts = build_loss("2*cross_entropy+1*triplet", 4, 6, **names)(output, labels)
+    assert list(parts) == ["cross_entropy/global", "cross_entropy/part", "triplet/global", "triplet/part"]
+    assert torch.equal(parts["triplet/part"], TripletLoss()(output.features[1], labels))
+    assert torch.equal(parts["cross_entropy/global"], 2 * CrossEntropyLoss()(output.logits[0], labels))
+
+
+def test_features_and_logits_may_have_other_branches():
+    output, labels, names = two_branches()
+    output.logits.append(output.logits[0])
+    names = {"logit_names": ["global", "drop", "part"], "feature_names": ["global"]}
+    output.features.pop()
+    parts = build_loss("focal+circle", 4, 6, **names)(output, labels)
+    assert list(parts) == ["focal/global", "focal/drop", "focal/part", "circle"]
+    with pytest.raises(ValueError, match="longer"):
+        build_loss("focal+circle", 4, 6)(output, labels)
+
+
+def test_each_branch_has_its_centers():
+    output, labels, names = two_branches()
+    loss = build_loss("0.1*center", 4, 6, **names)
+    assert list(loss.state_dict()) == ["losses.center.0.centers", "losses.center.1.centers"]
+    parts = loss(output, labels)
+    assert torch.equal(parts["center/part"], 0.1 * loss.losses["center"][1](output.features[1], labels))
+    assert loss.parameter_scale == 0.1
 
 
 def test_a_mask_loss_without_masks_is_refused():

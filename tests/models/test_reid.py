@@ -256,7 +256,7 @@ def test_compiles_as_one_graph():
         (
             "resnet51",
             {},
-            "unknown backbone 'resnet51'; use one of resnet18, .*resnet101_ibn_a, each also with _with_mask",
+            "unknown backbone 'resnet51'; use one of resnet18, .*osnet_ain_x1_0, each also with _with_mask",
         ),
         ("_with_mask", {}, "unknown backbone '_with_mask'"),
         ("resnet18", {"pooling": "median"}, "unknown pooling 'median'; use one of avg, max, gem"),

@@ -182,6 +182,15 @@ def test_curves_read_log_csv_with_blanks(tmp_path):
     )  # it rises by 70 of 104 %
 
 
+def test_curves_have_one_line_for_all_branches_of_a_loss(tmp_path):
+    names = [f"cross_entropy/part_{part}" for part in range(6)]
+    rows = [{"epoch": epoch, "loss": 6.0 / epoch, **dict.fromkeys(names, 1.0 / epoch)} for epoch in (1, 2)]
+    curves(tmp_path / "parts.png", rows, RETRIEVAL)
+    rows = [{"epoch": epoch, "loss": 6.0 / epoch, "cross_entropy": 6.0 / epoch} for epoch in (1, 2)]
+    curves(tmp_path / "sum.png", rows, RETRIEVAL)
+    assert (pixels(tmp_path / "parts.png") == pixels(tmp_path / "sum.png")).all()
+
+
 def test_curves_of_a_detection_run(tmp_path):
     """Five losses and five of the 24 COCO numbers are drawn; the others are no parts of the loss."""
     parts = dict.fromkeys(("classifier", "box_reg", "mask", "objectness", "rpn_box_reg"), 0.1)

@@ -1,0 +1,72 @@
+"""What another project wrote, as if it were a checkpoint of ours: for `evaluate.py`, `demo.py` and as a teacher."""
+
+import re
+
+import torch
+
+from core.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from core.engine.checkpoint import check_checkpoint
+from core.errors import InputError
+from core.models.published_keys import own_names
+from core.models.reid import MODELS, build_reid_model
+from core.models.weights import COUNTER, copy_matching, described, find_state_dict, load_file
+
+MOST_PARTS = 12  # stripes that are looked for in a file
+
+
+def load_state(path, *kinds, backbone=None, model="bot"):
+    """The checkpoint at `path`; or, where it is another project's file and its `backbone` is told, one made of it.
+
+    Raises InputError for a file of another kind, and as `published_state`.
+    """
+    content = load_file(path)
+    is_ours = isinstance(content, dict) and "kind" in content
+    if is_ours and backbone:
+        raise InputError(f"{path} is a checkpoint of Carousel, which knows its network: leave --backbone out")
+    if is_ours or not backbone:
+        return check_checkpoint(content, path, *kinds)
+    return published_state(path, content, backbone, model)
+
+
+def published_state(path, content, backbone, model="bot"):
+    """A state as ReID checkpoints hold it, of a published file: its network is what the file has tensors for.
+
+    That is the neck, GeM's exponent, the size of a reduction, and the number of parts; pooling is average where the
+    file can't tell. Pictures are ImageNet-normalised, 256x128, of networks of several branches 384x128.
+
+    Args:
+        content: what `load_file` made of `path`.
+        backbone, model: see `build_reid_model`.
+
+    Raises:
+        InputError: the file is of another network (the nearest is named), or lacks a tensor that embeddings need.
+    """
+    options = {"backbone": backbone, "num_classes": 0, "model": model}
+    whole = {"pooling": "gem"} if model == "bot" else {"parts": MOST_PARTS if model in ("pcb", "pyramid") else 0}
+    with torch.device("meta"):
+        own = {*build_reid_model(**options, neck="bnneck", **whole).state_dict(), "reduction.weight", "reduction.bias"}
+        own |= {*build_reid_model(**options, neck="none", **whole).state_dict()}
+    named = own_names(find_state_dict(content, path), own)
+    options["neck"] = "bnneck" if any(key.endswith("neck.running_mean") for key in named) else "none"
+    if "pooling.p" in named:
+        options["pooling"] = "gem"
+    sizes = [len(tensor) for key, tensor in named.items() if re.search(r"reduction\.(0\.)?weight$", key)]
+    options["embedding_dim"] = sizes[0] if sizes else 0
+    if model in ("pcb", "pyramid"):
+        numbers = [int(key.split(".")[1].split("_")[-1]) for key in named if key.startswith("heads.part_")]
+        options["parts"] = max(numbers, default=0)
+    network = build_reid_model(**options)
+    report = copy_matching(network, content, described(content, path))
+    needed = {key for key in network.state_dict() if not key.endswith(COUNTER)}
+    if lacking := sorted(needed - set(named)):
+        raise InputError(
+            f"{path} has no {lacking[0]}, which {model} on {backbone} needs (and {len(lacking) - 1} more): it is of "
+            f"another network; --model is one of {', '.join(MODELS)}"
+        )
+    return {
+        "kind": "reid", "model": network.state_dict(), "ema": [], "network": options, "epoch": 0, "best": 0.0,
+        "input_size": [256 if model == "bot" else 384, 128],
+        "normalisation": {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
+        "identities": [], "distance": "cosine", "args": dict.fromkeys(("dataset", "data", "protocol")),
+        "message": report.message,
+    }  # fmt: skip
