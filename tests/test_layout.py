@@ -81,20 +81,21 @@ NAMES = {
     "core.layers.anchors": "AnchorGenerator",
     "core.layers.fpn": "FeaturePyramidNetwork",
     "core.layers.pooling": "GeM",
-    "core.layers.norm": "FrozenBatchNorm2d IBN",
+    "core.layers.norm": "FrozenBatchNorm2d IBN DomainSpecificBatchNorm to_domain_specific",
     "core.layers.mask_decoder": "MaskDecoder",
     "core.models.resnet": "resnet18 resnet34 resnet50 resnet101 resnet152 resnet50_ibn_a resnet101_ibn_a",
     "core.models.reid": "build_reid_model ReIDOutput",
     "core.models.mask_rcnn": "mask_rcnn_resnet50_fpn MaskRCNN paste_masks",
     "core.losses": "TripletLoss SoftmaxTripletLoss CenterLoss GaussianMaskRegressionLoss FocalMaskLoss "
     "CombinedMaskLoss gaussian_masks build_loss MultiSimilarityLoss FocalLoss CircleLoss ArcFaceLoss CosFaceLoss "
-    "RankedListLoss",
+    "RankedListLoss HybridMemory ClusterMemory",
     "core.data.samplers": "PKSampler",
     "core.data.reid_datasets": "load_reid_dataset",
     "baggage.synthetic": "make_synthetic_baggage",
     "core.retrieval.distance": "pairwise_distance",
     "core.retrieval.ranking": "evaluate_ranking evaluate_features RankingResult",
     "core.retrieval.rerank": "re_rank",
+    "core.retrieval.clustering": "jaccard_distance cluster",
 }
 
 

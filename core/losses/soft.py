@@ -1,11 +1,10 @@
 """What a student learns from the soft labels of another network's mean teacher (MMT: Ge et al. 2020, "Mutual
 Mean-Teaching"). No gradient reaches the teacher."""
 
-import torch
 from torch import nn
 from torch.nn import functional as F
 
-from core.losses.metric import distances_of_pairs, hardest_pairs, mean_of_complete
+from core.losses.metric import distances_to, hardest_pairs, mean_of_complete
 from core.losses.precision import in_float32
 
 
@@ -33,7 +32,7 @@ class SoftSoftmaxTripletLoss(nn.Module):
     @in_float32
     def forward(self, embeddings, teacher_embeddings, labels):
         positive, negative, complete = hardest_pairs(embeddings, labels)
-        violation = distances_of_pairs(embeddings, positive) - distances_of_pairs(embeddings, negative)  # (B,)
+        violation = distances_to(embeddings, positive) - distances_to(embeddings, negative)  # (B,)
         teacher = teacher_embeddings.detach()
-        soft = (distances_of_pairs(teacher, positive) - distances_of_pairs(teacher, negative)).sigmoid()  # (B,)
+        soft = (distances_to(teacher, positive) - distances_to(teacher, negative)).sigmoid()  # (B,)
         return mean_of_complete(soft * F.softplus(-violation) + (1 - soft) * F.softplus(violation), complete)

@@ -1,7 +1,5 @@
 """How well pseudo labels agree with true ones: for judging a clustering, never for making one."""
 
-import torch
-
 # What `agreement` tells, as columns of a log.
 AGREEMENT_NAMES = ("purity", "NMI", "ARI")
 

@@ -170,7 +170,9 @@ def k_means(features, num_clusters, *, seed=0, rounds=100):
     """
     features = F.normalize(as_features(features, "image"))
     if not 1 <= num_clusters <= len(features):
-        raise InputError(f"{num_clusters} clusters of {len(features)} images: give a number from 1 to that of the images")
+        raise InputError(
+            f"{num_clusters} clusters of {len(features)} images: give a number from 1 to that of the images"
+        )
     centers = features[_k_means_seeds(features, num_clusters, seed)]
     labels = _nearest_center(features, centers)
     for _ in range(rounds):
