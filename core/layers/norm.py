@@ -73,8 +73,9 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 class GroupedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm that in training sees `group_size` consecutive pictures of a batch at a time ("ghost batch norm", Hoffer
-    et al. 2017, algorithm 1).
+    """BatchNorm that in training sees `group_size` consecutive pictures of a batch at a time.
+
+    Source: Hoffer et al. 2017, algorithm 1, "ghost batch normalization".
 
     A batch of G groups gives what G processes with a group each give, whose running statistics are averaged. Parameters
     and keys are those of BatchNorm. Raises ValueError where a batch is not made of whole groups.

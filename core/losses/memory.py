@@ -18,7 +18,9 @@ EPS = 1e-6  # of SpCL's logarithm: a probability far below it has no gradient to
 
 
 class ClusterMemory(nn.Module):
-    """One centroid for each cluster: cross entropy over cosine similarities / temperature (Dai et al. 2021, ClusterNCE).
+    """One centroid for each cluster: cross entropy over cosine similarities / temperature.
+
+    Source: Dai et al. 2021, "Cluster Contrast for Unsupervised Person Re-Identification", ClusterNCE.
 
     Args:
         centers: (C, D), what is remembered at first; unit vectors are made of them.

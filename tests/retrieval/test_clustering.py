@@ -44,8 +44,8 @@ def test_jaccard_golden(arrays, k1):
 
 @pytest.mark.parametrize(("k1", "eps"), [(30, 0.6), (30, 0.5), (20, 0.5)])
 def test_dbscan_golden(arrays, k1, eps):
-    labels = cluster(arrays["features"], k1=k1, eps=eps)
-    for labels, case in ((labels, "minus1"), (with_own_labels(labels), "own_label")):
+    found = cluster(arrays["features"], k1=k1, eps=eps)
+    for labels, case in ((found, "minus1"), (with_own_labels(found), "own_label")):
         case = f"dbscan_k1_{k1}_eps_{eps}_outliers_{case}"
         assert labels.tolist() == arrays[f"{case}/labels"].tolist()
         assert labels.max() + 1 == arrays[f"{case}/num_classes"]
@@ -76,7 +76,7 @@ def test_dbscan_equals_scikit_learn(seed, eps, min_samples):
 
 
 def test_dbscan_by_hand():
-    """On a line at 0 1 2, 4, 6 7 8 and 20 with eps 2 and 4 samples: 2 and 6 are core; 4 is near both and goes to 2's."""
+    """On a line at 0 1 2, 4, 6 7 8, 20; eps 2, 4 samples: 2 and 6 are core, 4 is near both and goes to the first."""
     positions = torch.tensor([6.0, 20, 8, 7, 4, 2, 1, 0])
     distance = (positions[:, None] - positions).abs()
     row, column = (distance <= 2).nonzero(as_tuple=True)
