@@ -17,7 +17,7 @@ import torchvision
 from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
-from benchmarks.turns import beside_torchvision, is_cuda, medians, peak_bytes
+from benchmarks.turns import beside, is_cuda, medians, peak_bytes
 from core.models.mask_rcnn import BACKBONES, MaskRCNN, paste_masks
 
 NUM_CLASSES = 91
@@ -55,9 +55,9 @@ def main(args):
     amp = torch.autocast(images[0].device.type, torch.bfloat16, enabled=args.amp)
     for name, step in (("training step", training_step), ("inference", inference)):
         steps = {of: partial(amp(step), model, images, targets) for of, model in models.items()}
-        print(f"{name}: {beside_torchvision(medians(steps, args.device, args.steps), 'ms', 1e3, digits=0)}")
+        print(f"{name}: {beside(medians(steps, args.device, args.steps), 'ms', 1e3, digits=0)}")
         if is_cuda(args.device):
-            print(f"{name}: {beside_torchvision(peak_bytes(steps, args.device), 'MiB', 2**-20, digits=0)}")
+            print(f"{name}: {beside(peak_bytes(steps, args.device), 'MiB', 2**-20, digits=0)}")
 
 
 def build_models(args):

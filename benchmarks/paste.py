@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from benchmarks.turns import beside_torchvision, medians
+from benchmarks.turns import beside, medians
 from core.layers.masks import paste_mask_chunks, paste_masks
 
 
@@ -47,7 +47,7 @@ def main(args):
             ("paste_mask_chunks", {"ours": our_masks, "torchvision": their_masks}),
         ):
             steps = {of: partial(function, masks, boxes, size) for of, function in functions.items()}
-            print(f"{kind}, {what}: {beside_torchvision(medians(steps, args.device, args.steps), 'ms', 1e3)}")
+            print(f"{kind}, {what}: {beside(medians(steps, args.device, args.steps), 'ms', 1e3)}")
 
 
 def random_boxes(count, size, smallest, largest):

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 import torchvision
 
-from benchmarks.turns import beside_torchvision, medians
+from benchmarks.turns import beside, medians
 from core.layers.roi_align import MultiScaleRoIAlign, roi_align
 
 STRIDES = {"0": 4, "1": 8, "2": 16, "3": 32}
@@ -61,7 +61,7 @@ def main(args):
             raise RuntimeError(f"{name}: the results differ by {difference}")
         for what, step in (("forward", forward), ("forward and backward", forward_backward)):
             steps = {of: partial(step, function, features, boxes) for of, function in functions.items()}
-            print(f"{name}, {what}: {beside_torchvision(medians(steps, args.device, args.steps), 'ms', 1e3)}")
+            print(f"{name}, {what}: {beside(medians(steps, args.device, args.steps), 'ms', 1e3)}")
 
 
 def random_boxes(count, size, largest):

@@ -35,10 +35,10 @@ def peak_bytes(functions, device):
     return peaks
 
 
-def beside_torchvision(values, unit, scale, digits=1):
-    """The line "ours 1.0 ms, torchvision 2.0 ms, ratio 0.500" of what the functions above return."""
-    ours, theirs = scale * values["ours"], scale * values["torchvision"]
-    return f"ours {ours:.{digits}f} {unit}, torchvision {theirs:.{digits}f} {unit}, ratio {ours / theirs:.3f}"
+def beside(values, unit, scale, digits=1):
+    """The line "ours 1.0 ms, torchvision 2.0 ms, ratio 0.500" of what the functions above return, ours first."""
+    (_, ours), (name, theirs) = ((name, scale * value) for name, value in values.items())
+    return f"ours {ours:.{digits}f} {unit}, {name} {theirs:.{digits}f} {unit}, ratio {ours / theirs:.3f}"
 
 
 def is_cuda(device):

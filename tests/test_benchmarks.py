@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import train_reid
-from benchmarks import losses, mask_decoder, mask_guidance, mask_rcnn, nms, paste, resnet, roi_align, runs, turns
+from benchmarks import backbones, losses, mask_decoder, mask_guidance, mask_rcnn, nms, paste, roi_align, runs, turns
 from benchmarks.fresh_process import measure
 from core.engine import options
 from core.models.mask_rcnn import MaskRCNN
@@ -66,7 +66,7 @@ def test_mask_decoder(capsys):
 
 
 SMALL = [
-    (resnet, 2, "--network resnet18 --batch 2 --size 32 32 --steps 1 --amp"),
+    (backbones, 2, "--network resnet18 --batch 2 --size 32 32 --steps 1 --amp"),
     (mask_rcnn, 2, "--backbone resnet18 --size 64 64 --min-size 64 --rois 4 --objects 2 --detections 3 --steps 1"),
     (roi_align, 4, "--rois 4 --channels 2 --size 64 64 --steps 1"),
     (paste, 4, "--instances 2 --size 32 48 --steps 1"),

@@ -146,15 +146,15 @@ EVERYTHING += ["--mask-decoder", "light", "--mask-pooling", "soft", "--hide-back
 
 
 def kill_and_resume(options, folder, seconds):
-    """A run that is killed at five random moments within so many seconds of its start, resumed each time, and ends."""
+    """A run that is killed at three random moments within so many seconds of its start, resumed each time, and ends."""
     moments, environment = random.Random(folder.name), {**os.environ, "OMP_NUM_THREADS": "1"}
-    for number in range(5):
+    for number in range(3):
         process = subprocess.Popen(
             command(*options, "--name", folder.name, "--resume"), cwd=ROOT, env=environment,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         time.sleep(moments.uniform(0, seconds))
-        while number == 4 and not (folder / "last.pth").exists() and process.poll() is None:
+        while number == 2 and not (folder / "last.pth").exists() and process.poll() is None:
             time.sleep(0.05)  # on a machine that became slow: at least one run has to be resumed
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -166,7 +166,7 @@ def kill_and_resume(options, folder, seconds):
 
 
 @pytest.mark.slow
-def test_killed_at_ten_moments_and_resumed_it_ends_with_the_same_weights(baggage, tmp_path):
+def test_killed_at_six_moments_and_resumed_it_ends_with_the_same_weights(baggage, tmp_path):
     options = [*SMALL, *EVERYTHING, "--dataset", "mvb", "--data", baggage, "--epochs", 6, "--output", tmp_path]
     options += ["--deterministic", "--workers", 1]
     began = time.monotonic()
@@ -306,6 +306,28 @@ def test_a_checkpoint_has_no_threshold_of_other_weights(run, baggage, tmp_path, 
     code, _, err = run(train_reid, *SMALL, *options, "--iterations-per-epoch", 1)
     assert code == 0, err
     assert {epoch: threshold is not None for epoch, threshold in saved.items()} == {1: False, 2: True, 3: True}
+
+
+def test_a_network_of_several_branches_from_beginning_to_end(run, baggage, tmp_path):
+    """LightMBN on OSNet x0.25: its log has each branch's share, its checkpoint is enough to evaluate and go on."""
+    arguments = ["--dataset", "mvb", "--data", baggage, "--output", tmp_path, "--name", "run", "--weights", "none"]
+    arguments += ["--model", "lmbn_n", "--backbone", "osnet_x0_25", "--branches", "global,part", "--embedding-dim", 16]
+    arguments += ["--loss", "0.5*CrossEntropy+0.5*MSLoss", "--height", 64, "--width", 32, "--pad", 0, "--workers", 0]
+    arguments += ["--ids-per-batch", 3, "--images-per-id", 2, "--iterations-per-epoch", 1, "--head-lr", 1e-3]
+    code, said, err = run(train_reid, *arguments, "--epochs", 1)
+    assert code == 0, err
+    assert "network: lmbn_n-osnet_x0_25; loss: 0.5*CrossEntropy+0.5*MSLoss" in said
+    row = read_log(tmp_path / "run")[1]
+    names = [f"cross_entropy/{branch}" for branch in ("global", "drop", "part", "part_1", "part_2")]
+    names += [f"multi_similarity/{branch}" for branch in ("global", "drop", "part")]
+    assert sum(float(row[name]) for name in names) == pytest.approx(float(row["loss"]))
+    state = load_checkpoint(tmp_path / "run" / "best.pth")
+    assert state["input_size"] == [64, 32] and state["network"]["branches"] == ["global", "part"]
+    code, said, err = run(evaluate, tmp_path / "run" / "best.pth", "--workers", 0, "--rank-list", 0)
+    assert code == 0 and f"{100 * float(row['mAP']):.2f}" in said, err
+
+    code, said, err = run(train_reid, *arguments, "--epochs", 2, "--resume")
+    assert code == 0 and "after epoch 1" in said, err
 
 
 def test_data_without_query_and_gallery(run, baggage, tmp_path, monkeypatch):
@@ -457,6 +479,11 @@ def refused(run, *arguments):
             ["--mask-target", "predicted", "--mask-checkpoint", "no/mask.pth", "--hide-background", "1"],
             "no such file: no/mask.pth",
         ),
+        (["--model", "pcb"], "6 parts of a map of 2 rows: give fewer parts or a larger picture height"),
+        (["--model", "mgn", "--parts", "3"], "network mgn has no choice of parts: leave it out, or use pcb or pyramid"),
+        (["--model", "lmbn_r", "--branches", "global,head"], "the branches global, part, channel, not global, head"),
+        (["--attention", "cbam", "--attention-stages", "3,5"], "'5' is not a stage from 1 to 4"),
+        (["--backbone", "osnet_x0_25", "--attention", "se"], "attention is for ResNets, osnet_x0_25 has its own"),
         (["--loss", "arcface+triplet+0.5*Focal"], "arcface reads cosines and focal class scores"),
     ],
 )

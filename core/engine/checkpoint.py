@@ -72,7 +72,10 @@ def check_checkpoint(state, path, *kinds):
     Raises InputError otherwise, also where it lacks something that its kind must hold (`REQUIRED`).
     """
     if not isinstance(state, dict) or "kind" not in state:
-        raise InputError(f"{path} is not a checkpoint of Carousel (no kind in it); to start from weights use --weights")
+        raise InputError(
+            f"{path} is not a checkpoint of Carousel (no kind in it); another project's weights of ReID are told by "
+            "--backbone NAME, or start a training by --weights"
+        )
     if kinds and state["kind"] not in kinds:
         raise InputError(
             f"{path} is a checkpoint of kind {state['kind']}, {' or '.join(kinds)} is needed here: give another file"

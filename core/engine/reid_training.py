@@ -172,6 +172,9 @@ def build_network(args, data, say):
     network_options |= {**arguments_of(build_reid_model, args), "with_mask": wants_mask}
     network_options["cosine"] = needs_cosines(args.loss)
     network = build_reid_model(**network_options)
+    with torch.inference_mode():
+        network.eval()(torch.zeros(1, 3, args.height, args.width))  # more parts than rows are refused before any work
+    network.train()
     with distributed.main_first():  # one process downloads, the others find the file
         report = load_weights(network, args.weights, args.backbone)
     say(f"warning: {report.message}" if report.warning else report.message)

@@ -5,6 +5,7 @@ The state_dict keys and, in evaluation, the 512-d feature are torchreid's, so it
 
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from core.models.head import relu_reduction
@@ -53,7 +54,10 @@ class LightConvStream(nn.Module):
 
 
 class ChannelGate(nn.Module):
-    """How much each channel counts, from the channels' means: (B, C, H, W) -> (B, C, H, W) (equation 2)."""
+    """Maps (B, C, H, W) weighted channel by channel and added; the weights come from the channels' means (equation 2).
+
+    The maps share the weights of the gate, so it sees all their means at once.
+    """
 
     def __init__(self, channels: int, reduction: int = 16):
         super().__init__()
@@ -61,8 +65,13 @@ class ChannelGate(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.fc2 = nn.Conv2d(channels // reduction, channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.fc2(self.relu(self.fc1(x.mean(dim=(2, 3), keepdim=True)))).sigmoid()
+    def forward(self, *maps: Tensor) -> Tensor:
+        means = torch.cat([x.mean(dim=(2, 3), keepdim=True) for x in maps])  # (len(maps) * B, C, 1, 1)
+        weights = self.fc2(self.relu(self.fc1(means))).sigmoid().chunk(len(maps))
+        total = maps[0] * weights[0]
+        for x, weight in zip(maps[1:], weights[1:], strict=True):
+            total = torch.addcmul(total, x, weight)
+        return total
 
 
 class OSBlock(nn.Module):
@@ -97,10 +106,10 @@ class OSBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         streams = self.conv2 if self.adaptive else (self.conv2a, self.conv2b, self.conv2c, self.conv2d)
         reduced = self.conv1(x)
-        out = self.conv3(sum(self.gate(stream(reduced)) for stream in streams))
+        out = self.conv3(self.gate(*(stream(reduced) for stream in streams)))
         if self.instance_norm == "inside":
             out = self.IN(out)
-        out = out + (x if self.downsample is None else self.downsample(x))
+        out += x if self.downsample is None else self.downsample(x)
         if self.instance_norm == "outside":
             out = self.IN(out)
         return self.relu(out)

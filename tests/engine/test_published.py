@@ -1,0 +1,104 @@
+"""Files of other projects, as they are."""
+
+import argparse
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+
+import evaluate
+from core.data.reid_images import ReIDImages
+from core.data.samples import Sample
+from core.data.transforms import build_transform
+from core.engine import reid
+from core.engine.published import load_state
+from core.errors import InputError
+from core.models.pcb import pcb
+from core.models.reid import build_reid_model
+from core.models.resnet import resnet18
+
+
+@pytest.fixture
+def osnet(shared_data):
+    path = shared_data.parent / "weights" / "osnet_x0_25_market1501.pth"
+    if not path.exists():
+        pytest.skip("../shared/weights is not on this machine")
+    return path
+
+
+def saved(content, folder):
+    torch.save(content, folder / "w.pth")
+    return folder / "w.pth"
+
+
+@pytest.mark.parametrize("name", ["coil20_reid", "coil100_reid"])
+@torch.inference_mode()
+def test_embeddings_of_torchreid(name, osnet, shared_data, golden):
+    arrays = golden("published_osnet")
+    network, state = reid.network_from_checkpoint(osnet, "cpu", state=load_state(osnet, "reid", backbone="osnet_x0_25"))
+    assert state["input_size"] == [256, 128] and "751 other identities left out, as expected" in state["message"]
+    files = [os.path.basename(str(file)) for file in arrays[f"market1501/{name}/query_files"]]
+    transform = build_transform(*state["input_size"], training=False, **state["normalisation"])
+    samples = [Sample(str(shared_data / name / "query" / file), 0, 0) for file in files]
+    images = torch.stack([image["image"] for image in ReIDImages(samples, transform)])
+    if f"market1501/{name}/images" in arrays:
+        torch.testing.assert_close(images[:2], torch.as_tensor(arrays[f"market1501/{name}/images"]), rtol=0, atol=1e-5)
+    expected = torch.as_tensor(arrays[f"market1501/{name}/query_embeddings"])
+    torch.testing.assert_close(network(images).embedding, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["coil20_reid", "coil100_reid"])
+def test_results_of_torchreid(name, osnet, shared_data, golden, run, tmp_path):
+    arguments = ["--backbone", "osnet_x0_25", "--dataset", "market1501", "--data", shared_data / name]
+    code, said, err = run(evaluate, osnet, *arguments, "--output", tmp_path, "--workers", 0, "--rank-list", 0)
+    assert code == 0, err
+    assert "565 of 565 tensors" in said
+    result = json.loads((tmp_path / "market1501" / "metrics.json").read_text())["results"]["plain"]
+    expected = golden("published_osnet")[f"market1501/{name}/mAP_rank1"]
+    assert [result["mAP"], result["rank1"]] == pytest.approx(list(expected), abs=1e-3)
+
+
+def test_what_a_file_has_settles_the_network(tmp_path):
+    """fast-reid's names, GeM, a reduction; and a Namespace beside the weights, which is read without running code."""
+    source = build_reid_model("resnet18", 5, pooling="gem", embedding_dim=16)
+    theirs = {"neck.": "heads.bottleneck.0.", "classifier.": "heads.", "pooling.": "heads.pool_layer."}
+    state = source.state_dict()
+    for own, other in theirs.items():
+        state = {key.replace(own, other) if key.startswith(own) else key: value for key, value in state.items()}
+    path = tmp_path / "model.pth"
+    torch.save(
+        {"model_state_dict": {f"module.{k}": v for k, v in state.items()}, "args": argparse.Namespace(a=1)}, path
+    )
+    made = load_state(path, "reid", backbone="resnet18")
+    network, _ = reid.network_from_checkpoint(path, "cpu", state=made)
+    images = torch.randn(2, 3, 64, 32)
+    torch.testing.assert_close(network(images).embedding, source.eval()(images).embedding)
+    with pytest.raises(InputError, match="not a checkpoint of Carousel .*--backbone"):
+        load_state(path, "reid")
+
+
+def test_numbers_of_a_training_loop_beside_the_weights(tmp_path):
+    path = tmp_path / "model.pth"
+    torch.save({"state_dict": resnet18(0).state_dict(), "rank1": np.float64(0.9), "epoch": 3}, path)
+    assert load_state(path, "reid", backbone="resnet18")["network"]["neck"] == "none"
+
+
+def test_networks_of_parts_and_files_that_lack_something(tmp_path):
+    source = pcb(5, resnet18(0, last_stride=1), parts=4, feature_dim=8).eval()
+    path = saved(source.state_dict(), tmp_path)
+    made = load_state(path, "reid", backbone="resnet18", model="pcb")
+    assert (made["network"]["parts"], made["network"]["embedding_dim"], made["input_size"]) == (4, 8, [384, 128])
+    images = torch.randn(1, 3, 64, 32)
+    network, _ = reid.network_from_checkpoint(path, "cpu", state=made)
+    torch.testing.assert_close(network(images).embedding, source(images).embedding)
+
+    state = {key: value for key, value in source.state_dict().items() if "part_2.neck" not in key}
+    with pytest.raises(InputError, match="w.pth has no heads.part_2.neck.bias, which pcb on resnet18 needs"):
+        load_state(saved(state, tmp_path), "reid", backbone="resnet18", model="pcb")
+    with pytest.raises(InputError, match="another backbone.*resnet18 is nearest: it fits 100 of its 100"):
+        load_state(saved(resnet18(0).state_dict(), tmp_path), "reid", backbone="resnet50")
+    with pytest.raises(InputError, match="checkpoint of Carousel, which knows its network: leave --backbone out"):
+        load_state(saved({"kind": "reid"}, tmp_path), "reid", backbone="resnet18")
