@@ -23,7 +23,7 @@ from core.data.detection_transforms import training_sizes
 from core.engine import coco_evaluation, detection, detection_pictures, distributed, options
 from core.engine.checkpoint import changed_options, check_same_network, load_checkpoint, open_run, save_run
 from core.engine.epoch import Epoch, seed_everything
-from core.engine.log import Announcer, RunLog, check_loggers
+from core.engine.log import Announcer, RunLog, check_loggers, preview
 from core.engine.optim import build_optimizer, build_scheduler
 from core.engine.options import arguments_of
 from core.engine.step import Step, autocast, memory_format
@@ -278,7 +278,7 @@ def main(args):
     say = Announcer()
     data = load_data(args, say)
     if args.augmentation_preview:
-        return detection_pictures.draw_augmentations(Path(args.output), data.train, args)
+        return preview(args.output, lambda path: detection_pictures.draw_augmentations(path, data.train, args))
     train_loader = detection.build_train_loader(args, data.train, device)
     eval_loader = data.val and detection.build_eval_loader(data.val, device, workers=args.workers)
 

@@ -13,9 +13,9 @@ Without --data the run makes a small set of baggage pictures and trains on it. E
 
 import sys
 
-from core.engine import distributed, options, reid
+from core.engine import distributed, options, reid, reid_pictures
 from core.engine.epoch import Epoch, seed_everything
-from core.engine.log import Announcer
+from core.engine.log import Announcer, preview
 from core.engine.object_masks import predicted_masks
 from core.engine.reid_run import ReIDRun
 from core.engine.reid_training import PUBLISHED, RECIPES, build_network, build_step, default_recipe, load_data
@@ -25,8 +25,9 @@ from core.errors import InputError
 
 def get_parser():
     parser = options.Parser(__doc__)
-    options.add_reid_data_options(parser)
-    options.add_reid_batch_options(parser)
+    options.add_reid_data_options(parser, several=True)
+    group = options.add_reid_batch_options(parser)
+    group.add_argument("--augmentation-preview", action="store_true", help="draw pictures for the network, and stop")
     options.add_reid_network_options(parser)
     options.add_reid_loss_options(parser)
     options.add_optimizer_options(parser)
@@ -69,6 +70,8 @@ def main(args):
         masked = predicted_masks(data.train, data.root, args.mask_checkpoint, device, amp=args.amp, say=say)
         data = data._replace(train=masked)
     train_loader = reid.build_train_loader(args, data, device)
+    if args.augmentation_preview:
+        return preview(args.output, lambda path: reid_pictures.draw_augmentations(path, train_loader.dataset))
     eval_loaders = reid.query_gallery_loaders(args, data, device)
     if args.mask_target in ("gaussian", "box") and not train_loader.dataset.has_boxes:
         say("the data has no boxes: the mask target is made from the centre of each picture")

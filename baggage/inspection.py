@@ -21,6 +21,7 @@ from core.data.images import IMAGE_SUFFIXES, folder_entries, list_files, list_im
 from core.data.mvb import (
     BAG_NAME,
     CONVERTED,
+    INSIDE,
     ORIGINAL,
     SIDES,
     TEST_PARTS,
@@ -35,6 +36,7 @@ from core.data.mvb import (
     picture_path,
     read_list,
 )
+from core.data.samples import find_root
 from core.errors import InputError
 from core.files import printable
 
@@ -92,7 +94,8 @@ def inspect(root):
 
     Raises InputError where nothing there belongs to MVB.
     """
-    root, layout, both = find_layout(root, ("MVB", "SuitcaseReID_Processed"))
+    root = find_root(root, ("MVB", "SuitcaseReID_Processed"), INSIDE, "mvb")
+    layout, both = find_layout(root)
     read = _read_original if layout == "original" else _read_converted
     return Survey(root, layout, *read(root), both)
 

@@ -333,6 +333,7 @@ def test_a_network_of_several_branches_from_beginning_to_end(run, baggage, tmp_p
 def test_data_without_query_and_gallery(run, baggage, tmp_path, monkeypatch):
     """vehiclex is published for training only."""
     whole = train_reid.reid.load_reid_dataset("mvb", baggage)
+    monkeypatch.setattr(train_reid.reid, "find_dataset", lambda _, root: root)
     monkeypatch.setattr(train_reid.reid, "load_reid_dataset", lambda *_: whole._replace(query=[], gallery=[]))
     options = [
         *SMALL,
@@ -579,6 +580,28 @@ def test_an_identity_with_one_picture_is_trained_on(run, tmp_path):
         train_reid, *SMALL, "--dataset", "folder", "--data", tmp_path / "data", "--output", tmp_path, "--epochs", 1
     )
     assert code == 0, err
+
+
+def test_two_sets_are_trained_together(run, baggage, tmp_path):
+    for part, identities in (("train", "abcd"), ("query", "ef"), ("gallery", "ef")):
+        for number, identity in enumerate(identities):
+            (tmp_path / "data" / part / identity).mkdir(parents=True)
+            Image.new("RGB", (20, 30), (40 * number, 90, 30)).save(tmp_path / "data" / part / identity / "1.png")
+    options = ["--dataset", "mvb+folder", "--data", baggage, tmp_path / "data", "--output", tmp_path, "--name", "both"]
+    assert run(train_reid, *SMALL, *options, "--epochs", 1, "--iterations-per-epoch", 1)[0] == 0
+    state = load_checkpoint(tmp_path / "both" / "last.pth")
+    assert len(state["identities"]) == len(set(state["identities"])) == 10 and "folder/a" in state["identities"]
+    assert state["args"]["data"] == [str(baggage), str(tmp_path / "data")]
+    assert json.loads((tmp_path / "both" / "args.json").read_text())["dataset"] == "mvb+folder"
+    code, said, _ = run(evaluate, tmp_path / "both/last.pth", "--device", "cpu", "--workers", 0, "--rank-list", 0)
+    assert code == 0 and "on mvb+folder in" in said and "query 8 pictures of 5 identities" in said
+
+
+def test_augmentation_preview_draws_and_stops(run, baggage, tmp_path):
+    options = ["--dataset", "mvb", "--data", baggage, "--output", tmp_path / "out", "--random-patch", 1]
+    code, said, _ = run(train_reid, *SMALL, *options, "--augmentation-preview")
+    assert code == 0 and [path.name for path in (tmp_path / "out").iterdir()] == ["augmentation.png"]
+    assert min(Image.open(tmp_path / "out" / "augmentation.png").size) > 100 and "augmentation.png" in said
 
 
 def test_one_camera_and_an_absent_identity(run, one_camera, tmp_path):

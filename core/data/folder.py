@@ -11,13 +11,12 @@ have camera 0 and the protocol is no_camera.
 import os
 
 from core.data.images import folder_entries, list_images
-from core.data.samples import ReIDDataset, Sample, find_root
+from core.data.samples import ReIDDataset, Sample
 from core.errors import InputError
 
 
 def load_folder(root):
     """Read photographs sorted into folders; see above. Raises InputError where the folders are not as described."""
-    root = find_root(root, (), ("train", "query", "gallery", "test"), "folder")
     train = _read_part(root / "train") if (root / "train").exists() else {}
     if (root / "query").exists() or (root / "gallery").exists():
         query, gallery = _read_part(root / "query"), _read_part(root / "gallery")

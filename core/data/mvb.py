@@ -13,7 +13,6 @@ A camera is a view on one side of security: camera 2 * view + (1 after security)
 import json
 import os
 import re
-from functools import partial
 
 from core.data.images import folder_entries
 from core.data.samples import (
@@ -21,7 +20,6 @@ from core.data.samples import (
     Sample,
     check_on_disk,
     clip_box,
-    find_root,
     read_pictures,
     read_text,
     relabel,
@@ -33,46 +31,35 @@ SIDES = {"g": "before security", "p": "after security"}
 TEST_PARTS = {"g": "gallery", "p": "probe"}  # what is tested of each side
 ORIGINAL = ("MVB_train", "MVB_val")
 CONVERTED = {"train": "bounding_box_train", "probe": "query", "gallery": "bounding_box_test"}
+INSIDE = (*ORIGINAL, *CONVERTED.values())  # one of these is enough to know the data
 # Of a box, a side or a whole picture: JSON's numbers may be nan, infinite, or whole and too long for a float.
 MOST_PIXELS = 1e9
 # The suitcase set has a number more: 0010_p_3_0.jpg is the first picture of view 3. Identities and cameras are int64.
 BAG_NAME = re.compile(r"(\d{1,18})_([pg])_(\d{1,18})(?!\d)")
 
 
-def load_mvb(root, folders=("MVB",), dataset="mvb"):
-    """Read MVB, or data in one of its layouts, from its own folder or the one around it; of both, the converted.
+def load_mvb(root):
+    """Read MVB, or data in one of its layouts, from its own folder (Path); of both layouts, the converted.
 
     Entries of the original layout may have two fields that MVB itself has not: `bbox` (x, y, width, height) in pixels
     and `segmentation` (COCO run lengths), which become the sample's box (x1, y1, x2, y2) and mask.
     Raises InputError for whatever is missing or malformed.
     """
-    root, layout, _ = find_layout(root, folders, dataset)
-    if layout == "original":
+    if find_layout(root)[0] == "original":
         return _load_original(root)
     read = {part: read_pictures(root / folder, parse_name, "0010_p_3.jpg") for part, folder in CONVERTED.items()}
     return ReIDDataset(relabel(read["train"]), read["probe"], read["gallery"])
 
 
-# The suitcase set of the XJTU-SuitcaseReID project. That project filters by camera (= view), so its numbers are those
-# of the protocol market1501; here the default drops no camera, as for every baggage set.
-load_suitcase = partial(load_mvb, folders=("SuitcaseReID_Processed",), dataset="suitcase")
+def find_layout(root):
+    """Which of the layouts is read: "original" or "converted", and whether the other one lies beside it.
 
-
-def find_layout(root, folders=("MVB",), dataset="mvb"):
-    """Where the data lie, `root` or the one of `folders` in it, and which of their layouts is read.
-
-    Returns:
-        (Path, "original" or "converted", whether the other one lies beside it). The converted one is read where all of
-        it is there, or nothing of the original.
-
-    Raises:
-        InputError: neither is there.
+    The converted one is read where all of it is there, or nothing of the original.
     """
-    root = find_root(root, folders, (*ORIGINAL, *CONVERTED.values()), dataset)
     original = any((root / split).exists() for split in ORIGINAL)
     converted = [(root / folder).exists() for folder in CONVERTED.values()]
     layout = "original" if original and not all(converted) else "converted"
-    return root, layout, original and any(converted)
+    return layout, original and any(converted)
 
 
 def image_folder(split, side):

@@ -1,7 +1,6 @@
 """Published re-identification data sets, each read as published, and the checks that come before a run.
 
 Identities are relabelled 0 .. C-1 for training and keep their own number in query and gallery. Cameras count from 0.
-The folder given may be the data set's own or the one around it.
 """
 
 import os
@@ -11,7 +10,8 @@ from functools import partial
 from typing import NamedTuple
 
 from core.data.folder import load_folder
-from core.data.mvb import load_mvb, load_suitcase
+from core.data.mot17 import cut_persons
+from core.data.mvb import INSIDE, load_mvb
 from core.data.samples import ReIDDataset, Sample, check_on_disk, find_root, read_pictures, read_text, relabel
 from core.errors import InputError
 
@@ -19,8 +19,9 @@ from core.errors import InputError
 class MarketLayout(NamedTuple):
     """How a data set differs from Market-1501, whose naming the others took over.
 
-    folders: published names of its own folder. train, query, gallery: sub-folders (None: it has no such part).
-    example: a file name of it. first_camera: the number that becomes camera 0.
+    folders: published names of its own folder and of the one around it, as torchreid, fast-reid, LightMBN and
+    OpenUnReID have them. example: a file name of it. train, query, gallery: sub-folders (None: it has no such part).
+    first_camera: the number that becomes camera 0.
     """
 
     folders: tuple[str, ...]
@@ -29,6 +30,10 @@ class MarketLayout(NamedTuple):
     query: str | None = "query"
     gallery: str | None = "bounding_box_test"
     first_camera: int = 1
+
+    @property
+    def parts(self):
+        return [part for part in (self.train, self.query, self.gallery) if part]
 
 
 # In all of them a name begins <identity>_c<camera>; what follows (sequence, frame, box) plays no part here.
@@ -39,28 +44,32 @@ JUNK = -1  # a detection that is neither a person of the set nor a distractor; i
 # identities (train + test), pictures (train, query, gallery), cameras
 MARKET_LAYOUTS = {
     # 751 + 750; 12,936, 3,368, 15,913: 19,732 in the folder less 3,819 junk; identity 0: 2,798 distractors; 6
-    "market1501": MarketLayout(("Market-1501-v15.09.15",), "0002_c1s1_000451_03.jpg"),
+    "market1501": MarketLayout(("Market-1501-v15.09.15", "Market-1501", "market1501"), "0002_c1s1_000451_03.jpg"),
     # 702 + 702 (and 408 distractors with numbers of their own); 16,522, 2,228, 17,661; 8
-    "dukemtmc": MarketLayout(("DukeMTMC-reID",), "0001_c2_f0046182.jpg"),
+    "dukemtmc": MarketLayout(("DukeMTMC-reID", "dukemtmc-reid", "dukemtmcreid", "dukemtmc"), "0001_c2_f0046182.jpg"),
     # 767 + 700; detected 7,365, 1,400, 5,332; labeled 7,368, 1,400, 5,328; 2. From the parent, `detected` is read,
     # the harder and the usual one; for the other give its folder, .../labeled
-    "cuhk03_np": MarketLayout(("detected", "cuhk03-np/detected", "CUHK03-NP/detected"), "0001_c1_1.png"),
+    "cuhk03_np": MarketLayout(("detected", "CUHK03_detected", "cuhk03-np", "CUHK03-NP", "cuhk03"), "0001_c1_1.png"),
     # 576 + 200; 37,778, 1,678, 11,579; 20
     "veri776": MarketLayout(
-        ("VeRi", "VeRi_with_plate"), "0001_c001_00016450_0.jpg", "image_train", "image_query", "image_test"
+        ("VeRi", "VeRi_with_plate", "veri", "veri776"),
+        "0001_c001_00016450_0.jpg",
+        "image_train",
+        "image_query",
+        "image_test",
     ),
     # 410 + 856; 9,840, 5,136, 30,816; 6, numbered 3, 4, 8, 10, 11, 12 in subset1 as OpenUnReID distributes it
-    "personx": MarketLayout(("subset1", "personx/subset1"), "0001_c3_12.jpg"),
+    "personx": MarketLayout(("subset1", "personx", "PersonX"), "0001_c3_12.jpg"),
     # 1,362 for training alone, 192,150; numbered from 6: rendered to go with CityFlow, whose test is another set
-    "vehiclex": MarketLayout(("AIC20_ReID_Simulation",), "0001_c006_1.jpg", "image_train", None, None, 6),
+    "vehiclex": MarketLayout(("AIC20_ReID_Simulation", "vehiclex"), "0001_c006_1.jpg", "image_train", None, None, 6),
 }
 
 
-def load_market_like(name, root):
+# Each reader takes the data set's own folder, a Path -----------------------------------------------------------------
+
+
+def load_market_like(layout, root):
     """Read a data set of MARKET_LAYOUTS. Junk (identity -1) is dropped; distractors (0) stay in the gallery."""
-    layout = MARKET_LAYOUTS[name]
-    parts = (layout.train, layout.query, layout.gallery)
-    root = find_root(root, layout.folders, [part for part in parts if part], name)
 
     def parse(file_name):
         match = MARKET_NAME.match(file_name)
@@ -70,7 +79,7 @@ def load_market_like(name, root):
         samples = read_pictures(os.path.join(root, part), parse, layout.example) if part else []
         return [sample for sample in samples if sample.id != JUNK]
 
-    train, query, gallery = (read(part) for part in parts)
+    train, query, gallery = (read(part) for part in (layout.train, layout.query, layout.gallery))
     return ReIDDataset(relabel(train), query, gallery)
 
 
@@ -102,6 +111,9 @@ def read_list(path, folder, suffix="", camera_of=lambda picture: 0):
     return samples
 
 
+MSMT17_FOLDERS = ("train", "test", "mask_train_v2", "mask_test_v2")
+
+
 def load_msmt17(root):
     """MSMT17 (Wei et al. 2018): 1,041 + 3,060 identities; 32,621, 11,659, 82,161 pictures; 15 cameras.
 
@@ -110,9 +122,7 @@ def load_msmt17(root):
     Training takes list_train (30,248) and list_val (2,373) together: the 32,621 of the paper, on which most published
     results stand. torchreid and fast-reid leave list_val out unless told to.
     """
-    versions = (("train", "test"), ("mask_train_v2", "mask_test_v2"))
-    root = find_root(root, ("MSMT17_V1", "MSMT17_V2"), [part for version in versions for part in version], "msmt17")
-    train_folder, test_folder = versions[0] if (root / "train").is_dir() else versions[1]
+    train_folder, test_folder = MSMT17_FOLDERS[:2] if (root / "train").is_dir() else MSMT17_FOLDERS[2:]
 
     def read(part, folder):
         return read_list(
@@ -130,25 +140,40 @@ def load_vehicleid(root, test_size=800):
     with 19,777 (`vehicleid_large`). Query and gallery are both the whole list: the protocol `vehicleid` draws one
     gallery picture of each identity, asks with the others, and repeats.
     """
-    root = find_root(root, ("VehicleID_V1.0", "VehicleID"), ("train_test_split", "image"), "vehicleid")
     lists, folder = root / "train_test_split", str(root / "image")
     train = read_list(lists / "train_list.txt", folder, ".jpg")
     test = read_list(lists / f"test_list_{test_size}.txt", folder, ".jpg")
     return ReIDDataset(relabel(train), test, list(test))
 
 
+def load_mot17(root):
+    """The persons of MOT17's training sequences, which `cut_persons` cuts out; no person is seen by two cameras."""
+    return load_market_like(MarketLayout((), "020001_c2_000001.jpg"), cut_persons(root))
+
+
+VEHICLEID = (("VehicleID_V1.0", "VehicleID", "vehicleid"), ("train_test_split", "image"))
+# Its reader, and what `find_root` knows it by: published names of its folder, and what lies in that.
 DATASETS = {
-    **{name: partial(load_market_like, name) for name in MARKET_LAYOUTS},
-    "msmt17": load_msmt17,
-    "vehicleid": load_vehicleid,
-    "vehicleid_medium": partial(load_vehicleid, test_size=1600),
-    "vehicleid_large": partial(load_vehicleid, test_size=2400),
-    "mvb": load_mvb,
-    "suitcase": load_suitcase,
-    "folder": load_folder,
-    "synthetic": load_mvb,
-    "synthetic_hard": load_mvb,
+    **{name: (partial(load_market_like, it), it.folders, it.parts) for name, it in MARKET_LAYOUTS.items()},
+    "msmt17": (load_msmt17, ("MSMT17_V1", "MSMT17_V2", "msmt17"), MSMT17_FOLDERS),
+    "mot17": (load_mot17, ("MOT17", "mot17"), ("train",)),
+    "vehicleid": (load_vehicleid, *VEHICLEID),
+    "vehicleid_medium": (partial(load_vehicleid, test_size=1600), *VEHICLEID),
+    "vehicleid_large": (partial(load_vehicleid, test_size=2400), *VEHICLEID),
+    "mvb": (load_mvb, ("MVB",), INSIDE),
+    # Of the XJTU-SuitcaseReID project, whose numbers are those of the protocol market1501 (a camera is a view). Here
+    # the default drops no camera, as for every baggage set.
+    "suitcase": (load_mvb, ("SuitcaseReID_Processed",), INSIDE),
+    "folder": (load_folder, (), ("train", "query", "gallery", "test")),
+    "synthetic": (load_mvb, ("MVB",), INSIDE),
+    "synthetic_hard": (load_mvb, ("MVB",), INSIDE),
 }
+
+
+def find_dataset(name, root):
+    """A data set's own folder, a Path: `root`, or where its published name is below that; raises as `find_root`."""
+    _check_name(name)
+    return find_root(root, *DATASETS[name][1:], name)
 
 
 def load_reid_dataset(name, root):
@@ -156,7 +181,7 @@ def load_reid_dataset(name, root):
 
     Args:
         name: one of DATASETS.
-        root: its folder, or the folder around it.
+        root: its folder, or one around it (`find_dataset`).
 
     Returns:
         ReIDDataset. vehiclex has no query and gallery; a `folder` may be without train.
@@ -164,8 +189,34 @@ def load_reid_dataset(name, root):
     Raises:
         InputError: an unknown name, or data that is missing, incomplete or not as published; one line says what.
     """
-    _check_name(name)
-    return DATASETS[name](root)
+    root = find_dataset(name, root)
+    return DATASETS[name][0](root)
+
+
+def join_datasets(names, datasets):
+    """Several data sets as one, to be trained and searched together.
+
+    Nothing is merged: identities and cameras are numbered anew, and an identity is named `<name>/<its own name>`.
+    The queries of each set are asked of the galleries of all.
+
+    Args:
+        names: one for each data set, all different.
+        datasets: list of ReIDDataset.
+    """
+    parts = [[(place, s) for place, dataset in enumerate(datasets) for s in dataset[part]] for part in range(3)]
+    cameras = _numbers((place, s.camera) for part in parts for place, s in part)
+    learned, tested = (_numbers((place, s.id) for place, s in part) for part in (parts[0], parts[1] + parts[2]))
+
+    def apart(place, sample, ids):
+        camera = cameras[place, sample.camera]
+        return sample._replace(id=ids[place, sample.id], camera=camera, name=f"{names[place]}/{sample.name}")
+
+    every = zip(parts, (learned, tested, tested), strict=True)
+    return ReIDDataset(*([apart(place, sample, ids) for place, sample in part] for part, ids in every))
+
+
+def _numbers(keys):
+    return {key: number for number, key in enumerate(sorted(set(keys)))}
 
 
 def default_protocol(name):
@@ -173,7 +224,7 @@ def default_protocol(name):
     _check_name(name)
     if name.startswith("vehicleid"):
         return "vehicleid"
-    without = ("mvb", "suitcase", "folder", "synthetic", "synthetic_hard")
+    without = ("mot17", "mvb", "suitcase", "folder", "synthetic", "synthetic_hard")
     return "no_camera" if name in without else "market1501"
 
 

@@ -1,6 +1,7 @@
 """What a re-identification data set is made of, and what every reader of one needs."""
 
 import os
+from itertools import permutations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,11 +49,12 @@ def clip_box(box, width, height):
 
 
 def find_root(root, folders, inside, dataset):
-    """The data set's own folder: `root`, or the folder in it that has the published name.
+    """The data set's own folder: `root`, or the folder in it that has a published name.
 
     Args:
         root: what the person gave.
-        folders: published names of the data set's own folder.
+        folders: published names of the data set's own folder, and of the one around it: it is looked for as `a` and
+            as `a/b`.
         inside: what it holds; one of them is enough to know it, so that the reader can say which one is missing.
         dataset: name for the message.
 
@@ -60,14 +62,19 @@ def find_root(root, folders, inside, dataset):
         Path.
 
     Raises:
-        InputError: `root` is no folder, can't be read, or holds nothing of that kind.
+        InputError: `root` is no folder, can't be read, or holds nothing of that kind, or more than one.
     """
     root = Path(os.path.expanduser(root))
     if not os.path.isdir(root):  # Path.is_dir raises OSError at a name that is too long
         raise InputError(f"{root}: no such folder; give that of the set {dataset}")
-    for candidate in (root, *(root / folder for folder in folders)):
-        if any(os.path.exists(candidate / part) for part in inside):
-            return candidate
+    within = [root / folder for folder in (*folders, *("/".join(pair) for pair in permutations(folders, 2)))]
+    found = [path for path in (root, *within) if any(os.path.exists(path / part) for part in inside)]
+    if root not in found:  # what is one folder under two names, as veri and VeRi are to some disks, is one
+        found = list({os.stat(path)[1:3]: path for path in found}.values())
+        if len(found) > 1:
+            raise InputError(f"{root}: holds {dataset} twice, as {found[0]} and as {found[1]}; give one of them")
+    if found:
+        return found[0]
     here = f" (or {', '.join(folders)} with them)" if folders else ""
     content = ", ".join(entry.name for entry in folder_entries(root)[:5]) or "nothing"
     raise InputError(f"{root}: not laid out as {dataset}: expected {', '.join(inside)} in it{here}, found {content}")

@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+ERASING_VALUES = ("mean", "zero", "noise")
 
 
 def build_transform(
@@ -25,20 +26,27 @@ def build_transform(
     flip=0.5,
     pad=10,
     autoaugment=False,
+    translation=0.0,
+    color_jitter=0.0,
+    random_patch=0.0,
     blur=0.0,
     erasing=0.0,
+    cutout=0.0,
+    erasing_value="mean",
     hide_background=0.0,
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
 ):
     """The pipeline for a sample: "image" becomes float (3, height, width), normalised; box and mask follow.
 
-    Training is resize, auto-augment, flip, pad and random crop, blur, normalise, hide the background, erase. Evaluation
-    is resize and normalise, and ignores the other arguments. Erasing hides pixels from the network only: box and mask
-    stay, so a mask decoder learns where the object is, hidden or not.
+    Training is translate or resize, auto-augment, flip, pad and random crop, patch, jitter of colours, blur, normalise,
+    hide the background, erase, cut out. Evaluation is resize and normalise, and ignores the other arguments. Patches
+    and erasing hide pixels from the network only: box and mask stay, so a mask decoder learns where the object is,
+    hidden or not.
 
     Args:
-        flip, blur, erasing: probabilities.
+        flip, translation, color_jitter, random_patch, blur, erasing, cutout: probabilities.
+        erasing_value: of the pixels that are erased or cut out: the "mean" colour, "zero" (black) or "noise".
         hide_background: probability that everything outside of the mask becomes the mean colour; above 0 it needs
             masks. It makes a network that knows cut-out objects (`recognition.cutouts`) as well as whole pictures.
         pad: black border on each side, in pixels of the resized picture, out of which the crop is taken.
@@ -46,25 +54,39 @@ def build_transform(
 
     Sources: order, padding and erasing after normalisation (so that 0 is the mean colour) from Luo et al. 2019, "Bag
     of Tricks"; blur radius 0.1 to 2.0 from Chen et al. 2020 (MoCo v2); erasing with the area (s_l, s_h) = (0.02, 0.4)
-    and aspect ratio r_1 = 0.3 of Zhong et al. 2020, the ratio drawn uniformly in its logarithm, as torchvision does.
+    and aspect ratio r_1 = 0.3 of Zhong et al. 2020, the ratio drawn uniformly in its logarithm, as torchvision does;
+    translation (a crop out of the picture made an eighth larger) from torchreid; the strengths of the colour jitter
+    from fast-reid; cutout's square from LightMBN, 64 x 64 of 384 x 128 pixels.
     """
     normalise = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
     steps = [v2.Resize((height, width), antialias=True)]
     if not training:
         return v2.Compose(steps + normalise)
+    if translation > 0:  # out of the original, so that nothing is resized twice: the resize after it finds its size
+        larger = v2.Resize((round(height * 1.125), round(width * 1.125)), antialias=True)
+        steps.insert(0, v2.RandomApply([larger, v2.RandomCrop((height, width))], p=translation))
     if autoaugment:
         steps.append(AutoAugment())
     if flip > 0:
         steps.append(v2.RandomHorizontalFlip(flip))
     if pad > 0:
         steps.append(v2.RandomCrop((height, width), padding=pad))
+    if random_patch > 0:
+        steps.append(OnImage(RandomPatch(random_patch)))
+    if color_jitter > 0:
+        jitter = v2.ColorJitter(brightness=0.15, contrast=0.15, saturation=0.1, hue=0.1)
+        steps.append(v2.RandomApply([jitter], p=color_jitter))
     if blur > 0:  # 13 taps hold three standard deviations of the widest blur
         steps.append(v2.RandomApply([v2.GaussianBlur(13, sigma=(0.1, 2.0))], p=blur))
     steps += normalise
     if hide_background > 0:
         steps.append(HideBackground(hide_background))
+    black = [-m / s for m, s in zip(mean, std, strict=True)]
+    value = {"mean": 0, "zero": black, "noise": "random"}[erasing_value]  # of what is normalised
     if erasing > 0:
-        steps.append(OnImage(v2.RandomErasing(erasing, scale=(0.02, 0.4), ratio=(0.3, 1 / 0.3), value=0)))
+        steps.append(OnImage(v2.RandomErasing(erasing, scale=(0.02, 0.4), ratio=(0.3, 1 / 0.3), value=value)))
+    if cutout > 0:
+        steps.append(OnImage(v2.RandomErasing(cutout, scale=(1 / 12, 1 / 12), ratio=(1, 1), value=value)))
     return v2.Compose(steps)
 
 
@@ -84,6 +106,24 @@ class OnImage(nn.Module):
 
     def forward(self, sample):
         return {**sample, "image": self.transform(sample["image"])}
+
+
+class RandomPatch(v2.RandomErasing):
+    """With probability p a rectangle of an image is covered by an equally large one of the same image.
+
+    Sizes as of torchreid's RandomPatch (Zhou et al. 2019, OSNet): 0.01 to 0.5 of the area, aspect ratio 0.1 to 10. That
+    one takes patches, turned and mirrored at random, from a pool of earlier pictures; here randomness is a function of
+    the sample alone, and a pool would be a state.
+    """
+
+    def __init__(self, p):
+        super().__init__(p, scale=(0.01, 0.5), ratio=(0.1, 10))
+
+    def make_params(self, flat_inputs):
+        params = super().make_params(flat_inputs)
+        if params["v"] is not None:
+            params["v"] = v2.RandomCrop((params["h"], params["w"]))(flat_inputs[0])
+        return params
 
 
 class HideBackground(nn.Module):

@@ -7,7 +7,6 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from core.data.coco_images import CocoImages
 from core.data.detection_transforms import build_detection_transform
-from core.engine import distributed
 from core.engine.detection import instances_of
 from core.engine.options import arguments_of
 from core.engine.step import autocast
@@ -22,10 +21,8 @@ AUGMENTATION_TITLES = (
 )
 
 
-def draw_augmentations(folder, data, args, pictures=6):
-    """`augmentation.png` on rank 0: the same few pictures under each level of augmentation, one row for each."""
-    if not distributed.is_main():
-        return
+def draw_augmentations(path, data, args, pictures=6):
+    """The same few pictures under each level of augmentation, one row for each."""
     how = arguments_of(build_detection_transform, args)
     indices = _spread(len(data.pictures), pictures)
     rows = []
@@ -38,9 +35,7 @@ def draw_augmentations(folder, data, args, pictures=6):
             picture = (item["image"] * 255).round().byte()
             shown.append((picture, target["boxes"], target["masks"], target["labels"]))
         rows.append((title, shown))
-    make_folder(folder)
-    augmentation_preview(folder / "augmentation.png", rows)
-    print(f"pictures under each level of --augmentation: {folder / 'augmentation.png'}")
+    augmentation_preview(path, rows)
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ import torchvision
 from core.engine import distributed
 from core.engine.checkpoint import lock_run, release_run
 from core.errors import InputError
-from core.files import atomic_write
+from core.files import atomic_write, make_folder
 from core.visualize.curves import curves, sum_branches
 
 
@@ -30,6 +30,14 @@ class Announcer:
         self.said.append(text)
         if distributed.is_main():
             print(text, flush=True)
+
+
+def preview(output, draw):
+    """`--augmentation-preview`: rank 0 draws `<output>/augmentation.png`; draw: function of its path."""
+    if distributed.is_main():
+        make_folder(output)
+        draw(Path(output) / "augmentation.png")
+        print(f"what the network is shown: {Path(output) / 'augmentation.png'}")
 
 
 class RunLog:

@@ -123,7 +123,7 @@ def predicted_masks(samples, root, checkpoint_path, device, *, amp="off", say=pr
 
     Args:
         samples: list of `core.data.samples.Sample`.
-        root: the data set's folder. If it can't be written to, a line says so.
+        root: the data set's folder; of a list, the first keeps the masks. If it can't be written to, a line says so.
         checkpoint_path: of train_mask_rcnn.py.
         say: takes the lines for a person.
 
@@ -132,6 +132,7 @@ def predicted_masks(samples, root, checkpoint_path, device, *, amp="off", say=pr
     """
     with torch.random.fork_rng(devices=[]):  # its first weights are drawn on the CPU, whatever the device
         network, state = detection.network_from_checkpoint(checkpoint_path, device)
+    root = root[0] if isinstance(root, list) else root
     path = Path(root) / f"masks-{fingerprint(state)[:12]}.json"
     keys, files, known = distributed.on_main(lambda: _look_up(samples, root, path, say))
     missing = [number for number, key in enumerate(keys) if not _is_current(known.get(key), files[number])]

@@ -11,6 +11,7 @@ import shutil
 import sys
 import textwrap
 
+from core.data.transforms import ERASING_VALUES
 from core.engine.optim import OPTIMIZERS, SCHEDULES, WARMUPS
 from core.errors import InputError
 from core.layers.attention import ATTENTIONS, FEATURE_ERASINGS
@@ -182,15 +183,29 @@ def stages(text):
     return [_number(int, stage, lambda value: 1 <= value <= 4, "a stage from 1 to 4") for stage in text.split(",")]
 
 
-def add_reid_data_options(parser):
+class OneOrList(argparse.Action):
+    """For `nargs="+"`: a single value stays itself, of several there is a list."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values if len(values) > 1 else values[0])
+
+
+def add_reid_data_options(parser, several=False):
+    """`several`: sets may be joined, `--dataset a+b --data A B`. Not beside a positional, which --data would take."""
     group = parser.add_argument_group("data")
     group.add_argument(
         "--dataset",
-        help="market1501, dukemtmc, msmt17, cuhk03_np, veri776, vehicleid, personx, vehiclex, mvb, suitcase, folder, "
-        "or synthetic (default without --data: baggage that Carousel renders itself), synthetic_hard (the same bags "
-        "among others, on restless floors)",
+        help="market1501, dukemtmc, msmt17, cuhk03_np, mot17, veri776, vehicleid, personx, vehiclex, mvb, suitcase, "
+        "folder, or synthetic (default without --data: baggage that Carousel renders itself), synthetic_hard (the same "
+        "bags among others, on restless floors)" + "; several as one: market1501+dukemtmc" * several,
     )
-    group.add_argument("--data", metavar="ROOT", help="the data set's folder (default: data/<dataset>)")
+    group.add_argument(
+        "--data",
+        nargs="+" if several else 1,
+        action=OneOrList,
+        metavar="ROOT",
+        help="the data set's folder or one around it (default: data/<dataset>)" + "; of several, one each" * several,
+    )
     group.add_argument("--height", type=positive_int, default=256, help="picture height in pixels after resizing")
     group.add_argument("--width", type=positive_int, default=128, help="picture width in pixels after resizing")
     group.add_argument("--workers", type=non_negative_int, default=2, help="processes that read pictures, per rank")
@@ -214,7 +229,12 @@ def add_reid_batch_options(parser):
     group.add_argument("--pad", type=non_negative_int, default=10, help="pixels, before a random crop")
     group.add_argument("--autoaugment", action=argparse.BooleanOptionalAction, default=False, help="ImageNet policy")
     group.add_argument("--blur", type=fraction, default=0.0, help="probability of Gaussian blur")
+    group.add_argument("--translation", type=fraction, default=0.0, help="probability of an eighth larger, then a crop")
+    group.add_argument("--color-jitter", type=fraction, default=0.0, help="probability of other light and colours")
+    group.add_argument("--random-patch", type=fraction, default=0.0, help="probability that a part covers another one")
     group.add_argument("--erasing", type=fraction, default=0.5, help="probability of random erasing")
+    group.add_argument("--cutout", type=fraction, default=0.0, help="probability of erasing a square, 1/12 of the area")
+    group.add_argument("--erasing-value", choices=ERASING_VALUES, default="mean", help="of erasing and cutout")
     group.add_argument(
         "--hide-background",
         type=fraction,

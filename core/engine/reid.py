@@ -19,6 +19,8 @@ from core.data.reid_datasets import (
     check_evaluation,
     check_training,
     default_protocol,
+    find_dataset,
+    join_datasets,
     load_reid_dataset,
 )
 from core.data.reid_images import ReIDImages, collate, split_broken
@@ -41,13 +43,17 @@ BACKGROUNDS = {"synthetic": "plain", "synthetic_hard": "hard"}  # of the sets th
 
 
 class ReIDData(NamedTuple):
-    """A data set as a run uses it. train, query, gallery: as in `ReIDDataset`; protocol: of its evaluation."""
+    """A data set as a run uses it, or several as one.
+
+    train, query, gallery: as in `ReIDDataset`. name: as in `--dataset`. root: its own folder; of several, the list of
+    theirs. protocol: of its evaluation.
+    """
 
     train: list[Sample]
     query: list[Sample]
     gallery: list[Sample]
     name: str
-    root: str
+    root: str | list[str]
     protocol: str
 
 
@@ -55,27 +61,24 @@ def load_data(args, say=print, training=False):
     """`ReIDData` that `--dataset` and `--data` name, with the protocol of `--protocol` or the set's own.
 
     With `training` it must have training pictures, and may lack query and gallery. Without either option it is the
-    synthetic baggage set, which is made first where it is missing (by rank 0).
-    What leaks (`core.data.leaks`) is said. Raises InputError for whatever is wrong with the folder, and where no query
+    synthetic baggage set, which is made first where it is missing (by rank 0). Several sets are one (`join_datasets`).
+    What leaks (`core.data.leaks`) is said. Raises InputError for whatever is wrong with the folders, and where no query
     could find a match.
     """
     if args.dataset is None and args.data is not None:
         raise InputError(f"--data {args.data} needs --dataset to say how the folder is laid out, e.g. folder")
     name = args.dataset or "synthetic"
-    root = str(Path(os.path.expanduser(args.data or Path("data") / name)))
-    if name in BACKGROUNDS:
-        from baggage.synthetic import settle_synthetic_baggage  # core stands without it
-
-        with distributed.main_first():
-            settle_synthetic_baggage(root, BACKGROUNDS[name], say)
-    dataset = load_reid_dataset(name, root)
-    distributed.on_main(lambda: _say_unread(dataset, root, say))
+    names = name.split("+")
+    dataset, root = _read_sets(names, args.data, say)
+    protocols = {default_protocol(one) for one in names}
+    if len(protocols) > 1 and not args.protocol:
+        raise InputError(f"--dataset {name}: its sets differ in protocol; give one --protocol for all")
     if args.skip_broken:
         dataset = _without_broken(dataset, say, with_masks=training and may_read_masks(args))
     paths = [sample.path for part in dataset for sample in part]
     bits = distributed.on_main(lambda: bits_in_use(paths, say))
     dataset = ReIDDataset(*([sample._replace(bits=bits) for sample in part] for part in dataset))
-    data = ReIDData(*dataset, name, root, args.protocol or default_protocol(name))
+    data = ReIDData(*dataset, name, root, args.protocol or protocols.pop())
     if training:
         check_training(data)
     if training and not data.query and not data.gallery:
@@ -85,9 +88,41 @@ def load_data(args, say=print, training=False):
         if note:
             say(note)
     looked_at = data if training else data._replace(train=[])  # what the network learned from, only its run knows
-    for line in distributed.on_main(lambda: reid_leaks(looked_at, data.protocol, name not in OWN_NUMBERS)):
+    shared_names = not set(OWN_NUMBERS).intersection(names)
+    for line in distributed.on_main(lambda: reid_leaks(looked_at, data.protocol, shared_names)):
         say(line)
     return data
+
+
+def _read_sets(names, data, say):
+    """(ReIDDataset, root as in `ReIDData`) of the sets of these names; data: `--data`, a folder, a list or None."""
+    roots = data or [Path("data") / name for name in names]
+    roots = roots if isinstance(roots, list) else [roots]
+    if len(roots) != len(names):
+        raise InputError(f"--dataset names {len(names)} sets and --data {len(roots)} folders: give one for each set")
+    read = [_read_set(name, root, say) for name, root in zip(names, roots, strict=True)]
+    if len(names) == 1:
+        return read[0]
+    datasets, roots = zip(*read, strict=True)
+    if len(set(map(os.path.realpath, roots))) < len(roots):
+        raise InputError(f"--data {' '.join(roots)}: a set is given twice; give each once")
+    if len(set(names)) < len(names):  # of one layout
+        names = [f"{name}-{number}" for number, name in enumerate(names, start=1)]
+    return join_datasets(names, datasets), list(roots)
+
+
+def _read_set(name, root, say):
+    """(ReIDDataset, its own folder); by rank 0 first, where the pictures have to be made."""
+    root = os.path.expanduser(root)
+    with distributed.main_first():
+        if name in BACKGROUNDS:
+            from baggage.synthetic import settle_synthetic_baggage  # core stands without it
+
+            settle_synthetic_baggage(root, BACKGROUNDS[name], say)
+        root = str(find_dataset(name, root))
+        dataset = load_reid_dataset(name, root)
+    distributed.on_main(lambda: _say_unread(dataset, root, say))
+    return dataset, root
 
 
 def _say_unread(dataset, root, say):
@@ -296,7 +331,7 @@ def checkpoint_state(network, network_options, criterion, step, best, args, data
         "model": network.state_dict(),
         "loss": criterion.state_dict(),
         **step.state_dict(),
-        "args": {**all_options(args), "data": str(Path(data.root).absolute())},
+        "args": {**all_options(args), "data": _absolute(data.root)},
         "network": network_options,
         "input_size": [args.height, args.width],
         "normalisation": {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
@@ -305,6 +340,10 @@ def checkpoint_state(network, network_options, criterion, step, best, args, data
         "distance": args.distance,
         "threshold": threshold and threshold._asdict(),
     }
+
+
+def _absolute(root):
+    return list(map(_absolute, root)) if isinstance(root, list) else str(Path(root).absolute())
 
 
 def identities_of(samples):

@@ -119,7 +119,8 @@ def load_data(args, say):
     args.mask_target = settled_mask_target(args, data)
     network = args.backbone if args.model == "bot" else f"{args.model}-{args.backbone}"
     args.name = args.name or f"reid-{args.dataset}-{network}"
-    say(f"data: {data.name} in {data.root}: {reid.describe(data)}; protocol {data.protocol}")
+    where = data.root if isinstance(data.root, str) else " and ".join(data.root)
+    say(f"data: {data.name} in {where}: {reid.describe(data)}; protocol {data.protocol}")
     processes, batch = distributed.world_size(), args.ids_per_batch * args.images_per_id
     say(
         f"batch: {args.ids_per_batch} identities x {args.images_per_id} pictures x {processes} processes "

@@ -8,6 +8,8 @@ from core.data.reid_datasets import (
     check_evaluation,
     check_training,
     default_protocol,
+    find_dataset,
+    join_datasets,
     load_reid_dataset,
 )
 from core.data.samples import clip_box
@@ -109,6 +111,55 @@ def test_cuhk03_np_labeled_is_read_from_its_folder(tmp_path):
     assert "labeled" in load_reid_dataset("cuhk03_np", tmp_path / "labeled").train[0].path
 
 
+LAID = {  # as torchreid, fast-reid, LightMBN and OpenUnReID lay their sets under one root; and what lies inside
+    "market1501": (
+        "market1501/Market-1501-v15.09.15 market1501 Market-1501 Market-1501/Market-1501-v15.09.15",
+        "query",
+    ),
+    "dukemtmc": ("dukemtmc-reid/DukeMTMC-reID DukeMTMC-reID dukemtmcreid/DukeMTMC-reID", "bounding_box_train"),
+    "msmt17": ("MSMT17_V1 msmt17/MSMT17_V1 msmt17 MSMT17_V2", "mask_test_v2"),
+    "cuhk03_np": ("cuhk03-np/detected CUHK03-NP/detected cuhk03/CUHK03_detected", "query"),
+    "veri776": ("veri776/VeRi VeRi veri VeRi_with_plate", "image_test"),
+    "vehicleid": ("VehicleID_V1.0 vehicleid", "image"),
+    "mot17": ("MOT17", "train"),
+    "personx": ("personx/subset1", "query"),
+}
+
+
+@pytest.mark.parametrize("name", LAID)
+def test_published_folders_below_a_common_root(tmp_path, name):
+    folders, inside = LAID[name]
+    for number, folder in enumerate(folders.split()):
+        root = tmp_path / str(number)
+        (root / folder / inside).mkdir(parents=True)
+        (root / "others" / "query").mkdir(parents=True)
+        assert find_dataset(name, root) == find_dataset(name, str(root / folder)) == root / folder
+
+
+def test_two_that_fit_are_refused_and_one_under_two_names_is_not(tmp_path):
+    (tmp_path / "market1501" / "query").mkdir(parents=True)
+    (tmp_path / "Market-1501").symlink_to(tmp_path / "market1501")
+    assert find_dataset("market1501", tmp_path).samefile(tmp_path / "market1501")
+    (tmp_path / "market1501" / "Market-1501-v15.09.15" / "query").mkdir(parents=True)
+    assert find_dataset("market1501", tmp_path / "market1501") == tmp_path / "market1501"  # what is named is taken
+    with pytest.raises(InputError, match=r"holds market1501 twice, as .*1501 and as .*v15.09.15; give one"):
+        find_dataset("market1501", tmp_path)
+
+
+def test_joined_sets_share_nothing():
+    first = ReIDDataset(
+        [Sample("a", 0, 2, name="7"), Sample("b", 1, 0, name="9")], [Sample("c", 5, 0, name="5")], [Sample("d", 5, 2)]
+    )
+    second = ReIDDataset([Sample("e", 0, 2, name="7")], [Sample("f", 3, 1)], [Sample("g", 3, 2), Sample("h", 5, 2)])
+    train, query, gallery = join_datasets(["x", "y"], [first, second])
+    assert seen(train) == [(0, 1, "x/7"), (1, 0, "x/9"), (2, 3, "y/7")]
+    assert [(s.path, s.id, s.camera) for s in query] == [("c", 0, 0), ("f", 1, 2)]
+    assert [(s.path, s.id, s.camera) for s in gallery] == [("d", 0, 1), ("g", 1, 3), ("h", 2, 3)]
+    one_set = join_datasets(["x", "y"], [ReIDDataset([], first.query, list(first.query))] * 2)
+    assert one_set.query == one_set.gallery  # as the protocol vehicleid wants it
+    assert join_datasets(["x", "y"], [ReIDDataset([], [], [])] * 2) == ([], [], [])
+
+
 def test_coil20_real_data(shared_data):
     dataset = load_reid_dataset("market1501", shared_data / "coil20_reid")
     assert [len(part) for part in dataset] == [500, 42, 308]
@@ -203,6 +254,7 @@ def test_unknown_data_set_lists_the_known(tmp_path):
 def test_every_data_set_has_a_protocol():
     protocols = {name: default_protocol(name) for name in DATASETS}
     assert {name for name, protocol in protocols.items() if protocol == "no_camera"} == {
+        "mot17",
         "mvb",
         "suitcase",
         "folder",

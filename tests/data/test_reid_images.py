@@ -17,7 +17,8 @@ from core.errors import InputError
 WIDTH, HEIGHT = 40, 60
 BOX = (10, 15, 30, 45)
 PLAIN = build_transform(HEIGHT, WIDTH, training=False)
-HEAVY = build_transform(48, 32, training=True, autoaugment=True, blur=0.5, erasing=0.5)
+RARE = {"translation": 0.5, "color_jitter": 0.5, "random_patch": 0.5, "cutout": 0.5, "erasing_value": "noise"}
+HEAVY = build_transform(48, 32, training=True, autoaugment=True, blur=0.5, erasing=0.5, **RARE)
 
 
 def run_lengths(box=BOX, height=HEIGHT, width=WIDTH):

@@ -12,6 +12,7 @@ from core.data.transforms import (
     IMAGENET_STD,
     AutoAugment,
     HideBackground,
+    RandomPatch,
     apply_operation,
     build_transform,
     denormalise,
@@ -95,7 +96,8 @@ def test_pad_and_crop_shift_picture_box_and_mask_by_at_most_the_padding():
 
 
 def test_the_whole_training_pipeline_keeps_them_together():
-    transform = build_transform(80, 80, training=True, autoaugment=True, blur=0.3, erasing=0.7)
+    rare = {"translation": 0.5, "color_jitter": 0.3, "random_patch": 0.5, "cutout": 0.3, "erasing_value": "noise"}
+    transform = build_transform(80, 80, training=True, autoaugment=True, blur=0.3, erasing=0.7, **rare)
     for _ in seeds(60):
         assert_together(transform(make_sample()), tight=False, pixels=2)
 
@@ -194,6 +196,68 @@ def test_erasing_and_blur_happen_as_often_as_asked():
         transform = build_transform(HEIGHT, WIDTH, training=True, flip=0.0, pad=0, **{option: 0.3})
         changed = [not torch.equal(transform({"image": picture()})["image"], plain) for _ in seeds(300)]
         assert 0.2 < sum(changed) / 300 < 0.4
+
+
+@pytest.mark.parametrize(("value", "wanted"), [("mean", IMAGENET_MEAN), ("zero", (0.0, 0.0, 0.0)), ("noise", None)])
+def test_cutout_is_a_square_of_a_twelfth_of_the_area(value, wanted):
+    sample = {**make_sample(), "image": picture()}
+    plain = build_transform(HEIGHT, WIDTH, training=True, flip=0.0, pad=0)(sample)
+    transform = build_transform(HEIGHT, WIDTH, training=True, flip=0.0, pad=0, cutout=1.0, erasing_value=value)
+    side, places = round((HEIGHT * WIDTH / 12) ** 0.5), set()  # 23
+    for _ in seeds(20):
+        cut = transform(sample)
+        assert torch.equal(cut["box"], plain["box"]) and torch.equal(cut["mask"], plain["mask"])
+        rows, columns = torch.where((cut["image"] != plain["image"]).any(0))
+        top, left = int(rows.min()), int(columns.min())
+        assert int(rows.max()) - top + 1 == int(columns.max()) - left + 1 == side
+        square = cut["image"][:, top : top + side, left : left + side]
+        if wanted is None:
+            assert abs(square.mean()) < 0.2 and 0.9 < square.std() < 1.1
+        else:
+            assert torch.allclose(denormalise(square), torch.tensor(wanted)[:, None, None].expand_as(square), atol=1e-6)
+        places.add((top, left))
+    assert len(places) > 15
+
+
+def test_a_patch_is_covered_by_a_part_of_the_same_picture():
+    image, areas = picture(), []
+    places = {tuple(color) for color in image.flatten(1).T.tolist()}
+    for _ in seeds(30):
+        patched = RandomPatch(1.0)(image)
+        changed = (patched != image).any(0)
+        assert {tuple(color) for color in patched.flatten(1).T.tolist()} <= places
+        areas.append(changed.float().mean().item())
+    assert min(areas) < 0.1 and 0.3 < max(areas) < 0.51
+    assert torch.equal(image, picture())  # the sample itself is as it was
+    assert torch.equal(RandomPatch(0.0)(image), image)
+
+
+def test_translation_is_a_crop_of_the_picture_an_eighth_larger():
+    transform = build_transform(HEIGHT, WIDTH, training=True, flip=0.0, pad=0, translation=1.0)
+    corners = set()
+    for _ in seeds(40):
+        sample = transform(make_sample())
+        assert tuple(sample["image"].shape[-2:]) == (HEIGHT, WIDTH)
+        assert_together(sample, tight=True, pixels=1)
+        left, top, right, bottom = sample["box"][0].tolist()
+        assert (right - left, bottom - top) == (1.125 * 24, 1.125 * 40)
+        assert -8 <= left - 1.125 * 20 <= 0 and -12 <= top - 1.125 * 30 <= 0
+        corners.add((left, top))
+    assert len(corners) > 30
+
+
+def test_new_augmentations_happen_as_often_as_asked_and_leave_box_and_mask():
+    sample = {**make_sample(), "image": picture()}
+    plain = build_transform(HEIGHT, WIDTH, training=True, flip=0.0, pad=0)(sample)
+    for option in ("color_jitter", "random_patch", "cutout", "translation"):
+        transform = build_transform(HEIGHT, WIDTH, training=True, flip=0.0, pad=0, **{option: 0.3})
+        changed = 0
+        for _ in seeds(100):
+            got = transform(sample)
+            changed += not torch.equal(got["image"], plain["image"])
+            if option != "translation":
+                assert torch.equal(got["box"], plain["box"]) and torch.equal(got["mask"], plain["mask"])
+        assert 15 < changed < 45, option
 
 
 def test_training_without_any_augmentation_is_evaluation():

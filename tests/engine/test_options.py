@@ -57,6 +57,17 @@ def test_bad_values_are_named_in_one_line(argv, said):
     assert "\n" not in str(error.value)
 
 
+def test_one_folder_is_a_text_and_several_are_a_list():
+    parser = options.Parser("a script")
+    options.add_reid_data_options(parser, several=True)
+    assert parser.parse_args([]).data is None and parser.parse_args(["--data", "a"]).data == "a"
+    assert parser.parse_args(["--data", "a", "b"]).data == ["a", "b"]
+    parser = options.Parser("a script")
+    parser.add_argument("checkpoint")
+    options.add_reid_data_options(parser)
+    assert vars(parser.parse_args(["--data", "a", "b"])).items() >= {"data": "a", "checkpoint": "b"}.items()
+
+
 def test_margin_can_be_soft():
     assert options.margin("soft") is None
     assert options.margin("0.3") == 0.3

@@ -234,6 +234,12 @@ def data(baggage):
     return load_reid_dataset("mvb", baggage)
 
 
+def read_instead(monkeypatch, dataset):
+    """Whatever the data's name and folder, this is what is read."""
+    monkeypatch.setattr(reid, "find_dataset", lambda name, root: root)
+    monkeypatch.setattr(reid, "load_reid_dataset", lambda name, root: dataset)
+
+
 def test_load_data_returns_what_it_settled(baggage, monkeypatch, tmp_path):
     said, made = [], []
     monkeypatch.chdir(tmp_path)
@@ -247,7 +253,7 @@ def test_load_data_returns_what_it_settled(baggage, monkeypatch, tmp_path):
     assert reid.load_data(options(dataset="mvb", data=str(baggage), protocol="no_camera")).train == data.train
 
     monkeypatch.setattr(synthetic, "make_synthetic_baggage", lambda root, background: made.append((root, background)))
-    monkeypatch.setattr(reid, "load_reid_dataset", lambda name, root: ReIDDataset(*data[:3]))
+    read_instead(monkeypatch, ReIDDataset(*data[:3]))
     made_set = reid.load_data(options())
     assert (made_set.name, made_set.root, made_set.protocol) == ("synthetic", "data/synthetic", "no_camera")
     reid.load_data(options(dataset="synthetic_hard"))
@@ -258,21 +264,64 @@ def test_load_data_returns_what_it_settled(baggage, monkeypatch, tmp_path):
 
 def test_data_without_query_and_gallery_train_only(data, monkeypatch):
     said = []
-    monkeypatch.setattr(reid, "load_reid_dataset", lambda name, root: ReIDDataset(data.train, [], []))
+    read_instead(monkeypatch, ReIDDataset(data.train, [], []))
     reid.load_data(options(dataset="vehiclex"), said.append, training=True)
     assert said == ["vehiclex has no query and gallery: the run trains without evaluation"]
     with pytest.raises(InputError, match="nothing to evaluate"):
         reid.load_data(options(dataset="vehiclex"))
-    monkeypatch.setattr(reid, "load_reid_dataset", lambda name, root: data._replace(train=[]))
+    read_instead(monkeypatch, data._replace(train=[]))
     with pytest.raises(InputError, match="no training pictures"):
         reid.load_data(options(dataset="folder"), training=True)
     assert reid.load_data(options(dataset="folder")).query == data.query
 
 
+WHO = (("train", "a"), ("train", "b"), ("test", "x"))
+
+
+def two_folders(root):
+    """Photographs of a and b (trained), x and y (tested), in two folders; the same names, other pictures."""
+    for place in ("one", "two"):
+        paint(root, *(f"{place}/{part}/{who}/{n}.png" for part, who in WHO for n in "12"))
+    return [str(root / "one"), str(root / "two")]
+
+
+def test_several_sets_are_read_as_one(tmp_path, baggage):
+    said, roots = [], two_folders(tmp_path)
+    data = reid.load_data(options(dataset="folder+folder", data=roots), said.append, training=True)
+    assert (data.name, data.root, data.protocol, said) == ("folder+folder", roots, "no_camera", [])
+    assert reid.identities_of(data.train) == ["folder-1/a", "folder-1/b", "folder-2/a", "folder-2/b"]
+    assert [(s.name, s.id, s.camera) for s in data.query] == [("folder-1/x", 0, 0), ("folder-2/x", 1, 1)]
+    mixed = options(dataset="folder+mvb", data=[roots[0], str(baggage)])
+    assert "mvb/0001" in reid.identities_of(reid.load_data(mixed, training=True).train)
+
+
+def test_what_several_sets_may_not_be(tmp_path):
+    roots = two_folders(tmp_path)
+    for dataset, data, said in (
+        ("folder+folder", [roots[0], roots[0] + "/."], "a set is given twice"),
+        ("folder+folder", roots[0], "names 2 sets and --data 1 folders"),
+        ("folder", roots, "names 1 sets and --data 2 folders"),
+        ("folder+nofolder", roots, "unknown data set 'nofolder'"),
+        ("folder+vehicleid", None, "folder: no such folder"),
+    ):
+        with pytest.raises(InputError, match=said):
+            reid.load_data(options(dataset=dataset, data=data), training=True)
+
+
+def test_sets_of_different_protocols_need_one_that_is_given(data, monkeypatch, tmp_path):
+    read_instead(monkeypatch, data)
+    for root in ("a", "b"):
+        (tmp_path / root).mkdir()
+    two = {"dataset": "market1501+mvb", "data": [str(tmp_path / "a"), str(tmp_path / "b")]}
+    with pytest.raises(InputError, match=r"market1501\+mvb: its sets differ in protocol; give one --protocol for all"):
+        reid.load_data(options(**two))
+    assert reid.load_data(options(**two, protocol="no_camera")).protocol == "no_camera"
+
+
 def test_a_note_tells_of_queries_that_can_find_nothing(data, monkeypatch):
     said = []
     some = data._replace(gallery=[s for s in data.gallery if s.id != data.query[0].id])
-    monkeypatch.setattr(reid, "load_reid_dataset", lambda name, root: some)
+    read_instead(monkeypatch, some)
     reid.load_data(options(dataset="mvb"), said.append)
     assert len(said) == 1 and said[0].startswith("2 of 6 query pictures have no match")
 
@@ -333,8 +382,8 @@ def test_pictures_of_kinds_that_are_not_read_are_said_once(tmp_path, name, aroun
     paint(tmp_path / published, *others)
     data = reid.load_data(args, said.append, training=True)
     said = [line for line in said if "not read" in line]
-    assert said == [f"not read: 1 .heic, 1 .cr2 pictures in {tmp_path}; convert them to JPEG or PNG"] or (
-        said == [f"not read: 1 .cr2, 1 .heic pictures in {tmp_path}; convert them to JPEG or PNG"]
+    assert said == [f"not read: 1 .heic, 1 .cr2 pictures in {tmp_path / published}; convert them to JPEG or PNG"] or (
+        said == [f"not read: 1 .cr2, 1 .heic pictures in {tmp_path / published}; convert them to JPEG or PNG"]
     )
     assert len({sample.id for sample in data.train}) == 2
 
@@ -448,7 +497,7 @@ def test_leaks_are_said_and_end_nothing(tmp_path):
 def test_msmt17_numbers_its_test_persons_anew(data, monkeypatch):
     said, same = [], [sample._replace(name="0000") for sample in data.train]
     dataset = data._replace(train=same, gallery=[sample._replace(name="0000") for sample in data.gallery])
-    monkeypatch.setattr(reid, "load_reid_dataset", lambda name, root: dataset)
+    read_instead(monkeypatch, dataset)
     for name, count in (("msmt17", 0), ("mvb", 1)):
         said.clear()
         reid.load_data(options(dataset=name, protocol="no_camera"), said.append, training=True)
