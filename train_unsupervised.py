@@ -272,8 +272,8 @@ class UnsupervisedRun(ReIDRun):
         super().__init__(args, say, network, network_options, pseudo, step, data, loaders, device)
 
     def _metrics(self):
-        shown = {**METRIC_NAMES, "clustered": "clustered", **{name: name for name in AGREEMENT_NAMES}}
-        names = {**shown, **dict.fromkeys(("clusters", "outliers", "cluster_size"))}
+        shown = {"mAP": "mAP", "rank1": "Rank-1", "clustered": "clustered", **{name: name for name in AGREEMENT_NAMES}}
+        names = {**dict.fromkeys((*METRIC_NAMES, "clusters", "outliers", "cluster_size")), **shown}
         several = self.criterion.several_targets
         return names | {
             column_of(key, domain, several): name and column_of(name, domain, several)
@@ -284,13 +284,13 @@ class UnsupervisedRun(ReIDRun):
     def _evaluate(self):
         metrics, scores = {}, []
         for number, domain, loaders in self.targets:
-            network = self.step.evaluated[0]
+            network, several = self.step.evaluated[0], self.criterion.several_targets
             use_domain(network, number)
-            self.evaluation = reid.evaluate(network, loaders, domain.data, self.args, self.device)
-            if self.evaluation:
-                found, several = self.evaluation.metrics, self.criterion.several_targets
-                metrics |= {column_of(key, domain, several): value for key, value in found.items()}
-                scores.append(found["mAP"])
+            evaluation = reid.evaluate(network, loaders, domain.data, self.args, self.device)
+            if evaluation:
+                self.evaluation, self.data = evaluation, domain.data  # of the last one are rank list and threshold
+                metrics |= {column_of(key, domain, several): value for key, value in evaluation.metrics.items()}
+                scores.append(evaluation.metrics["mAP"])
         return metrics | ({"mAP": sum(scores) / len(scores)} if scores else {})
 
     def _resume(self, state, path):
@@ -325,7 +325,7 @@ def main(args):
     processes, batch = distributed.world_size(), args.ids_per_batch * args.images_per_id
     say(
         f"method: {args.method}; batch: {args.ids_per_batch} labels x {args.images_per_id} pictures x {processes} "
-        f"processes = {batch * processes} pictures of each set, of which BatchNorm sees {args.batch_norm_group or batch}"
+        f"processes = {batch * processes} pictures of each set; BatchNorm sees {args.batch_norm_group or batch} of them"
     )
     step = build_step(networks, args, device)
     label_loaders = [reid.build_eval_loader(args, domain.data.train, device) for domain in domains]

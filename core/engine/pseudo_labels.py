@@ -31,7 +31,9 @@ class Domain(NamedTuple):
 
 
 def load_domains(args, say):
-    """[Domain] of `--source` and `--target`, in this order; the synthetic baggage set where none is given.
+    """[Domain] of `--source` and `--target`; the synthetic baggage set where no target is given.
+
+    Sources come first, and last what can be evaluated: a checkpoint is used with the BatchNorm of the last domain.
 
     Raises InputError as `load_data`, and for a set that is given twice or too small to cluster.
     """
@@ -55,7 +57,7 @@ def load_domains(args, say):
         labels = "without labels" if is_target else f"of {int(truth.max()) + 1} identities"
         say(f"{'target' if is_target else 'source'}: {name} in {data.root}: {len(data.train)} pictures {labels}")
         domains.append(Domain(data, is_target, truth))
-    return domains
+    return sorted(domains, key=lambda domain: (domain.is_target, bool(domain.data.query)))
 
 
 class PseudoLabels:
