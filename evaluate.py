@@ -3,6 +3,8 @@
 ReID: CMC, mAP, mINP, re-ranking, features, rank list; on the data it was trained on, and on other data (cross-domain):
     python evaluate.py runs/NAME/best.pth --rerank
     python evaluate.py runs/NAME/best.pth --dataset market1501 --data PATH --flip --save-features features.npz
+Several networks on several data sets, all against all, and what each network costs:
+    python evaluate.py runs/A/best.pth runs/B/best.pth --dataset market1501:PATH mvb:PATH --complexity
 Where the network looks, and its embeddings on a plane:
     python evaluate.py runs/NAME/best.pth --activation-map --embedding-plot
 The floor that a ReID network must beat, the pixels themselves:
@@ -12,43 +14,53 @@ Weights that another project published:
 Mask R-CNN: the COCO numbers of boxes and masks, a table of classes, COCO result files, precision over recall, pictures:
     python evaluate.py runs/NAME/best.pth
     python evaluate.py runs/NAME/best.pth --images FOLDER --annotations FILE
+A table of all runs and evaluations below a folder:
+    python evaluate.py --summary runs
+The network for production, any batch size; or the checkpoint without what only training needs (Mask R-CNN, too):
+    python evaluate.py runs/NAME/best.pth --export onnx --output bags.onnx
+    python evaluate.py runs/NAME/best.pth --export weights
 All GPUs of a machine, or of several (see run_ddp.sh):
     bash run_ddp.sh evaluate.py runs/NAME/best.pth --data PATH
     NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 bash run_ddp.sh evaluate.py runs/NAME/best.pth
 
-Everything goes to <--output>/<data set>, without --output beside the checkpoint; a folder that exists is never
-overwritten, the next free number is added. --save-features alone names a file, which is replaced.
+Everything goes to <--output>/<data set>, without --output beside the checkpoint; of several networks or sets to
+<--output>/all-against-all. A folder that exists is never overwritten, the next free number is added; the files that
+--save-features and --export name are replaced.
 """
 
 import argparse
-import json
-import math
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch.nn import functional as F
 
-from core.data.coco import coco_ground_truth, coco_paths, read_coco
-from core.engine import coco_evaluation, detection, detection_pictures, distributed, options, reid, reid_pictures
-from core.engine.checkpoint import open_run
+from core.data.coco import coco_ground_truth
+from core.engine import coco_evaluation, detection, distributed, options, reid, reid_evaluation, reid_pictures
+from core.engine.checkpoint import open_run, save_checkpoint, weights_alone
+from core.engine.complexity import complexity
+from core.engine.detection_pictures import draw_predictions
+from core.engine.export import SUFFIXES, export_network
 from core.engine.published import load_state
+from core.engine.summary import summarise_runs
+from core.engine.tables import as_json, write_texts
 from core.errors import InputError
-from core.files import atomic_write, make_folder
+from core.files import make_folder
 from core.models.reid import ReIDOutput
 from core.retrieval.expansion import expand_queries
-from core.retrieval.ranking import METRIC_NAMES, rank_queries, summarise
-from core.retrieval.rerank import re_rank
 from core.visualize.instances import precision_recall_curves
 
 # What has no effect is refused, not ignored: options of a network of the other kind, and of a step that isn't taken.
 EXPANSION_OPTIONS = ("expansion_k", "expansion_alpha")
 RERANK_OPTIONS = ("k1", "k2", "lambda_value")
-REID_OPTIONS = ("backbone", "model", "dataset", "height", "width", "protocol", "distance", "eval_batch_size", "flip")
-REID_OPTIONS += ("query_expansion", *EXPANSION_OPTIONS, "rerank", *RERANK_OPTIONS, "save_features", "rank_list")
-REID_OPTIONS += ("activation_map", "embedding_plot", "false_accept_rate")
+REID_OPTIONS = ("backbone", "model", "dataset", "height", "width", "protocol", "distance", "eval_batch_size")
+REID_OPTIONS += ("feature", "flip", "query_expansion", *EXPANSION_OPTIONS, "rerank", *RERANK_OPTIONS, "save_features")
+REID_OPTIONS += ("rank_list", "activation_map", "embedding_plot", "false_accept_rate", "complexity")
 DETECTION_OPTIONS = ("images", "annotations", "predictions", "score")
+ALWAYS = ("output", "device", "timeout", "workers")
+SUMMARY_OPTIONS, EXPORT_OPTIONS = (
+    ("summary", *ALWAYS),
+    ("checkpoint", "export", "feature", "backbone", "model", *ALWAYS),
+)
 
 
 class RawPixels(torch.nn.Module):
@@ -64,20 +76,27 @@ class RawPixels(torch.nn.Module):
 
 def get_parser():
     parser = options.Parser(__doc__)
-    parser.add_argument("checkpoint", nargs="?", help="runs/NAME/best.pth, or weights that another project published")
+    parser.add_argument("checkpoint", nargs="*", help="runs/NAME/best.pth, or weights that another project published")
     parser.add_argument("--raw-pixels", action="store_true", help="ReID without a network: the pixels themselves")
+    parser.add_argument("--summary", metavar="FOLDER", help="no network: a table of all runs below it")
+    parser.add_argument("--export", choices=SUFFIXES, help="no evaluation: write this, to --output FILE")
     parser.add_argument(
-        "--output", help="folder for the results (default: the checkpoint's path without .pth, or runs/raw-pixels)"
+        "--output",
+        help="folder for the results (default: the checkpoint's path without .pth, or runs/raw-pixels); of --export "
+        "a file",
     )
     group = options.add_reid_data_options(parser)
     group.description = (
         "by default as in the checkpoint: --height and --width (both 64 for --raw-pixels), and --dataset and --data\n"
-        "where neither is given"
+        "where neither is given. --dataset takes several, NAME:PATH each; put the checkpoints before it"
     )
+    dataset = next(action for action in group._group_actions if action.dest == "dataset")
+    dataset.nargs, dataset.metavar = "+", "NAME[:PATH]"
     group = options.add_reid_evaluation_options(parser)
     group.description = "by default as in the checkpoint: --distance (euclidean for --raw-pixels)"
     parser.set_defaults(height=None, width=None, distance=None)
     group = parser.add_argument_group("answers of ReID")
+    group.add_argument("--feature", choices=["before", "after"], default="after", help="the neck: what is compared")
     group.add_argument("--flip", action="store_true", help="average with the embedding of the mirrored picture")
     group.add_argument("--query-expansion", action="store_true", help="average each feature with its neighbours")
     group.add_argument("--expansion-k", type=options.positive_int, default=5, help="neighbours, itself included")
@@ -97,10 +116,13 @@ def get_parser():
         const=8,
         default=0,
         metavar="N",
-        help="sheet of where the last stage is active in N queries (default: none; 8 without N); put the checkpoint "
-        "first, or it is taken for N",
+        help="sheet of where each branch looks in N queries (default: none; 8 without N); put the checkpoint first, "
+        "or it is taken for N",
     )
     group.add_argument("--embedding-plot", action="store_true", help="the embeddings on a plane, by identity")
+    group.add_argument(
+        "--complexity", action="store_true", help="also parameters, multiply-adds, memory and speed of embedding"
+    )
     group = parser.add_argument_group("Mask R-CNN", "data by --data ROOT, too: the val part in the layout of COCO 2017")
     group.add_argument("--images", metavar="FOLDER", help="pictures (default: those that its training evaluated on)")
     group.add_argument("--annotations", metavar="FILE", help="their annotations, COCO JSON with masks")
@@ -114,14 +136,21 @@ def get_parser():
 def main(args):
     device = distributed.setup(args.device, args.timeout)
     say = print if distributed.is_main() else lambda _: None
-    if args.raw_pixels == (args.checkpoint is not None):
+    if args.summary:
+        refuse(args, set(vars(args)) - set(SUMMARY_OPTIONS), "without effect beside --summary; leave it out")
+        return summarise_folder(args, say)
+    if args.raw_pixels == bool(args.checkpoint):
         raise InputError("give either a checkpoint, e.g. runs/NAME/best.pth, or --raw-pixels")
-    how = {"backbone": args.backbone, "model": args.model}
-    state = load_state(args.checkpoint, "reid", "mask_rcnn", **how) if args.checkpoint else None
-    if state and "message" in state:
-        say(state["message"])
-    if state and state["kind"] == "mask_rcnn":
+    state = read_state(args.checkpoint[0], args, say, "reid", "mask_rcnn") if args.checkpoint else None
+    is_detection = state is not None and state["kind"] == "mask_rcnn"
+    if len(args.checkpoint) > 1 and (is_detection or args.export):
+        raise InputError(f"{args.checkpoint[0]} is taken by itself here: several checkpoints are for evaluating ReID")
+    if args.export:
+        refuse(args, set(vars(args)) - set(EXPORT_OPTIONS), "without effect beside --export; leave it out")
+        distributed.on_main(lambda: export(args, state, device))
+    elif is_detection:
         refuse(args, REID_OPTIONS, "not an option for a network of Mask R-CNN; leave it out")
+        args.checkpoint = args.checkpoint[0]
         evaluate_detection(args, state, device, say)
     else:
         refuse(args, DETECTION_OPTIONS, "not an option for a network of ReID; leave it out")
@@ -136,12 +165,37 @@ def refuse(args, names, why):
         raise InputError(f"{parser.as_typed(given)}: {why}")
 
 
-def write_texts(folder, table, numbers, args):
-    """What people read and what programs read: table.txt, metrics.json."""
-    metrics = json.dumps({**numbers, "args": vars(args)}, indent=2)
-    for name, text in (("table.txt", table), ("metrics.json", metrics)):
-        with atomic_write(folder / name) as file:
-            file.write((text + "\n").encode())
+def read_state(path, args, say, *kinds):
+    """A checkpoint, or one made of what another project published."""
+    state = load_state(path, *kinds, backbone=args.backbone, model=args.model)
+    if "message" in state:
+        say(state["message"])
+    return state
+
+
+def with_options(args, **values):
+    return argparse.Namespace(**{**vars(args), **values})
+
+
+def summarise_folder(args, say):
+    table = distributed.on_main(lambda: summarise_runs(args.summary))
+    folder, _ = open_run(args.output or args.summary, "summary")
+    distributed.on_main(lambda: write_texts(folder, table.files("summary")))
+    say(f"{table.text()}\nwritten to {folder}")
+
+
+def export(args, state, device):
+    """One file: the network for production, or its weights as a small checkpoint."""
+    if state["kind"] == "mask_rcnn" and args.export != "weights":
+        raise InputError(f"--export {args.export} is for ReID: {args.checkpoint[0]} is a Mask R-CNN; use weights")
+    path = Path(args.output or Path(args.checkpoint[0]).with_suffix(SUFFIXES[args.export]))
+    make_folder(path.parent)
+    if args.export == "weights":
+        save_checkpoint(path, weights_alone(state))
+        return print(f"written to {path} ({path.stat().st_size / 1e6:.1f} MB), a checkpoint that can't be resumed")
+    network, _ = reid.network_from_checkpoint(args.checkpoint[0], device, state=state)
+    network.embed = args.feature
+    print(export_network(path, args.export, network, state, device))
 
 
 # ReID
@@ -162,97 +216,86 @@ def load_network(args, state, device):
     return network
 
 
-def save_features(path, query, gallery, data):
-    """One .npz: features (N, D) float32, ids, cameras (N,) and paths of query and gallery; no pickled objects in it."""
-    arrays = {}
-    for name, features, samples in (("query", query, data.query), ("gallery", gallery, data.gallery)):
-        ids, cameras = reid.labels_of(samples)
-        arrays[f"{name}_features"] = features.cpu().numpy()
-        arrays[f"{name}_ids"], arrays[f"{name}_cameras"] = ids.numpy(), cameras.numpy()
-        arrays[f"{name}_paths"] = np.array([str(sample.path) for sample in samples])
-    make_folder(Path(path).parent)
-    with atomic_write(path) as file:
-        np.savez(file, **arrays)
-
-
-def re_ranked(query, gallery, data, args):
-    """RankingResult with k-reciprocal re-ranking; the cosine distance is the Euclidean one of unit vectors."""
-    if args.distance == "cosine":
-        query, gallery = F.normalize(query), F.normalize(gallery)
-    distance = re_rank(query, gallery, args.k1, args.k2, args.lambda_value)  # (Q, G)
-    ranks = rank_queries(distance, reid.labels_of(data.query), reid.labels_of(data.gallery), data.protocol)
-    return summarise(ranks, data.protocol)
-
-
-def table(results):
-    """Rows of metrics in per cent, for people."""
-    width = max(map(len, results))
-    head = " " * width + "".join(f"{name:>9}" for name in METRIC_NAMES.values())
-    rows = [
-        f"{name:<{width}}" + "".join(f"{100 * value:>9.2f}" for value in result.metrics().values())
-        for name, result in results.items()
-    ]
-    return "\n".join([head, *rows])
-
-
 def evaluate_reid(args, state, device, say):
-    if args.raw_pixels and args.activation_map:
-        raise InputError("--activation-map needs a network, and raw pixels have none: leave it out")
+    """Each network on each data set; of more than one pair a table of all against all."""
+    check_reid_options(args)
+    networks = []
+    for path in args.checkpoint or [None]:
+        state = read_state(path, args, say, "reid") if networks else state  # the first was read already
+        own = with_options(args, checkpoint=path)
+        network = load_network(own, state, device)
+        network.embed = args.feature
+        networks.append((own, network, state and state["normalisation"]))
+    sets = reid_evaluation.load_data_sets(args, [(own.dataset, own.data, own.protocol) for own, *_ in networks], say)
+    is_one = len(networks) == len(sets) == 1
+    if args.rerank and any(data.protocol == "vehicleid" for data in sets.values()):
+        raise InputError(
+            "--rerank needs a query and a gallery, under protocol vehicleid they are one set: leave it out"
+        )
+    if args.save_features and not is_one:
+        raise InputError("--save-features names one file: give one checkpoint and one data set, or leave it out")
+    names = reid_evaluation.names_of_networks(args.checkpoint)
+    together = None if is_one else open_run(args.output or "runs", "all-against-all")[0]
+    comparison, costs = {name: {} for name in names}, {}
+    for name, (own, network, normalisation) in zip(names, networks, strict=True):
+        if args.complexity and distributed.is_main():
+            size = (own.height, own.width)
+            costs[name] = complexity(network, size, device, batch_size=args.eval_batch_size, amp=args.amp)
+            print(f"{name}: {costs[name]}; on {device.type}, {args.eval_batch_size} pictures in a batch")
+        beside = Path(own.checkpoint).with_suffix("") if own.checkpoint else "runs/raw-pixels"
+        for set_name, data in sets.items():
+            own = with_options(own, dataset=data.name, data=data.root, protocol=data.protocol)  # for metrics.json
+            folder, _ = open_run(args.output or beside if is_one else together / name, set_name)
+            say(f"{own.checkpoint or 'raw pixels'} on {data.name} in {data.root}, protocol {data.protocol}")
+            say(reid.describe(data))
+            results = evaluate_pair(network, data, normalisation, folder, costs.get(name), own, device)
+            comparison[name][set_name] = results
+    if together and distributed.is_main():
+        reid_evaluation.write_comparison(together, comparison, costs, args)
+        print(f"{reid_evaluation.comparison_table(comparison, costs).text()}\nwritten to {together}")
+
+
+def check_reid_options(args):
+    if args.raw_pixels and (args.activation_map or args.feature == "before"):
+        raise InputError("--activation-map and --feature need a network, and raw pixels have none: leave it out")
     if not args.rerank:
         refuse(args, RERANK_OPTIONS, "without effect; give --rerank, too, or leave it out")
     if not args.query_expansion:
         refuse(args, EXPANSION_OPTIONS, "without effect; give --query-expansion, too, or leave it out")
-    network = load_network(args, state, device)
-    data = reid.load_data(args, say)
-    args.dataset, args.data, args.protocol = data.name, data.root, data.protocol  # metrics.json keeps them
-    if args.rerank and args.protocol == "vehicleid":
-        raise InputError(
-            "--rerank needs a query and a gallery, under protocol vehicleid they are one set: leave it out"
-        )
-    output = args.output or (Path(args.checkpoint).with_suffix("") if args.checkpoint else "runs/raw-pixels")
-    folder, _ = open_run(output, args.dataset)
-    say(f"{args.checkpoint or 'raw pixels'} on {args.dataset} in {args.data}, protocol {args.protocol}")
-    say(reid.describe(data))
 
-    normalisation = state and state["normalisation"]
+
+def evaluate_pair(network, data, normalisation, folder, cost, args, device):
+    """A network on a data set: how it was asked -> `RankingResult`; rank 0 prints, writes and draws."""
     loaders = reid.query_gallery_loaders(args, data, device, normalisation)
     query, gallery = reid.extract_query_gallery(network, loaders, device, amp=args.amp, flip=args.flip)
-    how = "flip" if args.flip else "plain"
+    how = ("flip" if args.flip else "plain") + ", before the neck" * (args.feature == "before")
     # Of the features as they are: `demo.py`, whose --threshold it is, has no neighbours to average them with.
     threshold = reid.threshold(query, gallery, data, args)
     if args.save_features and distributed.is_main():
-        save_features(args.save_features, query, gallery, data)
+        reid_evaluation.save_features(args.save_features, query, gallery, data)
     if args.query_expansion:
         query, gallery = expand_queries(query, gallery, args.expansion_k, args.expansion_alpha)
         how += " + expansion"
     results = {how: reid.rank_embeddings(query, gallery, data, args.distance)}
-    if distributed.is_main():
-        if args.rerank:
-            results[f"{how} + re-ranking"] = re_ranked(query, gallery, data, args)
-        print(table(results))
-        if threshold:
-            print(f"{threshold}{'; all with --flip, which demo.py does without' * args.flip}")
-        write_reid_results(folder, results, threshold, query, gallery, data, args)
-        if args.activation_map:
-            path = folder / "activation_map.png"
-            images = loaders[0].dataset
-            reid_pictures.draw_activations(path, network, images, device, args.activation_map, normalisation)
-        print(f"written to {folder}")
-
-
-def write_reid_results(folder, results, threshold, query, gallery, data, args):
-    """The table, every number as JSON, and the pictures that need no network."""
-    numbers = {
-        name: {**result.metrics(), "cmc": result.cmc.tolist(), "num_valid_queries": result.num_valid_queries}
-        for name, result in results.items()
-    }
-    threshold = threshold and no_nan(threshold._asdict())
-    write_texts(folder, table(results), {"results": numbers, "threshold": threshold}, args)
+    if not distributed.is_main():
+        return results
+    if args.rerank:
+        results[f"{how} + re-ranking"] = reid_evaluation.re_ranked(query, gallery, data, args)
+    print(reid_evaluation.metrics_table(results).text())
+    if threshold:
+        otherwise = " and ".join(["--flip"] * args.flip + ["--feature before"] * (args.feature == "before"))
+        print(f"{threshold}{f'; all with {otherwise}, which demo.py does without' if otherwise else ''}")
+    reid_evaluation.write_results(folder, results, threshold, cost, args)
     if args.rank_list:
         path = folder / "rank_list.png"
         reid_pictures.draw_rank_list(path, query, gallery, data, args.distance, args.rank_list)
     if args.embedding_plot:
         reid_pictures.draw_embeddings(folder / "embeddings.png", query, gallery, data, args.distance)
+    if args.activation_map:
+        path, images = folder / "activation_map.png", loaders[0].dataset
+        reid_pictures.draw_activations(path, network, images, device, args.activation_map, normalisation)
+    print(f"written to {folder}")
+    return results
 
 
 # Mask R-CNN
@@ -260,8 +303,8 @@ def write_reid_results(folder, results, threshold, query, gallery, data, args):
 
 def evaluate_detection(args, state, device, say):
     network, _ = detection.network_from_checkpoint(args.checkpoint, device, state=state)
-    data = load_detection_data(args, state["args"], say, state.get("view", {}))
-    categories = match_categories(state["categories"], data, say)
+    data = detection.load_evaluation_data(args, state["args"], state.get("view", {}), say)
+    categories = detection.match_categories(state["categories"], data, say)
     output = args.output or Path(args.checkpoint).with_suffix("")
     folder, _ = open_run(output, Path(data.annotations_path).stem)
     instances = sum(len(picture.annotations) for picture in data.pictures)
@@ -278,79 +321,15 @@ def evaluate_detection(args, state, device, say):
     if distributed.is_main():
         text = f"{coco_evaluation.summary_table(result)}\n\n{coco_evaluation.per_class_table(result)}"
         print(text)
-        numbers = {"results": no_nan(result.metrics), "classes": [no_nan(row._asdict()) for row in result.per_class]}
-        write_texts(folder, text, numbers, args)
-        precision_recall_curves(
-            folder / "precision_recall.png", result.precision, [row.name for row in result.per_class]
-        )
+        numbers = {"results": result.metrics, "classes": [row._asdict() for row in result.per_class]}
+        write_texts(folder, {"table.txt": text, "metrics.json": as_json({**numbers, "args": vars(args)})})
+        names = [row.name for row in result.per_class]
+        precision_recall_curves(folder / "precision_recall.png", result.precision, names)
         if args.predictions:
             how = {"amp": args.amp, "score": args.score, "pictures": args.predictions}
-            detection_pictures.draw_predictions(
-                folder / "predictions", network, loader.dataset, categories, device, **how
-            )
+            path = folder / "predictions"
+            draw_predictions(path, network, loader.dataset, categories, device, **how)
         print(f"written to {folder}")
-
-
-def load_detection_data(args, trained_with, say, view):
-    """`CocoData` that the options name, or else what the training evaluated on.
-
-    Unreadable pictures are left out if `--skip-broken` is given or the training left them out. Those that the training
-    evaluated on are read as its own were (`CocoData.view`), which it knows from more of them.
-    """
-    args.skip_broken = args.skip_broken or trained_with.get("skip_broken", False)
-    if bool(args.images) != bool(args.annotations):
-        raise InputError("--images and --annotations belong together: give both or neither")
-    if args.images and args.data:
-        raise InputError("give either --images and --annotations or --data, not all of them")
-    images, annotations = args.images, args.annotations
-    if args.data:
-        images, annotations = coco_paths(args.data, "val")
-    elif not images:
-        images, annotations = trained_with["val_images"], trained_with["val_annotations"]
-    if images:
-        is_own = Path(images).resolve() == Path(trained_with.get("val_images") or "").resolve()
-        view = view if is_own else {}
-        data = read_coco(annotations, images, check_sizes=not args.skip_broken, upright=view.get("upright", True))
-        for note in data.notes:
-            say(note)
-        (data,) = detection.with_bits_in_use([data], say, view.get("bits"))
-    elif trained_with["val_fraction"]:
-        data = detection.load_data(argparse.Namespace(**trained_with), say=lambda _: None).val
-    else:
-        raise InputError(f"{args.checkpoint} was trained without evaluation: give --images and --annotations")
-    args.annotations = data.annotations_path  # metrics.json keeps it
-    return detection.without_broken(data, say) if args.skip_broken else data
-
-
-def match_categories(categories, data, say):
-    """The data's category for each label 1, 2, ... of the network, None where the data lacks it: matched by name.
-
-    Where two have one name, the one of the same id is taken, else the first, as `read_coco` does for a training.
-    """
-    labels = list(enumerate(categories))[::-1]  # so that of two alike the first one counts
-    by_name = {name: label for label, (_, name) in labels}
-    by_both = {(number, name): label for label, (number, name) in labels}
-    matched = [None] * len(categories)
-    # The one of the same id stays, else the first of the same name.
-    for category in sorted(reversed(data.categories), key=by_both.__contains__):
-        label = by_both.get(category, by_name.get(category.name))
-        if label is not None:
-            matched[label] = category
-    if not any(matched):
-        listed = [", ".join(category[1] for category in some[:8]) for some in (categories, data.categories)]
-        raise InputError(
-            f"{data.annotations_path}: the network knows {listed[0]}, the annotations are of {listed[1]}; "
-            "no class has the same name: give annotations of its classes"
-        )
-    unknown = [category.name for category in data.categories if category not in matched]
-    if unknown:
-        say(f"left out, since the network does not know them: {', '.join(unknown)}")
-    return matched
-
-
-def no_nan(numbers):
-    """JSON knows no nan: null is a number that could not be measured."""
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in numbers.items()}
 
 
 if __name__ == "__main__":

@@ -308,6 +308,81 @@ def test_data_with_query_and_gallery_are_not_for_vehicleid(run, trained):
     assert "protocol vehicleid" in refused(run, trained / "last.pth", "--protocol", "vehicleid")
 
 
+def test_all_against_all(run, trained, averaged, baggage, shared_data, tmp_path):
+    """A row for each checkpoint, the sets beside each other; in each cell what an evaluation alone gives."""
+    data = [f"mvb:{baggage}", f"market1501:{shared_data / 'coil20_reid'}"]
+    options = [*CPU, "--rank-list", 0, "--complexity", "--eval-batch-size", 8, "--output", tmp_path / "results"]
+    code, said, err = run(evaluate, trained / "last.pth", averaged / "best.pth", "--dataset", *data, *options)
+    assert code == 0, err
+    folder = tmp_path / "results" / "all-against-all"
+    assert said.endswith(f"written to {folder}\n") and said.count("protocol market1501\n") == 2
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert list(metrics["results"]) == ["bags-last", "bags"] and list(metrics["complexity"]) == ["bags-last", "bags"]
+    rows = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
+    for row, (name, results) in zip(rows, metrics["results"].items(), strict=True):
+        assert row[""] == name and list(results) == ["mvb", "market1501"]
+        for data_set, ways in results.items():
+            assert row[f"{data_set} mAP"] == f"{100 * ways['plain']['mAP']:.2f}"
+            assert row[f"{data_set} Rank-1"] == f"{100 * ways['plain']['rank1']:.2f}"
+            own = json.loads((folder / name / data_set / "metrics.json").read_text())
+            assert own["results"] == ways and own["complexity"] == metrics["complexity"][name]
+            assert own["args"]["dataset"] == data_set
+        assert row["parameters (M)"] == "11.18"  # ResNet-18 without its classifier
+    assert (folder / "table.txt").read_text() in said and "tabular" in (folder / "table.tex").read_text()
+    assert rows[0]["mvb mAP"] != rows[1]["mvb mAP"]
+
+
+def test_features_before_the_neck(evaluated, trained, tmp_path):
+    said, metrics, _ = evaluated(
+        trained / "last.pth", "--feature", "before", "--save-features", tmp_path / "before.npz"
+    )
+    assert list(metrics["results"]) == ["plain, before the neck"]
+    assert "; all with --feature before, which demo.py does without\n" in said
+    evaluated(trained / "last.pth", "--save-features", tmp_path / "after.npz")
+    before, after = (load_features(tmp_path / f"{name}.npz")["query_features"] for name in ("before", "after"))
+    network, _ = reid.network_from_checkpoint(trained / "last.pth", torch.device("cpu"))
+    with torch.inference_mode():
+        torch.testing.assert_close(network.neck(torch.from_numpy(before)), torch.from_numpy(after))
+    assert np.abs(before - after).max() > 0.1
+
+
+def test_complexity_of_one_network(evaluated, trained):
+    said, metrics, _ = evaluated(trained / "last.pth", "--complexity", "--eval-batch-size", 4)
+    # The first convolution at 16x16 positions, stages 1 to 4 at 8x8, 4x4, 2x2 and 2x2; the neck has 2 x 512 parameters.
+    products = 9_408 * 256 + 147_456 * 64 + 524_288 * 16 + 2_097_152 * 4 + 8_388_608 * 4
+    assert metrics["complexity"]["multiply_adds"] == products
+    assert metrics["complexity"]["parameters"] == 11_176_512 + 2 * 512
+    assert "parameters (M) 11.18, multiply-adds (M) 62.18, " in said and "; on cpu, 4 pictures in a batch\n" in said
+
+
+def test_weights_alone_are_evaluated_as_their_checkpoint(run, evaluated, averaged, tmp_path):
+    code, said, err = run(evaluate, averaged / "last.pth", "--export", "weights", "--output", tmp_path / "small.pth")
+    assert code == 0, err
+    assert f"written to {tmp_path / 'small.pth'} (" in said
+    assert (tmp_path / "small.pth").stat().st_size < 0.4 * (averaged / "last.pth").stat().st_size
+    assert evaluated(tmp_path / "small.pth")[1]["results"] == evaluated(averaged / "last.pth")[1]["results"]
+
+
+def test_export_beside_the_checkpoint(run, trained, tmp_path):
+    shutil.copy(trained / "last.pth", tmp_path / "mine.pth")
+    code, said, err = run(evaluate, tmp_path / "mine.pth", "--export", "torchscript", "--device", "cpu")
+    assert code == 0, err
+    assert f"written to {tmp_path / 'mine.pt'} (" in said and "images (N, 3, 32, 32)" in said
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.pth", "mine.pt"}
+
+
+def test_summary_of_runs(run, trained, tmp_path):
+    code, said, err = run(evaluate, "--summary", trained.parent, "--output", tmp_path / "out")
+    assert code == 0, err
+    folder = tmp_path / "out" / "summary"
+    assert {path.name for path in folder.iterdir()} == {"summary.txt", "summary.csv", "summary.tex"}
+    (row, *_) = csv.DictReader((folder / "summary.csv").read_text().splitlines())
+    with open(trained / "log.csv", newline="") as file:
+        best = max(float(row["mAP"]) for row in csv.DictReader(file))
+    assert row["run"] == "bags" and row["network"] == "resnet18" and row["mAP"] == f"{100 * best:.2f}"
+    assert said.endswith(f"written to {folder}\n") and (folder / "summary.txt").read_text() in said
+
+
 # Bad input
 
 
@@ -324,6 +399,14 @@ def refused(run, *arguments):
     [
         ([], "give either a checkpoint"),
         (["LAST", "--raw-pixels"], "give either a checkpoint"),
+        (["LAST", "--data", "x", "--dataset", "mvb", "market1501"], "write --dataset NAME:PATH NAME:PATH"),
+        (["--raw-pixels", "--feature", "before"], "raw pixels have none"),
+        (["LAST", "--export", "onnx", "--flip"], "--flip: without effect beside --export"),
+        (["LAST", "LAST", "--export", "onnx"], "several checkpoints are for evaluating ReID"),
+        (["--raw-pixels", "--export", "weights"], "--raw-pixels: without effect beside --export"),
+        (["LAST", "--export", "keras"], "--export"),
+        (["LAST", "--summary", "runs"], "checkpoint: without effect beside --summary"),
+        (["--summary", "no/such/folder"], "no/such/folder: no run in it"),
         (["no/such/file.pth"], "no such file: no/such/file.pth"),
         (["LAST", "--dataset", "market"], "unknown data set 'market'"),
         (["LAST", "--data", "somewhere"], "needs --dataset"),

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from pycocotools.cocoeval import COCOeval
 import evaluate
 import train_mask_rcnn
 from core.data.coco import CocoCategory, CocoData
-from core.engine import options
+from core.engine import detection, options
 from core.engine.checkpoint import load_checkpoint, save_checkpoint
 from core.engine.coco_evaluation import COCO_NUMBERS
 
@@ -212,7 +213,7 @@ def test_two_classes_of_one_name(evaluated, altered, shapes, tmp_path):
 )
 def test_which_category_a_label_is(known, listed, matched):
     data = CocoData([], [CocoCategory(*category) for category in listed], "some.json", [], {})
-    found = evaluate.match_categories([list(category) for category in known], data, print)
+    found = detection.match_categories([list(category) for category in known], data, print)
     assert [category and category.id for category in found] == matched
 
 
@@ -280,6 +281,13 @@ def test_two_processes_get_the_numbers_of_one(evaluated, trained, tmp_path, one_
     assert done.stdout.decode().count("written to") == 1
 
 
+def test_weights_alone_are_evaluated_as_their_checkpoint(run, evaluated, trained, tmp_path):
+    code, _, err = run(evaluate, trained / "best.pth", "--export", "weights", "--output", tmp_path / "small.pth")
+    assert code == 0, err
+    assert (tmp_path / "small.pth").stat().st_size < 0.6 * (trained / "best.pth").stat().st_size
+    assert evaluated(tmp_path / "small.pth")[1]["results"] == evaluated(trained / "best.pth")[1]["results"]
+
+
 # Bad input
 
 
@@ -299,6 +307,9 @@ def refused(run, *arguments):
         (["--eval-batch-size", "2", "--expansion-k", "2"], "--eval-batch-size, --expansion-k: not an option"),
         (["--expansion-alpha", "1", "--k1", "2", "--k2", "2"], "--expansion-alpha, --k1, --k2: not an option"),
         (["--lambda", "0.5"], "--lambda: not an option"),
+        (["--complexity", "--feature", "before"], "--feature, --complexity: not an option"),
+        (["--export", "onnx"], "is a Mask R-CNN; use weights"),
+        (["CHECKPOINT"], "several checkpoints are for evaluating ReID"),
         (["--images", "SHAPES/val2017"], "belong together"),
         (["--annotations", "SHAPES/x.json"], "belong together"),
         (["--images", "SHAPES", "--annotations", "x", "--data", "SHAPES"], "not all of them"),
@@ -309,7 +320,8 @@ def refused(run, *arguments):
     ],
 )
 def test_bad_options_are_one_line(run, trained, shapes, arguments, said):
-    arguments = [argument.replace("SHAPES", str(shapes)) for argument in arguments]
+    places = {"SHAPES": str(shapes), "CHECKPOINT": str(trained / "last.pth")}
+    arguments = [re.sub("SHAPES|CHECKPOINT", lambda name: places[name[0]], argument) for argument in arguments]
     assert said in refused(run, trained / "last.pth", *arguments)
 
 

@@ -86,6 +86,12 @@ def check_checkpoint(state, path, *kinds):
     return state
 
 
+def weights_alone(state):
+    """A checkpoint without what only training needs: its weights that count, and what is needed to use them."""
+    left_out = ("optimizers", "scheduler", "scaler", "loss", "message")
+    return {**{key: state[key] for key in state if key not in left_out}, "model": best_weights(state), "ema": []}
+
+
 def fingerprint(state):
     """What tells one trained network from another: the sha256, in hexadecimal, of all that shapes its answers.
 

@@ -3,6 +3,7 @@
 A script adds only what is its own. Everything here runs on one process or many; each rank ends with the same numbers.
 """
 
+from argparse import Namespace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -241,3 +242,60 @@ def network_from_checkpoint(path, device, state=None):
     network = MaskRCNN(**state["network"])
     network.load_state_dict(best_weights(state))
     return network.to(device).eval(), state
+
+
+def load_evaluation_data(args, trained_with, view, say):
+    """`CocoData` that the options name, or else what the training evaluated on.
+
+    Unreadable pictures are left out if `--skip-broken` is given or the training left them out. Those that the training
+    evaluated on are read as its own were (`CocoData.view`), which it knows from more of them.
+    """
+    args.skip_broken = args.skip_broken or trained_with.get("skip_broken", False)
+    if bool(args.images) != bool(args.annotations):
+        raise InputError("--images and --annotations belong together: give both or neither")
+    if args.images and args.data:
+        raise InputError("give either --images and --annotations or --data, not all of them")
+    images, annotations = args.images, args.annotations
+    if args.data:
+        images, annotations = coco_paths(args.data, "val")
+    elif not images:
+        images, annotations = trained_with["val_images"], trained_with["val_annotations"]
+    if images:
+        is_own = Path(images).resolve() == Path(trained_with.get("val_images") or "").resolve()
+        view = view if is_own else {}
+        data = read_coco(annotations, images, check_sizes=not args.skip_broken, upright=view.get("upright", True))
+        for note in data.notes:
+            say(note)
+        (data,) = with_bits_in_use([data], say, view.get("bits"))
+    elif trained_with["val_fraction"]:
+        data = load_data(Namespace(**trained_with), say=lambda _: None).val
+    else:
+        raise InputError(f"{args.checkpoint} was trained without evaluation: give --images and --annotations")
+    args.annotations = data.annotations_path  # metrics.json keeps it
+    return without_broken(data, say) if args.skip_broken else data
+
+
+def match_categories(categories, data, say):
+    """The data's category for each label 1, 2, ... of the network, None where the data lacks it: matched by name.
+
+    Where two have one name, the one of the same id is taken, else the first, as `read_coco` does for a training.
+    """
+    labels = list(enumerate(categories))[::-1]  # so that of two alike the first one counts
+    by_name = {name: label for label, (_, name) in labels}
+    by_both = {(number, name): label for label, (number, name) in labels}
+    matched = [None] * len(categories)
+    # The one of the same id stays, else the first of the same name.
+    for category in sorted(reversed(data.categories), key=by_both.__contains__):
+        label = by_both.get(category, by_name.get(category.name))
+        if label is not None:
+            matched[label] = category
+    if not any(matched):
+        listed = [", ".join(category[1] for category in some[:8]) for some in (categories, data.categories)]
+        raise InputError(
+            f"{data.annotations_path}: the network knows {listed[0]}, the annotations are of {listed[1]}; "
+            "no class has the same name: give annotations of its classes"
+        )
+    unknown = [category.name for category in data.categories if category not in matched]
+    if unknown:
+        say(f"left out, since the network does not know them: {', '.join(unknown)}")
+    return matched

@@ -75,9 +75,8 @@ def draw_masks(path, network, images, device):
     mask_sheet(path, denormalise(pictures), masks)
 
 
-@torch.inference_mode()
 def draw_activations(path, network, images, device, num_pictures=NUM_ROWS, normalisation=None):
-    """Which positions of query pictures make their embedding; beside it the predicted mask, if there is one.
+    """Which positions of query pictures make each branch's embedding; beside it the predicted mask, if there is one.
 
     normalisation: that of `images`, a checkpoint's `mean` and `std`; None for those of training.
     """
@@ -88,32 +87,54 @@ def draw_activations(path, network, images, device, num_pictures=NUM_ROWS, norma
         sample = images.samples[index]
         pictures.append(picture)
         names.append(sample.name or str(sample.id))
-        layers.setdefault("activation", []).append(activation_map(network, picture.to(device)).cpu())
+        maps = activation_maps(network, picture.to(device))
+        for branch, found in maps.items():
+            layers.setdefault(branch if len(maps) > 1 else "activation", []).append(found.cpu())
         if network.mask_decoder is not None:
-            mask = network(picture.to(device), return_mask=True).mask  # (1, 1, h, w)
+            with torch.inference_mode():
+                mask = network(picture.to(device), return_mask=True).mask  # (1, 1, h, w)
             layers.setdefault("predicted mask", []).append(mask.float().cpu())
     layers = {name: torch.cat(maps) for name, maps in layers.items()}
     pictures = denormalise(torch.cat(pictures), **(normalisation or {}))
     heat_sheet(path, pictures, layers, {"picture": names})
 
 
-def activation_map(network, pictures):
-    """How much each position of the last stage makes of the embedding: (B, 3, H, W) -> (B, 1, h, w) in [0, 1].
+@torch.enable_grad()
+def activation_maps(network, pictures):
+    """How much each position of a branch's last map makes of its embedding: name -> (B, 1, h, w) in [0, 1].
 
-    Each position is embedded as if it were the whole picture, and multiplied with the picture's embedding (Stylianou et
-    al. 2019, "Visualizing Deep Similarity Networks", equation 3, of a picture with itself): with average pooling the
-    mean of the products is the squared norm of the embedding. Those below 0, which speak for another picture, are 0,
-    and the highest of each picture is 1. The trap: how active the stage is shows less, for the neck subtracts what all
-    pictures have in common; a network that has learned to leave the background out can be most active there. What the
-    weights of a mask leave out is shown as if it counted.
+    With average pooling each position is embedded as if it were the whole picture, and multiplied with the picture's
+    embedding (Stylianou et al. 2019, "Visualizing Deep Similarity Networks", equation 3, of a picture with itself): the
+    mean of the products is the squared norm of the embedding e. Any other pooling is taken by its gradient: the product
+    at p is |e|^2 + h * w * (x_p - mean of x) . d(|e|^2 / 2) / d x_p, which is the same for the average. Products below
+    0, which speak for another picture, are 0, and the highest of each picture is 1. The trap: how active the map is
+    shows less, for the neck subtracts what all pictures have in common; a network that has learned to leave the
+    background out can be most active there. What the weights of a mask leave out is shown as if it counted.
     """
-    *_, stage = network.backbone.forward_stages(pictures)  # (B, C, h, w)
-    count, _, height, width = stage.shape
-    positions = stage.float().permute(0, 2, 3, 1).flatten(0, 2)[:, :, None, None]  # (B * h * w, C, 1, 1)
-    parts = network.head(positions)[0].reshape(count, height, width, -1)  # (B, h, w, D)
-    whole = network.head(stage.float())[0]  # (B, D)
-    evidence = torch.einsum("bhwd,bd->bhw", parts, whole)[:, None].clamp(min=0)  # (B, 1, h, w)
-    return evidence / evidence.amax((2, 3), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    with torch.no_grad():
+        maps = network.activation_maps(pictures)  # name -> (B, C, h, w)
+    shown = {}
+    for name, x in maps.items():
+        x = x.float().requires_grad_()
+        embedding = _embedding_of(network, name, x)  # (B, D)
+        norm = embedding.square().sum(1)[:, None, None]  # (B, 1, 1)
+        (gradient,) = torch.autograd.grad(norm.sum() / 2, x)
+        change = x[0, 0].numel() * (gradient * (x - x.mean((2, 3), keepdim=True))).sum(1)  # (B, h, w)
+        evidence = (norm + change).detach()[:, None].clamp(min=0)  # (B, 1, h, w)
+        shown[name] = evidence / evidence.amax((2, 3), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    return shown
+
+
+def _embedding_of(network, name, x):
+    """What a branch makes of its map (B, C, h, w), its part of the embedding (B, D). Each vector has unit length, as in
+    the embedding of a network of several branches; its length is a constant, or no gradient would be left of it."""
+    if name not in getattr(network, "branches", {}):
+        return network.head(x)[0]
+    pooled = network.branches[name].pooled(x)
+    if not network.pooled_channels:
+        heads = [network.heads[vector] for vector in network.branches[name].names]
+        pooled = [head(vector)[network.embed == "after"] for head, vector in zip(heads, pooled, strict=True)]
+    return torch.cat([vector / vector.detach().norm(dim=1, keepdim=True).clamp(min=1e-12) for vector in pooled], dim=1)
 
 
 def draw_embeddings(path, query, gallery, data, metric):

@@ -249,5 +249,9 @@ def _build_backbone(name, last_stride, attention, attention_stages):
 
 def _position_weights(mask: Tensor, stage4: Tensor) -> Tensor:
     """How much each position of (B, C, h, w) counts by the mask (B, 1, mask_h, mask_w): (B, 1, h, w), above 0."""
-    weights = F.interpolate(mask.detach(), size=stage4.shape[-2:], mode="area")
+    (height, width), (rows, columns) = [map(int, x.shape[-2:]) for x in (mask, stage4)]
+    if height % rows == width % columns == 0:  # the same, and an ONNX file can hold it
+        weights = F.avg_pool2d(mask.detach(), (height // rows, width // columns))
+    else:
+        weights = F.interpolate(mask.detach(), size=(rows, columns), mode="area")
     return weights.clamp(min=LEAST_WEIGHT)

@@ -133,7 +133,7 @@ def heat_sheet(
     columns = {"picture": pictures, **{name: _heat_maps(images, maps) for name, maps in layers.items()}}
     width, height = box_for(pictures, area=176 * 176)
     group_width = len(columns) * (width + GAP // 2) - GAP // 2
-    groups = min(len(pictures), 4 if len(columns) == 2 else 3)
+    groups = min(len(pictures), max(1, 9 // len(columns)))
     lines = math.ceil(len(pictures) / groups)
     header, caption, bar = 22, 22, 44
     sheet_width = 2 * MARGIN + groups * (group_width + 2 * GAP) - 2 * GAP

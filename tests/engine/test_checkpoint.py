@@ -22,6 +22,7 @@ from core.engine.checkpoint import (
     release_run,
     save_checkpoint,
     save_run,
+    weights_alone,
 )
 from core.errors import InputError
 from core.files import atomic_write
@@ -435,3 +436,16 @@ def test_a_mask_rcnn_without_input_size_has_a_fingerprint():
     state = reid_state(kind="mask_rcnn")
     del state["input_size"]
     assert fingerprint(state) != fingerprint(reid_state())
+
+
+def test_weights_alone_are_a_checkpoint_of_the_same_network(tmp_path):
+    """Of a network with averaged weights those are kept, under the plain name."""
+    state = {key: None for key in REQUIRED["reid"]} | {"kind": "reid", "network": {"backbone": "x"}, "bits": 12}
+    state |= {"model": {"w": torch.zeros(3)}, "ema": [{"module.w": torch.ones(3), "n_averaged": torch.tensor(1)}]}
+    state |= {"optimizers": [1], "scheduler": {}, "scaler": {}, "loss": {"centers": torch.zeros(9)}}
+    alone = weights_alone(state)
+    save_checkpoint(tmp_path / "alone.pth", alone)
+    read = load_checkpoint(tmp_path / "alone.pth", "reid")
+    assert read["model"]["w"].tolist() == [1, 1, 1] and read["bits"] == 12
+    assert not {"optimizers", "scheduler", "scaler", "loss"} & set(read)
+    assert fingerprint(read) == fingerprint(state)

@@ -118,7 +118,7 @@ def test_activation_map_by_hand():
     stages = [torch.randn(3, 1, 8, 8)] * 3 + [torch.stack([stage, torch.zeros_like(stage), others])]
     network = build_reid_model("resnet18", 0, neck="none")
     network.backbone.forward_stages = lambda pictures: stages
-    maps = reid_pictures.activation_map(network, torch.zeros(3, 3, 64, 64))
+    maps = reid_pictures.activation_maps(network, torch.zeros(3, 3, 64, 64))["global"]
     assert maps.shape == (3, 1, 2, 2)
     torch.testing.assert_close(maps[:, 0], torch.tensor([[[1.0, 0], [0, 0]], [[0, 0], [0, 0]], [[1, 0.5], [0, 0]]]))
 
@@ -135,7 +135,7 @@ def test_activation_map_adds_up_to_the_embedding(mask_pooling):
         whole = network.head(stage)[0][0]
         parts = torch.stack([network.head(stage[:, :, [y]][..., [x]])[0][0] for y in range(4) for x in range(2)])
         network.backbone.forward_stages = lambda pictures: [None, None, None, stage]
-        found = reid_pictures.activation_map(network, None).flatten()
+        found = reid_pictures.activation_maps(network, None)["global"].flatten()
     products = parts @ whole
     torch.testing.assert_close(products.mean(), whole.square().sum())
     torch.testing.assert_close(found, products.clamp(min=0) / products.max())
@@ -156,6 +156,40 @@ def test_activations_of_spread_queries_and_masks_where_there_is_a_decoder(baggag
     if with_mask:
         expected = network(images[5]["image"][None], return_mask=True).mask
         torch.testing.assert_close(drawn["predicted mask"][2:], expected)
+
+
+@pytest.mark.parametrize("model", ["pcb", "mgn"])
+def test_activation_maps_of_branches(model):
+    """Of averages the mean product is that of the vectors' unit lengths; a maximum counts where it is."""
+    torch.manual_seed(0)
+    network = build_reid_model("resnet18", 0, model=model, **({"parts": 2} if model == "pcb" else {})).eval()
+    pictures = torch.randn(2, 3, 96, 48)
+    maps = reid_pictures.activation_maps(network, pictures)
+    assert list(maps) == {"pcb": ["part"], "mgn": ["p1", "p2", "p3"]}[model]
+    for name, x in network.activation_maps(pictures).items():
+        assert maps[name].shape == (2, 1, *x.shape[2:])
+        assert maps[name].min() >= 0 and (maps[name].amax((1, 2, 3)) == 1).all()
+
+
+def test_a_maximum_counts_where_it_is(monkeypatch):
+    """Two channels, of which each is highest at one place: |e|^2 = 1 there and what stands above the mean."""
+    network = build_reid_model("resnet18", 0, model="mgn", neck="none").eval()
+    x = torch.tensor([[[3.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 4.0]]])[None]  # (1, 2, 2, 2)
+    monkeypatch.setattr(network, "activation_maps", lambda pictures: {"p1": x})
+    network.heads["p1"] = torch.nn.Module()
+    network.heads["p1"].forward = lambda vector: (vector, vector, None)
+    # e = (3, 4) / 5; gradients e / 5 at the two places, times 4 positions and 3 - 0.75 or 4 - 1; elsewhere 0.
+    products = torch.tensor([[1 + 4 * 2.25 * 0.12, 1], [1, 1 + 4 * 3 * 0.16]])
+    found = reid_pictures.activation_maps(network, None)["p1"][0, 0]
+    torch.testing.assert_close(found, products / products.max())
+
+
+def test_a_column_for_each_branch(baggage, sheet):
+    data = load_reid_dataset("mvb", baggage)
+    network = build_reid_model("resnet18", 0, model="mgn")
+    images = ReIDImages(data.query, build_transform(96, 32, training=False))
+    reid_pictures.draw_activations("sheet.png", network, images, torch.device("cpu"), 2)
+    assert list(sheet.given[2]) == ["p1", "p2", "p3"]
 
 
 def test_embeddings_are_those_that_retrieval_compares(tmp_path, monkeypatch):

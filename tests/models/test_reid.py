@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from core.errors import InputError
-from core.models.reid import ReIDOutput, build_reid_model
+from core.models.reid import ReIDOutput, _position_weights, build_reid_model
 
 # What the originals call the parts that are called otherwise here.
 OPENUNREID = {
@@ -270,3 +270,11 @@ def test_unknown_names_are_listed_in_one_line(backbone, options, message):
     with pytest.raises(InputError, match=message) as caught:
         build_reid_model(backbone, 5, **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [(12, 8), (8, 8), (15, 7)])
+def test_a_mask_counts_by_its_mean_over_each_position(size):
+    """Also where its size is a multiple of the map's and another operator is asked."""
+    mask, stage4 = torch.rand(2, 1, *size), torch.zeros(2, 5, 4, 2)
+    expected = nn.functional.adaptive_avg_pool2d(mask, (4, 2)).clamp(min=0.01)
+    torch.testing.assert_close(_position_weights(mask, stage4), expected)
