@@ -4,8 +4,8 @@
     python -m benchmarks.clustering --sizes 1000 2000 4000       # seconds
 
 The features are of identities with --images-per-identity pictures each, with noise: most are clustered, some are
-outliers. Each size runs in a process of its own; peak memory is what the call adds to the features. The growth law
-a N + b N^2 (sets and clusters; distances) is fitted to the sizes, and answers for --extrapolate.
+outliers. Each size runs in a process of its own; peak memory is what the call adds to the features. The growth laws,
+time a N + b N^2 (sets and clusters; distances), memory c + d N, are fitted to the sizes, and answer for --extrapolate.
 """
 
 import argparse
@@ -55,9 +55,9 @@ def main(args):
         clusters, outliers = found[-1].value
         times = f"{found[-1].seconds:9.1f} {found[-1].cpu_seconds:9.1f} {found[-1].peak_gib:9.2f}"
         print(f"{size:10,d} {clusters:9,d} {outliers:9,d} {times}", flush=True)
-    seconds = fit(args.sizes, [one.seconds for one in found], [1, 2], args.extrapolate)
-    memory = fit(args.sizes, [one.peak_gib for one in found], [0, 1], args.extrapolate)
-    print(f"{args.extrapolate:10,d} {'by a N + b N^2 and c + d N:':>19s} {seconds:9.0f} {'':9s} {memory:9.2f}")
+    laws = {"seconds": [1, 2], "cpu_seconds": [1, 2], "peak_gib": [0, 1]}  # powers of N
+    fitted = [fit(args.sizes, [getattr(one, key) for one in found], law, args.extrapolate) for key, law in laws.items()]
+    print(f"{args.extrapolate:10,d} {'by the growth law':>19s} {fitted[0]:9.0f} {fitted[1]:9.0f} {fitted[2]:9.2f}")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ def load_domains(args, say):
     specs = [(spec, False) for spec in args.source] + [(spec, True) for spec in args.target or ["synthetic"]]
     for spec, is_target in specs:
         name, _, root = spec.partition(":")
-        how = {"dataset": name, "data": root or None, "loss": "", "mask_target": "", "mask_checkpoint": None}
+        how = {"dataset": name, "data": root or None, "loss": "", "mask_target": ""}
+        how |= {"mask_checkpoint": None, "hide_background": 0.0}
         data = reid.load_data(Namespace(**{**vars(args), **how}), say, training=True)
         if os.path.realpath(data.root) in [os.path.realpath(domain.data.root) for domain in domains]:
             raise InputError(f"{data.root} is given twice; source and target are different sets, each given once")
