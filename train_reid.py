@@ -16,9 +16,16 @@ import sys
 from core.engine import distributed, options, reid, reid_pictures
 from core.engine.epoch import Epoch, seed_everything
 from core.engine.log import Announcer, preview
-from core.engine.object_masks import predicted_masks
 from core.engine.reid_run import ReIDRun
-from core.engine.reid_training import PUBLISHED, RECIPES, build_network, build_step, default_recipe, load_data
+from core.engine.reid_training import (
+    PUBLISHED,
+    RECIPES,
+    build_loaders,
+    build_network,
+    build_step,
+    default_recipe,
+    load_data,
+)
 from core.engine.step import autocast, memory_format
 from core.errors import InputError
 
@@ -66,25 +73,19 @@ def main(args):
     say = Announcer()
     data = load_data(args, say)
     network, criterion, network_options = build_network(args, data, say)
-    if args.mask_checkpoint:  # hours, where the data is large: after whatever may be wrong with the options
-        masked = predicted_masks(data.train, data.root, args.mask_checkpoint, device, amp=args.amp, say=say)
-        data = data._replace(train=masked)
-    train_loader = reid.build_train_loader(args, data, device)
+    data, loaders = build_loaders(args, data, device, say)
     if args.augmentation_preview:
-        return preview(args.output, lambda path: reid_pictures.draw_augmentations(path, train_loader.dataset))
-    eval_loaders = reid.query_gallery_loaders(args, data, device)
-    if args.mask_target in ("gaussian", "box") and not train_loader.dataset.has_boxes:
-        say("the data has no boxes: the mask target is made from the centre of each picture")
+        return preview(args.output, lambda path: reid_pictures.draw_augmentations(path, loaders[0].dataset))
     network, criterion = network.to(device, memory_format=memory_format(args)), criterion.to(device)
-    step = build_step(network, criterion, args, device, len(train_loader))
+    step = build_step(network, criterion, args, device, len(loaders[0]))
 
-    run = ReIDRun(args, say, network, network_options, criterion, step, data, (train_loader, *eval_loaders), device)
+    run = ReIDRun(args, say, network, network_options, criterion, step, data, loaders, device)
     first_epoch = step.epoch + 1
     for epoch in run.epochs():
         if epoch in (first_epoch, args.freeze_epochs + 1):  # DDP listens to the parameters that want a gradient now
             frozen = reid.freeze(network, network.backbone, epoch <= args.freeze_epochs, args.freeze_batch_norm)
             model = distributed.wrap(network, device, compiled=args.compile)  # DistributedDataParallel
-        run.end_epoch(train_one_epoch(model, criterion, train_loader, step, args, device, frozen))
+        run.end_epoch(train_one_epoch(model, criterion, loaders[0], step, args, device, frozen))
     run.close()
 
 

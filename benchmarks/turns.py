@@ -6,20 +6,22 @@ import time
 import torch
 
 
-def medians(functions, device, steps, warmup=1):
+def medians(functions, device, steps, warmup=1, clock=None):
     """Median seconds of each function over `steps` turns; `functions` and result by name.
 
-    They take turns at going first. `warmup` turns before, which choose kernels and fill caches, don't count.
+    They take turns at going first. `warmup` turns before, which choose kernels and fill caches, don't count. clock:
+    `time.process_time` counts this process alone, on the CPU; by default the wall clock.
     """
+    clock = clock or time.perf_counter
     names, seconds = list(functions), {name: [] for name in functions}
     for turn in range(warmup + steps):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             _synchronize(device)
-            start = time.perf_counter()
+            start = clock()
             result = functions[name]()
             _synchronize(device)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
             del result  # its memory is given back outside of the time of the next
     return {name: statistics.median(values[warmup:]) for name, values in seconds.items()}
 

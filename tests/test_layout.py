@@ -84,7 +84,11 @@ NAMES = {
     "core.layers.norm": "FrozenBatchNorm2d IBN DomainSpecificBatchNorm to_domain_specific",
     "core.layers.mask_decoder": "MaskDecoder",
     "core.models.resnet": "resnet18 resnet34 resnet50 resnet101 resnet152 resnet50_ibn_a resnet101_ibn_a",
+    "core.models.osnet": "osnet_x1_0 osnet_x0_75 osnet_x0_5 osnet_x0_25 osnet_ibn_x1_0 osnet_ain_x1_0",
     "core.models.reid": "build_reid_model ReIDOutput",
+    "core.models.lightmbn": "lmbn_n lmbn_r",
+    "core.models.mgn": "mgn",
+    "core.models.pcb": "pcb pyramid",
     "core.models.mask_rcnn": "mask_rcnn_resnet50_fpn MaskRCNN paste_masks",
     "core.losses": "TripletLoss SoftmaxTripletLoss CenterLoss GaussianMaskRegressionLoss FocalMaskLoss "
     "CombinedMaskLoss gaussian_masks build_loss MultiSimilarityLoss FocalLoss CircleLoss ArcFaceLoss CosFaceLoss "

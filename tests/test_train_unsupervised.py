@@ -75,8 +75,16 @@ def no_pictures(monkeypatch):
 
 def test_a_run_with_two_targets_from_beginning_to_end(run, baggage, other, tmp_path):
     """The second target is of pictures that nobody has named."""
-    line = [*SMALL, "--method", "spcl", "--target", f"mvb:{baggage}", f"pictures:{other / 'MVB_train'}", "--skip-broken"]
-    code, said, error = run(train_unsupervised, *line, "--output", tmp_path, "--name", "bags")
+    line = [
+        *SMALL,
+        "--method",
+        "spcl",
+        "--target",
+        f"mvb:{baggage}",
+        f"pictures:{other / 'MVB_train'}",
+        "--skip-broken",
+    ]
+    code, said, error = run(train_unsupervised, *line, "--skip-broken", "--output", tmp_path, "--name", "bags")
     assert code == 0, error
     assert "24 pictures without labels" in said and "clusters of" in said and "of 6 identities" not in said
     folder = tmp_path / "bags"

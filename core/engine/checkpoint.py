@@ -74,7 +74,7 @@ def check_checkpoint(state, path, *kinds):
     if not isinstance(state, dict) or "kind" not in state:
         raise InputError(
             f"{path} is not a checkpoint of Carousel (no kind in it); another project's weights of ReID are told by "
-            "--backbone NAME, or start a training by --weights"
+            "the name of their backbone (--backbone, --teacher-backbone), or start a training by --weights"
         )
     if kinds and state["kind"] not in kinds:
         raise InputError(

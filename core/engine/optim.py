@@ -20,7 +20,7 @@ def parameter_groups(network, head_lr):
     """The parameters of a network for `build_optimizer`; with `head_lr` above 0 the head has that rate, the backbone
     the optimiser's own."""
     if not head_lr:
-        return network.parameters()
+        return [{"params": list(network.parameters())}]
     backbone, head = [], []
     for name, parameter in network.named_parameters():
         (backbone if name.startswith(BACKBONES) else head).append(parameter)

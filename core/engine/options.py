@@ -114,7 +114,7 @@ def _describe(parser, recipes, notes):
     lines = ["recipes set, where no option says otherwise:"]
     for name, values in recipes.items():
         words = " ".join(_as_option(parser.as_typed([key]), value) for key, value in values.items())
-        wrap = {"initial_indent": f"  {name:<12}", "subsequent_indent": " " * 14, "break_on_hyphens": False}
+        wrap = {"initial_indent": f"  {name + ' ':<12}", "subsequent_indent": " " * 14, "break_on_hyphens": False}
         # An option and its value stay on one line: between them is a space that can't be broken, until it is wrapped.
         lines.append(textwrap.fill(words, width, break_long_words=False, **wrap).replace("\0", " "))
         if name in notes:

@@ -22,7 +22,7 @@ def load_state(path, *kinds, backbone=None, model="bot"):
     content = load_file(path)
     is_ours = isinstance(content, dict) and "kind" in content
     if is_ours and backbone:
-        raise InputError(f"{path} is a checkpoint of Carousel, which knows its network: leave --backbone out")
+        raise InputError(f"{path} is a checkpoint of Carousel, which knows its network: leave the backbone out")
     if is_ours or not backbone:
         return check_checkpoint(content, path, *kinds)
     return published_state(path, content, backbone, model)

@@ -3,6 +3,7 @@
 import torch
 
 from core.engine import distributed, reid
+from core.engine.object_masks import predicted_masks
 from core.engine.optim import build_optimizer, build_scheduler, parameter_groups
 from core.engine.options import arguments_of
 from core.engine.step import Step
@@ -187,14 +188,33 @@ def build_network(args, data, say):
     return network, build_loss(args.loss, num_classes, network.feature_dim, **how), network_options
 
 
-def build_step(network, criterion, args, device, batches_per_epoch):
-    """`Step` with the optimiser of the network, and one of the loss where it has parameters."""
-    groups = parameter_groups(network, args.head_lr)
+def build_loaders(args, data, device, say):
+    """(data, with predicted masks where --mask-checkpoint is given; loaders of training, query and gallery).
+
+    Predicting takes hours, where the data is large: after whatever may be wrong with the options.
+    """
+    if args.mask_checkpoint:
+        masked = predicted_masks(data.train, data.root, args.mask_checkpoint, device, amp=args.amp, say=say)
+        data = data._replace(train=masked)
+    train_loader = reid.build_train_loader(args, data, device)
+    if args.mask_target in ("gaussian", "box") and not train_loader.dataset.has_boxes:
+        say("the data has no boxes: the mask target is made from the centre of each picture")
+    return data, (train_loader, *reid.query_gallery_loaders(args, data, device))
+
+
+def build_step(network, criterion, args, device, batches_per_epoch, *, peers=(), adapters=()):
+    """`Step` with the optimiser of the network, and one of the loss where it has parameters.
+
+    peers: (network, criterion) of others that learn with it. adapters: parameters of no network that learn as it does.
+    """
+    networks, criteria = zip((network, criterion), *peers, strict=True)
+    groups = [group for one in networks for group in parameter_groups(one, args.head_lr)]
+    groups += [{"params": list(adapters)}] if adapters else []
     optimizer = build_optimizer(groups, args.optimizer, args.lr, **arguments_of(build_optimizer, args))
     schedule = {**arguments_of(build_scheduler, args), "epochs": max(args.epochs, 1)}
     optimizers = [optimizer]
     # The pace of the centers does not depend on the weight of their loss (Luo et al. 2019).
-    if list(criterion.parameters()):
-        optimizers.append(torch.optim.SGD(criterion.parameters(), lr=args.center_lr / criterion.parameter_scale))
+    if centers := [parameter for one in criteria for parameter in one.parameters()]:
+        optimizers.append(torch.optim.SGD(centers, lr=args.center_lr / criterion.parameter_scale))
     scheduler = build_scheduler(optimizer, args.schedule, **schedule)
-    return Step([network], optimizers, scheduler, args, device, batches_per_epoch=batches_per_epoch)
+    return Step(networks, optimizers, scheduler, args, device, batches_per_epoch=batches_per_epoch)

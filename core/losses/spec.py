@@ -42,14 +42,7 @@ def parse_spec(spec):
     Raises InputError, with the place, for an unknown name, a name given twice, a weight that is no number, negative or
     not finite, and for losses on cosines beside losses on class scores.
     """
-    terms, column = [], 1
-    for number, term in enumerate(spec.split("+"), start=1):
-        where = f"in term {number} (from column {column}) of the loss {spec!r}"
-        weight, star, name = term.rpartition("*")
-        terms.append((_parse_weight(weight, where) if star else 1.0, _parse_name(name.strip(), where)))
-        if terms[-1][1] in (known for _, known in terms[:-1]):
-            raise InputError(f"{terms[-1][1]} stands twice, again {where}: add up its weights")
-        column += len(term) + 1
+    terms = parse_terms(spec, NAMES)
     cosines, scores = ([name for _, name in terms if name in group] for group in (COSINE_LOSSES, SCORE_LOSSES))
     if cosines and scores:
         raise InputError(
@@ -59,13 +52,27 @@ def parse_spec(spec):
     return terms
 
 
-def _parse_name(name, where):
-    if _plain(name) not in NAMES:
-        near = difflib.get_close_matches(_plain(name), NAMES, n=1)
+def parse_terms(spec, names):
+    """[(weight, name), ...] of a weighted sum; `names`: spelling, as `_plain` makes it, -> name. See `parse_spec`."""
+    terms, column = [], 1
+    for number, term in enumerate(spec.split("+"), start=1):
+        where = f"in term {number} (from column {column}) of the loss {spec!r}"
+        weight, star, name = term.rpartition("*")
+        terms.append((_parse_weight(weight, where) if star else 1.0, _parse_name(name.strip(), names, where)))
+        if terms[-1][1] in (known for _, known in terms[:-1]):
+            raise InputError(f"{terms[-1][1]} stands twice, again {where}: add up its weights")
+        column += len(term) + 1
+    return terms
+
+
+def _parse_name(name, names, where):
+    if _plain(name) not in names:
+        near = difflib.get_close_matches(_plain(name), names, n=1)
         what = f"unknown loss {name!r}" if name else "a loss name is missing"
-        hint = f"; is it {NAMES[near[0]]}?" if near else ""
-        raise InputError(f"{what} {where}: write WEIGHT*NAME+..., with names of {', '.join(KNOWN_LOSSES)}{hint}")
-    return NAMES[_plain(name)]
+        hint = f"; is it {names[near[0]]}?" if near else ""
+        known = ", ".join(dict.fromkeys(names.values()))
+        raise InputError(f"{what} {where}: write WEIGHT*NAME+..., with names of {known}{hint}")
+    return names[_plain(name)]
 
 
 def _parse_weight(text, where):

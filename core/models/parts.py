@@ -105,6 +105,7 @@ class PartsModel(nn.Module):
     """
 
     mask_decoder = None
+    stage_channels = ()  # its output has no stages
 
     def __init__(
         self, trunk: nn.Module, branches: list[Branch], heads: list[Head], metric: list[str], channels: int = 0
@@ -132,8 +133,8 @@ class PartsModel(nn.Module):
         shared = self.trunk(images)
         return {name: branch.map(shared) for name, branch in self.branches.items()}
 
-    def forward(self, images: Tensor, return_mask: bool | None = None) -> ReIDOutput:
-        """return_mask: True raises ValueError, since there is no mask decoder."""
+    def forward(self, images: Tensor, return_mask: bool | None = None, return_stages: bool = False) -> ReIDOutput:
+        """return_mask: True raises ValueError, since there is no mask decoder. return_stages: there are none either."""
         if return_mask:
             raise ValueError("a network of several branches has no mask to return")
         shared = self.trunk(images)  # (B, C', H/16, W/16)

@@ -98,6 +98,11 @@ class ReIDModel(nn.Module):
         self.embedding_dim = self.feature_dim * len(self.feature_names)
         self.embed = "after"
 
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels of the four maps in `stages` of the output."""
+        return self.backbone.stage_channels
+
     def activation_maps(self, images: Tensor) -> dict[str, Tensor]:
         """{"global": the map (B, C4, h, w) that is pooled}."""
         return {"global": self.backbone.forward_stages(images)[-1]}

@@ -100,5 +100,5 @@ def test_networks_of_parts_and_files_that_lack_something(tmp_path):
         load_state(saved(state, tmp_path), "reid", backbone="resnet18", model="pcb")
     with pytest.raises(InputError, match="another backbone.*resnet18 is nearest: it fits 100 of its 100"):
         load_state(saved(resnet18(0).state_dict(), tmp_path), "reid", backbone="resnet50")
-    with pytest.raises(InputError, match="checkpoint of Carousel, which knows its network: leave --backbone out"):
+    with pytest.raises(InputError, match="checkpoint of Carousel, which knows its network: leave the backbone out"):
         load_state(saved({"kind": "reid"}, tmp_path), "reid", backbone="resnet18")
