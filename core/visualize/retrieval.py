@@ -83,6 +83,22 @@ def rank_list_sheet(path: str | Path, rows: Sequence[RankRow], num_matches: int 
     sheet.save(path)
 
 
+def cluster_sheet(path: str | Path, rows: Sequence[tuple[str, Sequence[tuple[str, int]]]]) -> None:
+    """A line of pictures for each cluster. rows: what stands before the line, and (path, bits in use) of pictures."""
+    if not rows:
+        return empty_sheet(path, "no clusters to show")
+    lines = [[read_image(picture, bits) for picture, bits in pictures] for _, pictures in rows]
+    width, height = box_for([picture for line in lines for picture in line], area=104 * 104)
+    first, columns = MARGIN + 96, max(map(len, lines))
+    sheet = Sheet(first + columns * (width + GAP) - GAP + MARGIN, 2 * MARGIN + len(rows) * (height + GAP) - GAP)
+    for number, ((title, _), line) in enumerate(zip(rows, lines, strict=True)):
+        top = MARGIN + number * (height + GAP)
+        sheet.text(first - GAP, top + height / 2 - 6, title, align="right")
+        for column, picture in enumerate(line):
+            sheet.picture(fit(picture, width, height), first + column * (width + GAP), top)
+    sheet.save(path)
+
+
 def mask_sheet(
     path: str | Path, images: torch.Tensor, masks: torch.Tensor, targets: torch.Tensor | None = None
 ) -> None:
