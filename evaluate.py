@@ -57,10 +57,8 @@ REID_OPTIONS += ("feature", "flip", "query_expansion", *EXPANSION_OPTIONS, "rera
 REID_OPTIONS += ("rank_list", "activation_map", "embedding_plot", "false_accept_rate", "complexity")
 DETECTION_OPTIONS = ("images", "annotations", "predictions", "score")
 ALWAYS = ("output", "device", "timeout", "workers")
-SUMMARY_OPTIONS, EXPORT_OPTIONS = (
-    ("summary", *ALWAYS),
-    ("checkpoint", "export", "feature", "backbone", "model", *ALWAYS),
-)
+SUMMARY_OPTIONS = ("summary", *ALWAYS)
+EXPORT_OPTIONS = ("checkpoint", "export", "feature", "backbone", "model", *ALWAYS)
 
 
 class RawPixels(torch.nn.Module):
@@ -303,7 +301,7 @@ def evaluate_pair(network, data, normalisation, folder, cost, args, device):
 
 def evaluate_detection(args, state, device, say):
     network, _ = detection.network_from_checkpoint(args.checkpoint, device, state=state)
-    data = detection.load_evaluation_data(args, state["args"], state.get("view", {}), say)
+    data = detection.load_evaluation_data(args, state["args"], say, state.get("view", {}))
     categories = detection.match_categories(state["categories"], data, say)
     output = args.output or Path(args.checkpoint).with_suffix("")
     folder, _ = open_run(output, Path(data.annotations_path).stem)

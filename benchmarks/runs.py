@@ -17,7 +17,11 @@ def run_script(*command, **environment):
         sys.exit(f"{' '.join(command)} ended with exit code {done.returncode}")
 
 
-def last_row(run):
-    """What the last line of a run's log.csv says, dict of str by column."""
+def log_rows(run):
+    """The lines of a run's log.csv, each a dict of str by column."""
     with open(run / "log.csv", newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))[-1]
+        return list(csv.DictReader(file))
+
+
+def last_row(run):
+    return log_rows(run)[-1]

@@ -4,14 +4,17 @@ import itertools
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import train_kd
 import train_reid
+import train_unsupervised
 from benchmarks import (
     backbones,
+    clustering,
     distillation,
     distillation_cost,
     losses,
@@ -22,7 +25,9 @@ from benchmarks import (
     paste,
     roi_align,
     runs,
+    translation,
     turns,
+    unsupervised,
 )
 from benchmarks.fresh_process import measure
 from core.engine import options
@@ -107,6 +112,7 @@ SMALL = [
     (nms, 3, "--boxes 30 --steps 1"),
     (losses, 3, "--repetitions 1"),
     (distillation_cost, 2, "--teacher resnet18 --batch 4 --size 32 32 --steps 1 --kd self logits+features+relational"),
+    (translation, 2, "--channels 2 --blocks 1 --layers 1 --size 8 8 --batch 2 --steps 1 --amp"),
 ]
 
 
@@ -136,7 +142,36 @@ def test_each_call_is_waited_for_on_the_device_it_runs_on(monkeypatch):
     assert calls == ["cuda:1", "call", "cuda:1", "mps", "call", "mps", "call"]
 
 
+def test_both_scripts_accept_each_line_of_unsupervised(baggage, tmp_path, monkeypatch, capsys):
+    scripts, lines = {"train_reid.py": train_reid, "train_unsupervised.py": train_unsupervised}, []
+
+    def run_script(name, *line, **environment):
+        script = scripts[name]
+        args = options.parse(script.get_parser(), script.RECIPES, script.default_recipe, list(map(str, line)))
+        lines.append(args)
+        folder = Path(args.output) / args.name
+        folder.mkdir()
+        (folder / "log.csv").write_text("epoch,mAP,rank1\n0,0.25,0.5\n1,0.5,0.75\n")
+        (folder / "train.log").write_text("done in 1.5 minutes, see it")
+
+    monkeypatch.setattr(unsupervised, "run_script", run_script)
+    line = ["--bags", str(baggage), "--output", str(tmp_path / "runs"), "--", "--epochs", "2"]
+    unsupervised.main(unsupervised.get_parser().parse_args(line))
+    assert len(lines) == 2 * 2 + 3 * 6 * 2 and {args.epochs for args in lines} == {2}
+    rows = capsys.readouterr().out.splitlines()
+    assert "| coil100 | labels | 25.0 ± 0.0 | 50.0 ± 0.0 | 75.0 ± 0.0 |  | 1.5 ± 0.0 |" in rows
+    names = [[path.name for path in (tmp_path / "runs" / side).rglob("*.jpg")] for side in ("before", "after")]
+    assert len(names[0]) == len(names[1]) == 9 * 2
+
+
 linux = pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+
+
+@linux
+def test_clustering(capsys):
+    clustering.main(clustering.get_parser().parse_args(["--sizes", "90", "--dimensions", "8"]))
+    rows = [row.split()[0] for row in capsys.readouterr().out.splitlines()[1:]]
+    assert rows == ["90", "100,000"]
 
 
 @linux

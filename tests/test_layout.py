@@ -81,14 +81,19 @@ NAMES = {
     "core.layers.anchors": "AnchorGenerator",
     "core.layers.fpn": "FeaturePyramidNetwork",
     "core.layers.pooling": "GeM",
-    "core.layers.norm": "FrozenBatchNorm2d IBN",
+    "core.layers.norm": "FrozenBatchNorm2d IBN DomainSpecificBatchNorm to_domain_specific",
     "core.layers.mask_decoder": "MaskDecoder",
     "core.models.resnet": "resnet18 resnet34 resnet50 resnet101 resnet152 resnet50_ibn_a resnet101_ibn_a",
+    "core.models.osnet": "osnet_x1_0 osnet_x0_75 osnet_x0_5 osnet_x0_25 osnet_ibn_x1_0 osnet_ain_x1_0",
     "core.models.reid": "build_reid_model ReIDOutput",
+    "core.models.lightmbn": "lmbn_n lmbn_r",
+    "core.models.mgn": "mgn",
+    "core.models.pcb": "pcb pyramid",
+    "core.models.gan": "ResNetGenerator PatchDiscriminator SiameseMetricNet",
     "core.models.mask_rcnn": "mask_rcnn_resnet50_fpn MaskRCNN paste_masks",
     "core.losses": "TripletLoss SoftmaxTripletLoss CenterLoss GaussianMaskRegressionLoss FocalMaskLoss "
     "CombinedMaskLoss gaussian_masks build_loss MultiSimilarityLoss FocalLoss CircleLoss ArcFaceLoss CosFaceLoss "
-    "RankedListLoss",
+    "RankedListLoss HybridMemory ClusterMemory",
     "core.losses.distillation": "LogitLoss FeatureLoss AttentionLoss RelationalLoss SimilarityPreservingLoss "
     "RetrievalLoss SelfDistillationLoss build_distillation",
     "core.data.samplers": "PKSampler",
@@ -97,6 +102,7 @@ NAMES = {
     "core.retrieval.distance": "pairwise_distance",
     "core.retrieval.ranking": "evaluate_ranking evaluate_features RankingResult",
     "core.retrieval.rerank": "re_rank",
+    "core.retrieval.clustering": "jaccard_distance cluster",
 }
 
 

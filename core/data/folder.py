@@ -29,6 +29,14 @@ def load_folder(root):
     return ReIDDataset(_to_samples(train, train_numbers), _to_samples(query, numbers), _to_samples(gallery, numbers))
 
 
+def load_pictures(root):
+    """Pictures that nobody has named, anywhere below `root`: training alone, each of an identity by itself."""
+    paths = list_images(root, recursive=True)
+    if not paths:
+        raise InputError(f"{root}: holds no pictures; give a folder with photographs in it or below it")
+    return ReIDDataset([Sample(path, number, 0) for number, path in enumerate(paths)], [], [])
+
+
 def split_test(pictures):
     """Identity -> paths, split into query and gallery: the first of two or more asks, the rest are to be found."""
     query = {name: paths[:1] for name, paths in pictures.items() if len(paths) > 1}

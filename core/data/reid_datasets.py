@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from functools import partial
 from typing import NamedTuple
 
-from core.data.folder import load_folder
+from core.data.folder import load_folder, load_pictures
 from core.data.mot17 import cut_persons
 from core.data.mvb import INSIDE, load_mvb
 from core.data.samples import ReIDDataset, Sample, check_on_disk, find_root, read_pictures, read_text, relabel
@@ -165,6 +165,7 @@ DATASETS = {
     # the default drops no camera, as for every baggage set.
     "suitcase": (load_mvb, ("SuitcaseReID_Processed",), INSIDE),
     "folder": (load_folder, (), ("train", "query", "gallery", "test")),
+    "pictures": (load_pictures, (), (".",)),
     "synthetic": (load_mvb, ("MVB",), INSIDE),
     "synthetic_hard": (load_mvb, ("MVB",), INSIDE),
 }
@@ -224,7 +225,7 @@ def default_protocol(name):
     _check_name(name)
     if name.startswith("vehicleid"):
         return "vehicleid"
-    without = ("mot17", "mvb", "suitcase", "folder", "synthetic", "synthetic_hard")
+    without = ("mot17", "mvb", "suitcase", "folder", "pictures", "synthetic", "synthetic_hard")
     return "no_camera" if name in without else "market1501"
 
 

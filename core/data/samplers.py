@@ -1,6 +1,7 @@
 """Which pictures make a batch, the same for all ranks together as for one process.
 
-P identities with K pictures each (Hermans et al. 2017) to re-identify; pictures of one orientation to detect.
+P identities with K pictures each (Hermans et al. 2017) to re-identify; pictures of one orientation to detect; any in
+random order.
 """
 
 import numpy as np
@@ -140,6 +141,66 @@ class PKSampler(PassSampler):
         return shuffled[places].reshape(len(identities), -1)  # (B, P * K)
 
 
+class ShuffledBatches(PassSampler):
+    """Batches of pictures in random order; what the last one of a pass lacks is taken from the pass's start.
+
+    Args:
+        count: pictures of the data set, at least 1.
+        batch_size: pictures in a batch, per process.
+        batches_per_epoch: how many batches an epoch has; None: one pass.
+    """
+
+    def __init__(self, count, batch_size, *, seed=0, rank=0, world_size=1, batches_per_epoch=None):
+        self.count, self.global_size = count, batch_size * world_size
+        passes = -(-count // self.global_size)  # rounded up
+        super().__init__(passes, batches_per_epoch, seed=seed, rank=rank, world_size=world_size)
+
+    def draw_pass(self, generator):
+        return np.resize(generator.permutation(self.count), (self.batches_per_pass, self.global_size))
+
+
+class LabelSampler(PassSampler):
+    """Batches for labels that change, as trainings with pseudo labels draw them (Ge et al. 2020).
+
+    In a pass (`PassSampler`) every label, in random order, gives K of its pictures, however many it has; where there
+    are too few labels for a batch each gives more, so that a batch shows nothing twice if it can. What the last batch
+    lacks is taken from the start of the pass. Pictures with the label -1 sit out.
+
+    Args:
+        labels: N integers; `set_labels` gives others.
+        batch_size: pictures in a batch, per process.
+        images_per_label: K.
+        fill: a label with fewer pictures shows them again; otherwise it gives what it has.
+    """
+
+    def __init__(self, labels, batch_size, images_per_label, *, fill, seed, rank, world_size):
+        self.images_per_label, self.fill = images_per_label, fill
+        self.global_size = batch_size * world_size
+        super().__init__(1, None, seed=seed, rank=rank, world_size=world_size)
+        self.set_labels(labels)
+
+    def set_labels(self, labels):
+        """Raises ValueError where no picture has a label."""
+        labels = np.asarray(labels, dtype=np.int64)
+        self.images = np.flatnonzero(labels >= 0)
+        if not len(self.images):
+            raise ValueError("no picture has a label")
+        _, self.label, self.counts = np.unique(labels[self.images], return_inverse=True, return_counts=True)
+        self.first = np.cumsum(self.counts) - self.counts  # where a label starts when images are grouped by it
+        wanted = max(self.images_per_label, -(-self.global_size // len(self.counts)))
+        self.taken = np.full_like(self.counts, wanted) if self.fill else np.minimum(self.counts, wanted)
+        self.batches_per_pass = self.num_batches = int(-(-self.taken.sum() // self.global_size))
+
+    def draw_pass(self, generator):
+        order = generator.permutation(len(self.counts))
+        shuffled = self.images[np.lexsort((generator.random(len(self.label)), self.label))]  # grouped by label
+        taken = self.taken[order]
+        owner = np.repeat(order, taken)
+        place = np.arange(len(owner)) - np.repeat(np.cumsum(taken) - taken, taken)
+        drawn = shuffled[self.first[owner] + place % self.counts[owner]]
+        return np.resize(drawn, (self.batches_per_pass, self.global_size))
+
+
 class AspectRatioBatches(PassSampler):
     """Batches of pictures that are all upright (narrower than high) or all not, so that little of a batch is padding.
 
@@ -206,3 +267,35 @@ class KeyedBatches(Sampler):
             first = start + self.rank * len(batch)
             yield [(epoch, first + position, index) for position, index in enumerate(batch)]
             start += self.world_size * len(batch)
+
+
+class JointBatches(Sampler):
+    """Batches of keys (see `KeyedBatches`) made of a batch of every part, one after the other: the sets of two domains,
+    or a part twice for two views of the same pictures, which are augmented each in its way.
+
+    Args:
+        parts: list of (`PassSampler`, how many pictures stand before those of its set in the data set of all).
+        batches_per_epoch: None: as many as the longest pass of a part has.
+    """
+
+    def __init__(self, parts, batches_per_epoch=None):
+        self.parts, self.batches_per_epoch, self.epoch = parts, batches_per_epoch, 0
+
+    def __len__(self):
+        return self.batches_per_epoch or max(sampler.batches_per_pass for sampler, _ in self.parts)
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+        for sampler, _ in self.parts:
+            sampler.set_epoch(epoch)
+            sampler.num_batches = len(self)
+
+    def __iter__(self):
+        slot = 0
+        for batches in zip(*(sampler for sampler, _ in self.parts), strict=True):
+            keys = []
+            for batch, (sampler, before) in zip(batches, self.parts, strict=True):
+                start = slot + sampler.rank * len(batch)
+                keys += [(self.epoch, start + place, before + image) for place, image in enumerate(batch)]
+                slot += sampler.world_size * len(batch)
+            yield keys

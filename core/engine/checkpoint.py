@@ -27,6 +27,7 @@ REQUIRED = {
         *("epoch", "best"),
     ),
     "mask_rcnn": ("model", "ema", "network", "categories", "args", "epoch", "best"),
+    "gan": ("model", "ema", "network", "input_size", "normalisation", "args", "epoch"),
 }
 
 

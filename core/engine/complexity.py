@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from core.engine.export import for_retrieval
 from core.engine.step import autocast
 
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # Linux
+RESET = Path("/proc/self/clear_refs")  # Linux
 
 
 class Complexity(NamedTuple):
@@ -21,8 +21,8 @@ class Complexity(NamedTuple):
 
     parameters: all of them, also of a mask decoder that runs on demand alone.
     multiply_adds: of one picture, in all convolutions and matrix products, attention's too; no norms, no activations.
-    peak_memory: bytes in one batch. CUDA: all that was allocated, weights included. CPU: by how much the process grew,
-        read from /proc. None: not measured there.
+    peak_memory: bytes in one batch. CUDA: all that was allocated, weights included. CPU: by how much the process grew
+        (Linux). None: not measured there.
     images_per_second: median of a few batches.
     """
 
@@ -41,19 +41,14 @@ class Complexity(NamedTuple):
         }
 
     def __str__(self):
-        known = {name: "not measured" if value is None else f"{value:.2f}" for name, value in self.columns().items()}
-        return (
-            f"{', '.join(f'{name} {value}' for name, value in known.items())}; without classifiers, multiply-adds of "
-            "convolutions and matrix products, memory on CPU is by how much the process grew"
-        )
+        known = ", ".join(f"{name} {value:.2f}" for name, value in self.columns().items() if value is not None)
+        what = "multiply-adds of convolutions and matrix products, memory on CPU is by how much the process grew"
+        return f"{known}; without classifiers, {what}"
 
 
 @torch.no_grad()
 def complexity(network, input_size, device, *, batch_size=32, amp="off", repeats=3):
-    """`Complexity` of a ReID network on `device` for pictures of `input_size` (height, width); takes seconds.
-
-    batch_size: pictures in the batches that memory and speed are measured with.
-    """
+    """`Complexity` of a ReID network on `device`, by pictures of `input_size` (height, width) in batches; seconds."""
     network = for_retrieval(network).to(device)
     with FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, 3, *input_size, device=device))
@@ -76,7 +71,6 @@ def complexity(network, input_size, device, *, batch_size=32, amp="off", repeats
 
 
 def _peak_memory(function, device):
-    """Bytes as in `Complexity`, or None."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         function()
@@ -92,5 +86,5 @@ def _peak_memory(function, device):
 
 
 def _resident(which):
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(which))
-    return int(line.split()[1]) * 1024
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(which))

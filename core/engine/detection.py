@@ -244,7 +244,7 @@ def network_from_checkpoint(path, device, state=None):
     return network.to(device).eval(), state
 
 
-def load_evaluation_data(args, trained_with, view, say):
+def load_evaluation_data(args, trained_with, say, view):
     """`CocoData` that the options name, or else what the training evaluated on.
 
     Unreadable pictures are left out if `--skip-broken` is given or the training left them out. Those that the training

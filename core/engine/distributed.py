@@ -420,6 +420,11 @@ def on_main(function: Callable[[], Any]) -> Any:
     return broadcast_object(result)
 
 
+def group_of(size: int) -> dist.ProcessGroup:
+    """The process group of this rank and its neighbours, `size` in a row. Every rank has to call it."""
+    return dist.new_subgroups(size)[0]
+
+
 def wrap(network: torch.nn.Module, device: torch.device, compiled: bool = False) -> torch.nn.Module:
     """The network as training calls it: under DDP where there is a process group, compiled if asked for.
 

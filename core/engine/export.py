@@ -9,8 +9,6 @@ import io
 import json
 import keyword
 import warnings
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -51,13 +49,6 @@ class Embedder(nn.Module):
         return tuple(getattr(output, name) for name in self.names)
 
 
-class Exported(NamedTuple):
-    """content: the file's bytes. run: (B, 3, H, W) on the CPU -> tuple of tensors, as whoever reads the file does."""
-
-    content: bytes
-    run: Callable
-
-
 def export_network(path, form, network, state, device):
     """Write a network to `path` as `form`, "onnx" or "torchscript", with an input of any batch size.
 
@@ -77,13 +68,13 @@ def export_network(path, form, network, state, device):
     example = torch.randn(2, 3, *size, device=device)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that both forms are old, and that shapes become constants, which is looked at
-        exported = (_onnx if form == "onnx" else _torchscript)(module, example, metadata)
-        shapes, difference = _compare(path, exported.run, module, size, device)
+        content, run = (_onnx if form == "onnx" else _torchscript)(module, example, metadata)
+        shapes, difference = _compare(path, run, module, size, device)
     with atomic_write(path) as file:
-        file.write(exported.content)
+        file.write(content)
     outputs = ", ".join(f"{name} {shape}" for name, shape in zip(module.names, shapes, strict=True))
     return (
-        f"written to {path} ({len(exported.content) / 1e6:.1f} MB): images (N, 3, {size[0]}, {size[1]}), RGB in [0, 1] "
+        f"written to {path} ({len(content) / 1e6:.1f} MB): images (N, 3, {size[0]}, {size[1]}), RGB in [0, 1] "
         f"minus {metadata['mean']} over {metadata['std']} -> {outputs}; largest difference from the network "
         f"{difference:.1e}, in batches of {', '.join(map(str, BATCH_SIZES))}"
     )
@@ -107,15 +98,16 @@ def _compare(path, run, module, size, device):
 
 
 def _torchscript(module, example, metadata):
+    """(The file's bytes; function: (B, 3, H, W) on the CPU -> its outputs, as whoever reads the file gets them)."""
     traced = torch.jit.trace(module, example, check_trace=False)
     file = io.BytesIO()
     torch.jit.save(traced, file, _extra_files={"carousel.json": json.dumps(metadata)})
     loaded = torch.jit.load(io.BytesIO(file.getvalue()), map_location=example.device)
-    return Exported(file.getvalue(), lambda images: [out.cpu() for out in loaded(images.to(example.device))])
+    return file.getvalue(), lambda images: [out.cpu() for out in loaded(images.to(example.device))]
 
 
 def _onnx(module, example, metadata):
-    """By torch's older exporter: from 2.11 to 2.15 it takes all our networks, which the newer one does not."""
+    """As `_torchscript`, by torch's older exporter: from 2.11 to 2.15 it takes all our networks, the newer does not."""
     try:
         import onnx
         import onnxruntime
@@ -132,4 +124,4 @@ def _onnx(module, example, metadata):
     onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in metadata.items()})
     content = model.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    return Exported(content, lambda images: map(torch.from_numpy, session.run(None, {"images": images.numpy()})))
+    return content, lambda images: map(torch.from_numpy, session.run(None, {"images": images.numpy()}))

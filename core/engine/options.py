@@ -114,7 +114,7 @@ def _describe(parser, recipes, notes):
     lines = ["recipes set, where no option says otherwise:"]
     for name, values in recipes.items():
         words = " ".join(_as_option(parser.as_typed([key]), value) for key, value in values.items())
-        wrap = {"initial_indent": f"  {name:<12}", "subsequent_indent": " " * 14, "break_on_hyphens": False}
+        wrap = {"initial_indent": f"  {name + ' ':<12}", "subsequent_indent": " " * 14, "break_on_hyphens": False}
         # An option and its value stay on one line: between them is a space that can't be broken, until it is wrapped.
         lines.append(textwrap.fill(words, width, break_long_words=False, **wrap).replace("\0", " "))
         if name in notes:
@@ -206,11 +206,16 @@ def add_reid_data_options(parser, several=False):
         metavar="ROOT",
         help="the data set's folder or one around it (default: data/<dataset>)" + "; of several, one each" * several,
     )
+    add_picture_options(group)
+    return group
+
+
+def add_picture_options(group):
+    """How the pictures of ReID are read, whatever sets they are of."""
     group.add_argument("--height", type=positive_int, default=256, help="picture height in pixels after resizing")
     group.add_argument("--width", type=positive_int, default=128, help="picture width in pixels after resizing")
     group.add_argument("--workers", type=non_negative_int, default=2, help="processes that read pictures, per rank")
     group.add_argument("--skip-broken", action="store_true", help="leave unreadable pictures out instead of stopping")
-    return group
 
 
 def add_published_options(parser):
@@ -220,7 +225,8 @@ def add_published_options(parser):
     return group
 
 
-def add_reid_batch_options(parser):
+def add_reid_batch_options(parser, masks=True):
+    """`masks`: the script reads masks of the training pictures."""
     group = parser.add_argument_group("batches and augmentation")
     group.add_argument("--ids-per-batch", type=positive_int, default=16, help="P: identities, per process")
     group.add_argument("--images-per-id", type=positive_int, default=4, help="K: pictures of each identity")
@@ -235,12 +241,13 @@ def add_reid_batch_options(parser):
     group.add_argument("--erasing", type=fraction, default=0.5, help="probability of random erasing")
     group.add_argument("--cutout", type=fraction, default=0.0, help="probability of erasing a square, 1/12 of the area")
     group.add_argument("--erasing-value", choices=ERASING_VALUES, default="mean", help="of erasing and cutout")
-    group.add_argument(
-        "--hide-background",
-        type=fraction,
-        default=0.0,
-        help="probability that only the object is shown; needs masks (of the data, or --mask-target predicted)",
-    )
+    if masks:
+        group.add_argument(
+            "--hide-background",
+            type=fraction,
+            default=0.0,
+            help="probability that only the object is shown; needs masks (of the data, or --mask-target predicted)",
+        )
     return group
 
 
@@ -265,13 +272,7 @@ def add_reid_network_options(parser):
     group.add_argument(
         "--feature-erasing", choices=FEATURE_ERASINGS, default="off", help="rows of stage 4 that bot loses in training"
     )
-    group.add_argument("--last-stride", type=int, choices=[1, 2], default=1, help="stride of stage 4")
-    group.add_argument("--pooling", choices=POOLINGS, default="avg", help="of stage 4")
-    group.add_argument(
-        "--neck", choices=NECKS, help="between embedding and classifier (default: bnneck, for mgn and pyramid none)"
-    )
-    group.add_argument("--dropout", type=fraction, default=0.0, help="before the classifier")
-    group.add_argument("--embedding-dim", type=non_negative_int, default=0, help="of a branch; 0: the network's own")
+    add_branch_options(group)
     group.add_argument("--mask-size", type=positive_int, nargs=2, default=[256, 256], help="height, width (px)")
     group.add_argument("--mask-decoder", choices=MASK_DECODERS, default="full", help="light: a fortieth of the work")
     group.add_argument(
@@ -280,7 +281,6 @@ def add_reid_network_options(parser):
         default="off",
         help="the predicted mask weights the features of stage 4 before pooling: soft, or in a second branch",
     )
-    group.add_argument("--weights", default="imagenet", help="imagenet (the published file), none, or a file's path")
     group.add_argument(
         "--head-lr", type=non_negative_float, default=0.0, help="learning rate of all but the backbone; 0: as --lr"
     )
@@ -288,6 +288,18 @@ def add_reid_network_options(parser):
     group.add_argument("--sync-batch-norm", action="store_true", help="BatchNorm over all GPUs' batches")
     group.add_argument("--freeze-batch-norm", action="store_true", help="BatchNorm keeps its statistics")
     return group
+
+
+def add_branch_options(group):
+    """Of every network of ReID, whatever its branches are."""
+    group.add_argument("--last-stride", type=int, choices=[1, 2], default=1, help="stride of stage 4")
+    group.add_argument("--pooling", choices=POOLINGS, default="avg", help="of stage 4")
+    group.add_argument(
+        "--neck", choices=NECKS, help="between embedding and classifier (default: bnneck, for mgn and pyramid none)"
+    )
+    group.add_argument("--dropout", type=fraction, default=0.0, help="before the classifier")
+    group.add_argument("--embedding-dim", type=non_negative_int, default=0, help="of a branch; 0: the network's own")
+    group.add_argument("--weights", default="imagenet", help="imagenet (the published file), none, or a file's path")
 
 
 def add_reid_loss_options(parser):

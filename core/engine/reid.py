@@ -73,11 +73,7 @@ def load_data(args, say=print, training=False):
     protocols = {default_protocol(one) for one in names}
     if len(protocols) > 1 and not args.protocol:
         raise InputError(f"--dataset {name}: its sets differ in protocol; give one --protocol for all")
-    if args.skip_broken:
-        dataset = _without_broken(dataset, say, with_masks=training and may_read_masks(args))
-    paths = [sample.path for part in dataset for sample in part]
-    bits = distributed.on_main(lambda: bits_in_use(paths, say))
-    dataset = ReIDDataset(*([sample._replace(bits=bits) for sample in part] for part in dataset))
+    dataset = readable_set(dataset, args.skip_broken, say, with_masks=training and may_read_masks(args))
     data = ReIDData(*dataset, name, root, args.protocol or protocols.pop())
     if training:
         check_training(data)
@@ -100,7 +96,7 @@ def _read_sets(names, data, say):
     roots = roots if isinstance(roots, list) else [roots]
     if len(roots) != len(names):
         raise InputError(f"--dataset names {len(names)} sets and --data {len(roots)} folders: give one for each set")
-    read = [_read_set(name, root, say) for name, root in zip(names, roots, strict=True)]
+    read = [read_set(name, root, say) for name, root in zip(names, roots, strict=True)]
     if len(names) == 1:
         return read[0]
     datasets, roots = zip(*read, strict=True)
@@ -111,7 +107,7 @@ def _read_sets(names, data, say):
     return join_datasets(names, datasets), list(roots)
 
 
-def _read_set(name, root, say):
+def read_set(name, root, say):
     """(ReIDDataset, its own folder); by rank 0 first, where the pictures have to be made."""
     root = os.path.expanduser(root)
     with distributed.main_first():
@@ -123,6 +119,18 @@ def _read_set(name, root, say):
         dataset = load_reid_dataset(name, root)
     distributed.on_main(lambda: _say_unread(dataset, root, say))
     return dataset, root
+
+
+def readable_set(dataset, skip_broken, say, with_masks=False):
+    """The data set with the bits that it uses; with `skip_broken` without pictures that can't be read, which are said.
+
+    with_masks: a mask that can't be read is a broken picture, too.
+    """
+    if skip_broken:
+        dataset = _without_broken(dataset, say, with_masks)
+    paths = [sample.path for part in dataset for sample in part]
+    bits = distributed.on_main(lambda: bits_in_use(paths, say))
+    return ReIDDataset(*([sample._replace(bits=bits) for sample in part] for part in dataset))
 
 
 def _say_unread(dataset, root, say):

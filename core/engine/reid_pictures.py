@@ -9,7 +9,7 @@ from core.retrieval.distance import nearest
 from core.retrieval.projection import principal_components
 from core.retrieval.ranking import junk_mask
 from core.visualize.embedding import embedding_plot
-from core.visualize.retrieval import RankRow, augmentation_sheet, heat_sheet, mask_sheet, rank_list_sheet
+from core.visualize.retrieval import RankRow, augmentation_sheet, cluster_sheet, heat_sheet, mask_sheet, rank_list_sheet
 
 NUM_ROWS = 8  # queries on a rank list, pictures on a mask sheet
 NUM_AUGMENTED = 24
@@ -52,6 +52,18 @@ def draw_rank_list(path, query, gallery, data, metric, num_rows=NUM_ROWS, k=10):
             )
         )
     rank_list_sheet(path, rows)
+
+
+def draw_clusters(path, samples, labels, num_rows=12, num_pictures=12):
+    """Clusters spread over those of two pictures or more, the largest first; labels: (N,) of the samples."""
+    sizes = labels[labels >= 0].bincount()
+    order = sizes.argsort(descending=True, stable=True)[: int((sizes > 1).sum())]
+    rows = []
+    for label in order[spread(len(order), num_rows)].tolist():
+        members = (labels == label).nonzero()[:, 0]
+        shown = [samples[i] for i in members[spread(len(members), num_pictures)]]
+        rows.append((f"{len(members)} pictures", [(sample.path, sample.bits) for sample in shown]))
+    cluster_sheet(path, rows)
 
 
 @torch.inference_mode()

@@ -36,13 +36,13 @@ class ReIDRun:
         self.folder, resumed = open_run(args.output, args.name, args.resume)
         if resumed:
             state = load_checkpoint(resumed, "reid")
-            reid.resume(state, resumed, network, network_options, criterion, step, data)
+            self._resume(state, resumed)
             self.best = state["best"]
             say(f"continuing from {resumed} after epoch {step.epoch}{changed_options(state['args'], args)}")
         elif args.resume:
             say(f"--resume: no checkpoint of {args.name} under {args.output}, starting afresh")
         say(f"run folder: {self.folder}")
-        self.log = RunLog(self.folder, args, METRIC_NAMES, say.said, resume_epoch=step.epoch if resumed else None)
+        self.log = RunLog(self.folder, args, self._metrics(), say.said, resume_epoch=step.epoch if resumed else None)
         if not resumed:
             if distributed.is_main():
                 reid_pictures.draw_augmentations(self.folder / "augmentation.png", self.train_loader.dataset)
@@ -51,6 +51,13 @@ class ReIDRun:
     def epochs(self):
         """The numbers of the epochs that are still to be trained."""
         return range(self.step.epoch + 1, self.args.epochs + 1)
+
+    def _metrics(self):
+        """Columns of an evaluation, as `RunLog` wants them."""
+        return METRIC_NAMES
+
+    def _resume(self, state, path):
+        reid.resume(state, path, self.network, self.network_options, self.criterion, self.step, self.data)
 
     def _evaluate(self):
         """Metrics of the network that counts (the averaged one where there is one); {} where nothing can be asked."""

@@ -29,6 +29,20 @@ def memory_format(args):
     return torch.channels_last if args.channels_last else torch.preserve_format
 
 
+class MeanTeacher(AveragedModel):
+    """A teacher whose parameters are the moving average of its student's (Tarvainen and Valpola 2017).
+
+    In contrast to averages that are only evaluated, its BatchNorm follows its own passes in training mode.
+    """
+
+    def __init__(self, student, decay):
+        super().__init__(student, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+    def update_parameters(self, student):
+        own, new = ([value.detach() for value in network.parameters()] for network in (self.module, student))
+        self.multi_avg_fn(own, new, self.n_averaged)
+
+
 class Step:
     """From the losses of a batch to new weights.
 
@@ -39,19 +53,25 @@ class Step:
         scheduler: `LambdaLR` of the first optimiser; stepped after each update if `per_update`, else after each epoch.
         args: `amp`, `accumulate`, `clip_gradient` (norm of each network; 0: none), `ema` (decay; 0: no averages).
         batches_per_epoch: the last group of an epoch may be smaller than `accumulate`.
+        teachers: the averages are called in training, too (`MeanTeacher`).
 
     Attributes:
         epoch: epochs that are finished.
         averages: an `AveragedModel` for each network, in their order; empty without `args.ema`.
     """
 
-    def __init__(self, networks, optimizers, scheduler, args, device, *, batches_per_epoch, per_update=False):
+    def __init__(
+        self, networks, optimizers, scheduler, args, device, *, batches_per_epoch, per_update=False, teachers=False
+    ):
         self.networks, self.optimizers, self.scheduler = networks, optimizers, scheduler
         self.batches_per_epoch, self.per_update = batches_per_epoch, per_update
         self.accumulate, self.clip = args.accumulate, args.clip_gradient
         self.scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
-        average = get_ema_multi_avg_fn(args.ema)
-        self.averages = [AveragedModel(n, multi_avg_fn=average, use_buffers=True) for n in networks if args.ema]
+        evaluated = {"multi_avg_fn": get_ema_multi_avg_fn(args.ema), "use_buffers": True}
+        self.averages = [
+            MeanTeacher(network, args.ema) if teachers else AveragedModel(network, **evaluated)
+            for network in (networks if args.ema else ())
+        ]
         known = {id(parameter) for network in networks for parameter in network.parameters()}
         trained = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
         self.unknown_to_ddp = [parameter for parameter in trained if id(parameter) not in known]

@@ -1,6 +1,9 @@
 """Normalisation layers that torch.nn does not have."""
 
+import copy
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -69,13 +72,102 @@ class FrozenBatchNorm2d(nn.Module):
         return f"{len(self.weight)}, eps={self.eps}"
 
 
-def freeze_batch_norm(module: nn.Module) -> nn.Module:
-    """`module` with a FrozenBatchNorm2d of the same numbers in the place of every BatchNorm2d; changed in place,
-    unless it is a BatchNorm2d itself."""
-    if isinstance(module, nn.BatchNorm2d):
-        frozen = FrozenBatchNorm2d(module.num_features, module.eps).to(module.running_mean.device)
-        frozen.load_state_dict(module.state_dict())
-        return frozen
+class GroupedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm that in training sees `group_size` consecutive pictures of a batch at a time.
+
+    Source: Hoffer et al. 2017, algorithm 1, "ghost batch normalization".
+
+    A batch of G groups gives what G processes with a group each give, whose running statistics are averaged. Parameters
+    and keys are those of BatchNorm. Raises ValueError where a batch is not made of whole groups.
+    """
+
+    def __init__(self, channels: int, group_size: int, eps: float = 1e-5, momentum: float = 0.1):
+        super().__init__(channels, eps, momentum)
+        self.group_size = group_size
+
+    def _check_input_dim(self, x):
+        pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, ...) -> the same shape."""
+        if not self.training or len(x) == self.group_size:
+            return super().forward(x)
+        if len(x) % self.group_size:
+            raise ValueError(f"a batch of {len(x)} is not made of groups of {self.group_size}")
+        outputs, means, variances = [], [], []
+        for group in x.split(self.group_size):
+            means.append(self.running_mean.clone())
+            variances.append(self.running_var.clone())
+            statistics = (means[-1], variances[-1])  # updated in place
+            outputs.append(F.batch_norm(group, *statistics, self.weight, self.bias, True, self.momentum, self.eps))
+        self.running_mean.copy_(torch.stack(means).mean(0))
+        self.running_var.copy_(torch.stack(variances).mean(0))
+        self.num_batches_tracked += 1
+        return torch.cat(outputs)
+
+
+class DomainSpecificBatchNorm(nn.Module):
+    """A BatchNorm for each domain, weight, bias and statistics (Chang et al. 2019, "Domain-Specific Batch Normalization
+    for Unsupervised Domain Adaptation"); all start as copies of one.
+
+    In training a batch holds as many pictures of each domain, one domain after the other. In evaluation all are of
+    domain `domain`, at first the last one; `use_domain` changes it. Raises ValueError for a batch that can't be cut.
+    """
+
+    def __init__(self, batch_norm: nn.Module, num_domains: int):
+        super().__init__()
+        self.dsbn = nn.ModuleList(copy.deepcopy(batch_norm) for _ in range(num_domains))
+        self.domain = num_domains - 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, ...) -> the same shape."""
+        if not self.training:
+            return self.dsbn[self.domain](x)
+        if len(x) % len(self.dsbn):
+            raise ValueError(f"a batch of {len(x)} has no equal parts for {len(self.dsbn)} domains")
+        parts = x.chunk(len(self.dsbn))
+        return torch.cat([norm(part) for norm, part in zip(self.dsbn, parts, strict=True)])
+
+
+def use_domain(model: nn.Module, domain: int) -> None:
+    """Whose BatchNorm evaluation uses from now on; nothing to do for a model that is not domain-specific."""
+    for module in model.modules():
+        if isinstance(module, DomainSpecificBatchNorm):
+            module.domain = domain
+
+
+def to_domain_specific(model: nn.Module, num_domains: int) -> nn.Module:
+    """`model` with a DomainSpecificBatchNorm in the place of every BatchNorm; see `_replaced`."""
+    return _replaced(model, nn.modules.batchnorm._BatchNorm, lambda norm: DomainSpecificBatchNorm(norm, num_domains))
+
+
+def group_batch_norm(model: nn.Module, group_size: int) -> nn.Module:
+    """`model` with a GroupedBatchNorm of the same parameters in the place of every BatchNorm; see `_replaced`."""
+
+    def grouped(norm):
+        new = GroupedBatchNorm(norm.num_features, group_size, norm.eps, norm.momentum)
+        new.load_state_dict(norm.state_dict())
+        new.weight, new.bias = norm.weight, norm.bias  # the very same, trained or not
+        return new.to(norm.running_mean.device)
+
+    return _replaced(model, nn.modules.batchnorm._BatchNorm, grouped)
+
+
+def freeze_batch_norm(model: nn.Module) -> nn.Module:
+    """`model` with a FrozenBatchNorm2d of the same numbers in the place of every BatchNorm2d; see `_replaced`."""
+
+    def frozen(norm):
+        new = FrozenBatchNorm2d(norm.num_features, norm.eps).to(norm.running_mean.device)
+        new.load_state_dict(norm.state_dict())
+        return new
+
+    return _replaced(model, nn.BatchNorm2d, frozen)
+
+
+def _replaced(module, kind, replacement):
+    """`module` with every part of a kind replaced; changed in place, unless it is of that kind itself."""
+    if isinstance(module, kind):
+        return replacement(module)
     for name, child in module.named_children():
-        setattr(module, name, freeze_batch_norm(child))
+        setattr(module, name, _replaced(child, kind, replacement))
     return module

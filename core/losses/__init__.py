@@ -9,8 +9,10 @@ from core.losses.mask import (
     box_masks,
     gaussian_masks,
 )
+from core.losses.memory import ClusterMemory, HybridMemory
 from core.losses.metric import CenterLoss, SemihardTripletLoss, SoftmaxTripletLoss, TripletLoss
 from core.losses.similarity import CircleLoss, MultiSimilarityLoss, RankedListLoss
+from core.losses.soft import SoftCrossEntropyLoss, SoftSoftmaxTripletLoss
 from core.losses.spec import build_loss, needs_cosines, needs_logits, needs_mask, needs_pairs
 
 __all__ = [
@@ -18,15 +20,19 @@ __all__ = [
     "CenterLoss",
     "CircleLoss",
     "CircleSoftmaxLoss",
+    "ClusterMemory",
     "CombinedMaskLoss",
     "CosFaceLoss",
     "CrossEntropyLoss",
     "FocalLoss",
     "FocalMaskLoss",
     "GaussianMaskRegressionLoss",
+    "HybridMemory",
     "MultiSimilarityLoss",
     "RankedListLoss",
     "SemihardTripletLoss",
+    "SoftCrossEntropyLoss",
+    "SoftSoftmaxTripletLoss",
     "SoftmaxTripletLoss",
     "TripletLoss",
     "box_masks",

@@ -51,20 +51,25 @@ def hardest_pairs(embeddings, labels):
     return positive, negative, is_positive.any(dim=1) & is_negative.any(dim=1)
 
 
+def distances_to(embeddings, partners):
+    """Euclidean distance of each embedding (B, D) to that of index partners (B,), by differences: no cancellation.
+
+    Where two embeddings are equal the gradient is 0 (`vector_norm` has that subgradient; the root of a sum of squares
+    would give NaN).
+    """
+    return torch.linalg.vector_norm(embeddings - embeddings[partners], dim=1)  # (B,)
+
+
 def hardest_distances(embeddings, labels):
     """Euclidean distances of each anchor to its hardest positive and hardest negative, with gradient to both ends.
 
-    They are computed from differences, so they are symmetric and free of cancellation. Only the mined pairs enter the
-    graph, so it holds B x D numbers and no B x B matrix. Where two embeddings are equal the gradient is 0
-    (`vector_norm` has that subgradient; the root of a sum of squares would give NaN).
+    Only the mined pairs enter the graph, so it holds B x D numbers and no B x B matrix.
 
     Returns:
         to_positive (B,), to_negative (B,), complete (B,) as in `hardest_pairs`.
     """
     positive, negative, complete = hardest_pairs(embeddings, labels)
-    to_positive = torch.linalg.vector_norm(embeddings - embeddings[positive], dim=1)  # (B,)
-    to_negative = torch.linalg.vector_norm(embeddings - embeddings[negative], dim=1)  # (B,)
-    return to_positive, to_negative, complete
+    return distances_to(embeddings, positive), distances_to(embeddings, negative), complete
 
 
 def hinge(violation, margin):

@@ -11,15 +11,15 @@ def at_least_float32(tensor):
 
 
 def in_float32(forward):
-    """Decorator for `forward(self, prediction, target)` of a loss: autocast off, half-precision inputs widened.
+    """Decorator for `forward(self, *tensors)` of a loss: autocast off, half-precision inputs widened.
 
     Half precision has 8 to 11 bits: distances of near features cancel to nothing in it, and a mean over the pixels of a
     batch of masks adds up more terms than it can count.
     """
 
     @functools.wraps(forward)
-    def widened(self, prediction, target):
-        with torch.autocast(prediction.device.type, enabled=False):
-            return forward(self, at_least_float32(prediction), at_least_float32(target))
+    def widened(self, *tensors):
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            return forward(self, *map(at_least_float32, tensors))
 
     return widened

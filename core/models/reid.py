@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from core.errors import InputError
 from core.layers.attention import ATTENTIONS, FEATURE_ERASINGS
 from core.layers.mask_decoder import MASK_DECODERS
+from core.layers.norm import to_domain_specific
 from core.layers.pooling import POOLINGS, build_pooling
 from core.models.head import NECKS, ReIDOutput, head_parts, linear_reduction, relu_reduction, through_head
 from core.models.lightmbn import lmbn_n, lmbn_r
@@ -163,6 +164,7 @@ def build_reid_model(
     with_mask: bool | None = None,
     mask_decoder: str = "full",
     mask_pooling: str = "off",
+    num_domains: int = 1,
 ) -> ReIDModel | PartsModel:
     """A network with random weights; `core.models.weights.load_weights` gives it published ones.
 
@@ -186,6 +188,7 @@ def build_reid_model(
             nothing is left without a gradient where no loss asks for a mask; True always.
         mask_decoder: "full" (the original's) or "light".
         mask_pooling: "off", "soft" or "branch"; see `ReIDModel`.
+        num_domains: above 1 every BatchNorm is a `DomainSpecificBatchNorm`.
 
     Raises:
         InputError: an unknown name, the message lists the known ones; what a network can't have.
@@ -224,12 +227,14 @@ def build_reid_model(
     if model != "bot":
         own = {"feature_dim": embedding_dim, "parts": parts, "branches": branches}
         own = {key: value for key, value in own.items() if value}
-        return PARTS_MODELS[model](num_classes, body, neck=neck, dropout=dropout, cosine=cosine, **own)
-    decoder = MASK_DECODERS[mask_decoder](body.stage_channels[-2], mask_size) if with_mask else None
-    return ReIDModel(
-        body, num_classes, build_pooling(pooling), neck, dropout, embedding_dim, decoder,
-        mask_pooling, cosine, feature_erasing,
-    )  # fmt: skip
+        network = PARTS_MODELS[model](num_classes, body, neck=neck, dropout=dropout, cosine=cosine, **own)
+    else:
+        decoder = MASK_DECODERS[mask_decoder](body.stage_channels[-2], mask_size) if with_mask else None
+        network = ReIDModel(
+            body, num_classes, build_pooling(pooling), neck, dropout, embedding_dim, decoder,
+            mask_pooling, cosine, feature_erasing,
+        )  # fmt: skip
+    return to_domain_specific(network, num_domains) if num_domains > 1 else network
 
 
 def _build_backbone(name, last_stride, attention, attention_stages):

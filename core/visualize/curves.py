@@ -31,14 +31,16 @@ def curves(path: str | Path, log: str | Path | Sequence[dict], metrics: dict[str
     others = {"epoch", "lr", "loss", "images_per_second", *metrics}
     parts = [name for name in values if name not in others]
 
-    figure = Figure(figsize=(15, 4.6), dpi=DPI, layout="constrained")
+    panels = 3 if metrics else 2
+    figure = Figure(figsize=(5 * panels, 4.6), dpi=DPI, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12, wspace=0.04)
-    loss_axes, rate_axes, metric_axes = figure.subplots(1, 3, width_ratios=(1.25, 0.75, 1.25))
+    loss_axes, rate_axes, *metric_axes = figure.subplots(1, panels, width_ratios=(1.25, 0.75, 1.25)[:panels])
     _lines(loss_axes, epochs, {name: values[name] for name in ["loss", *parts] if name in values}, "loss")
     _lines(rate_axes, epochs, {"lr": values["lr"]} if "lr" in values else {}, "learning rate")
     shown = {label: 100 * values[name] for name, label in metrics.items() if label and name in values}
-    _lines(metric_axes, epochs, shown, "evaluation (%)")
-    metric_axes.set_ylim(-2, 102)
+    for axes in metric_axes:
+        _lines(axes, epochs, shown, "evaluation (%)")
+        axes.set_ylim(-2, 102)
     rate_axes.set_ylim(bottom=0)
     rate_axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:.1e}".replace("e-0", "e-") if rate else "0")
     save_figure(figure, path)

@@ -83,6 +83,22 @@ def rank_list_sheet(path: str | Path, rows: Sequence[RankRow], num_matches: int 
     sheet.save(path)
 
 
+def cluster_sheet(path: str | Path, rows: Sequence[tuple[str, Sequence[tuple[str, int]]]]) -> None:
+    """A line of pictures for each cluster. rows: what stands before the line, and (path, bits in use) of pictures."""
+    if not rows:
+        return empty_sheet(path, "no clusters to show")
+    lines = [[read_image(picture, bits) for picture, bits in pictures] for _, pictures in rows]
+    width, height = box_for([picture for line in lines for picture in line], area=104 * 104)
+    first, columns = MARGIN + 96, max(map(len, lines))
+    sheet = Sheet(first + columns * (width + GAP) - GAP + MARGIN, 2 * MARGIN + len(rows) * (height + GAP) - GAP)
+    for number, ((title, _), line) in enumerate(zip(rows, lines, strict=True)):
+        top = MARGIN + number * (height + GAP)
+        sheet.text(first - GAP, top + height / 2 - 6, title, align="right")
+        for column, picture in enumerate(line):
+            sheet.picture(fit(picture, width, height), first + column * (width + GAP), top)
+    sheet.save(path)
+
+
 def mask_sheet(
     path: str | Path, images: torch.Tensor, masks: torch.Tensor, targets: torch.Tensor | None = None
 ) -> None:
@@ -115,13 +131,29 @@ def heat_sheet(
         return empty_sheet(path, "no pictures to show")
     pictures = to_pictures(images)
     columns = {"picture": pictures, **{name: _heat_maps(images, maps) for name, maps in layers.items()}}
+    sheet = column_sheet(columns, captions, footer=44)
+    _draw_scale(sheet)
+    sheet.save(path)
+
+
+def column_sheet(
+    columns: dict[str, list[Image.Image]], captions: dict[str, Sequence[str]] | None = None, footer: int = 0
+) -> Sheet:
+    """Rows of pictures under headings; short rows stand beside each other.
+
+    Args:
+        columns: heading -> N pictures, at least one.
+        captions: heading -> a line under each of its pictures.
+        footer: pixels that stay free at the lower edge.
+    """
+    pictures = next(iter(columns.values()))
     width, height = box_for(pictures, area=176 * 176)
     group_width = len(columns) * (width + GAP // 2) - GAP // 2
     groups = min(len(pictures), max(1, 9 // len(columns)))
     lines = math.ceil(len(pictures) / groups)
-    header, caption, bar = 22, 22, 44
+    header, caption = 22, 22 if captions else 0
     sheet_width = 2 * MARGIN + groups * (group_width + 2 * GAP) - 2 * GAP
-    sheet = Sheet(sheet_width, 2 * MARGIN + header + lines * (height + caption + GAP) - GAP + bar)
+    sheet = Sheet(sheet_width, 2 * MARGIN + header + lines * (height + caption + GAP) - GAP + footer)
 
     for number in range(len(pictures)):
         group_left = MARGIN + number % groups * (group_width + 2 * GAP)
@@ -133,8 +165,7 @@ def heat_sheet(
                 sheet.text(left + width / 2, MARGIN - 4, name, size=9.5, weight="bold")
             if captions and name in captions:
                 sheet.text(left + width / 2, top + height + 6, captions[name][number], color=FAINT, room=width)
-    _draw_scale(sheet)
-    sheet.save(path)
+    return sheet
 
 
 def _draw_scale(sheet: Sheet) -> None:

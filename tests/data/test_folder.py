@@ -79,3 +79,10 @@ def test_bad_folders(tmp_path, names, message):
 def test_query_identity_absent_from_the_gallery(tmp_path):
     touch(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "query/x/1.jpg", "query/y/1.jpg", "gallery/y/2.jpg")
     assert "1 of 2 query pictures have no match" in check_evaluation(load_reid_dataset("folder", tmp_path), "no_camera")
+
+
+def test_pictures_that_nobody_has_named(tmp_path):
+    touch(tmp_path, "b/1.jpg", "a.png", "b/c/2.webp", "notes.txt")
+    dataset = load_reid_dataset("pictures", tmp_path)
+    assert seen(tmp_path, dataset.train) == [("a.png", 0, ""), ("b/1.jpg", 1, ""), ("b/c/2.webp", 2, "")]
+    assert dataset.query == dataset.gallery == []

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from core.data.randomness import derive_seed
-from core.data.samplers import AspectRatioBatches, KeyedBatches, PKSampler
+from core.data.samplers import (
+    AspectRatioBatches,
+    JointBatches,
+    KeyedBatches,
+    LabelSampler,
+    PKSampler,
+    ShuffledBatches,
+)
 from core.errors import InputError
 
 
@@ -227,6 +234,16 @@ def test_orientation_batches_are_a_function_of_seed_epoch_and_pass():
     assert np.array_equal(epoch_of(AspectRatioBatches(sizes, 4, seed=3, batches_per_epoch=5), 2), first[:5])
 
 
+def test_shuffled_batches_see_every_picture_and_fill_the_last_from_the_first():
+    sampler = ShuffledBatches(10, 4, seed=1)
+    batches = epoch_of(sampler, 2)
+    assert batches.shape == (len(sampler), 4) == (3, 4)
+    assert sorted(batches.flat[:10]) == list(range(10)) and np.array_equal(batches.flat[10:], batches.flat[:2])
+    halves = [epoch_of(ShuffledBatches(10, 2, seed=1, rank=rank, world_size=2), 2) for rank in range(2)]
+    assert np.array_equal(np.concatenate(halves, axis=1), batches)
+    assert epoch_of(ShuffledBatches(1, 3, batches_per_epoch=2)).tolist() == [[0, 0, 0]] * 2
+
+
 def test_keys_hold_epoch_slot_and_index():
     ids = uneven_ids()
     sampler = PKSampler(ids, 8, 4, seed=2)
@@ -262,3 +279,70 @@ def test_seeds_differ_by_every_part_and_never_change():
     assert derive_seed(1, np.int64(2)) == derive_seed(1, 2)
     seeds = {derive_seed(*parts) for parts in [(1,), (1, 0), (0, 1), (10,), ("a", 1), ("b", 1), (2**70,), (-1,)]}
     assert len(seeds) == 8 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def label_sampler(labels, batch_size=8, images_per_label=4, fill=True, rank=0, world_size=1):
+    return LabelSampler(labels, batch_size, images_per_label, fill=fill, seed=0, rank=rank, world_size=world_size)
+
+
+def test_labels_of_a_pass_give_k_pictures_each():
+    labels = uneven_ids(num_ids=11)
+    labels[labels == 3] = -1
+    sampler = label_sampler(labels)
+    batches = epoch_of(sampler)
+    assert batches.shape == (5, 8) and len(sampler) == 5
+    groups = labels[batches].reshape(10, 4)
+    assert (groups == groups[:, :1]).all() and sorted(groups[:, 0]) == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10]
+    for group in batches.reshape(10, 4):
+        assert len(set(group)) == min(4, (labels == labels[group[0]]).sum())
+
+
+def test_labels_give_what_they_have_where_nothing_is_filled():
+    labels = np.array([0, 0, 0, 0, 0, 1, 2, 3, 3, -1])
+    drawn = epoch_of(label_sampler(labels, batch_size=4, images_per_label=2, fill=False)).ravel()
+    counts = np.bincount(labels[drawn[:6]])
+    assert len(drawn) == 8 and len(set(drawn[:6])) == 6 and counts.tolist() == [2, 1, 1, 2]
+
+
+def test_few_labels_fill_a_batch_with_other_pictures():
+    labels = np.repeat([0, 1, 2], 20)
+    (batch,) = epoch_of(label_sampler(labels, batch_size=24))
+    assert len(set(batch)) == 24 and np.bincount(labels[batch]).tolist() == [8, 8, 8]
+
+
+def test_new_labels_change_the_batches_and_none_are_refused():
+    sampler = label_sampler(np.zeros(6))
+    sampler.set_labels([-1, -1, 4, 4, 4, 4])
+    assert set(epoch_of(sampler).flat) == {2, 3, 4, 5}
+    with pytest.raises(ValueError, match="no picture has a label"):
+        sampler.set_labels([-1] * 6)
+
+
+def joint(batch_size, rank=0, world_size=1, views=1, **how):
+    parts = []
+    for labels, before in ((uneven_ids(6), 0), (uneven_ids(9, seed=1), 100)):
+        parts.append((label_sampler(labels, batch_size, 2, rank=rank, world_size=world_size), before))
+    batches = JointBatches(parts * views, **how)
+    batches.set_epoch(3)
+    return batches
+
+
+def test_joint_batches_have_a_part_of_each_set_and_as_many_as_the_longest_pass():
+    batches = joint(4)
+    keys = np.array(list(batches))  # (batches, 8, 3)
+    assert keys.shape == (5, 8, 3) and len(batches) == 5 and (keys[..., 0] == 3).all()
+    assert keys[..., 1].ravel().tolist() == list(range(40))
+    assert (keys[:, :4, 2] < 100).all() and (keys[:, 4:, 2] >= 100).all()
+    assert len(list(joint(4, batches_per_epoch=12))) == 12
+
+
+def test_two_views_are_the_same_pictures_in_other_slots():
+    keys = np.array(list(joint(4, views=2)))  # (batches, 16, 3)
+    first, second = np.split(keys, 2, axis=1)
+    assert np.array_equal(first[..., 2], second[..., 2]) and not set(first[..., 1].flat) & set(second[..., 1].flat)
+
+
+def test_joint_slots_of_two_ranks_are_those_of_one_process():
+    whole = np.array(list(joint(4, views=2))).reshape(-1, 3)
+    halves = np.concatenate([np.array(list(joint(2, rank, 2, views=2))).reshape(-1, 3) for rank in range(2)])
+    assert np.array_equal(halves[halves[:, 1].argsort()], whole)

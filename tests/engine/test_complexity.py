@@ -54,7 +54,7 @@ def test_the_memory_of_a_batch_is_what_it_takes():
 def test_where_memory_is_not_measured(monkeypatch, tmp_path):
     monkeypatch.setattr(room, "RESET", tmp_path / "missing")
     cost = complexity(Attention(), (6, 8), CPU, batch_size=2, repeats=1)
-    assert cost.peak_memory is None and "peak memory (MiB) not measured" in str(cost)
+    assert cost.peak_memory is None and "peak memory" not in str(cost)
 
 
 def test_in_the_units_in_which_people_compare():

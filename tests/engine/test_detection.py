@@ -17,7 +17,6 @@ from core.engine import detection, distributed
 from core.engine.coco_evaluation import encode_detections
 from core.errors import InputError
 from core.models.mask_rcnn import MaskRCNN
-from evaluate import load_detection_data
 from train_mask_rcnn import build_step, train_one_epoch
 
 NETWORK = {
@@ -126,7 +125,7 @@ def test_what_the_training_evaluated_on_is_read_by_its_bits_again(shapes_of_12_b
     named = {"images": data.paths["val_images"], "annotations": data.paths["val_annotations"]}
     for given in ({}, same, named):
         said = []
-        again = load_detection_data(
+        again = detection.load_evaluation_data(
             SimpleNamespace(**{**vars(asked), **given}), state["args"], said.append, state["view"]
         )
         assert_shown_by_12_bits(again)
@@ -134,7 +133,7 @@ def test_what_the_training_evaluated_on_is_read_by_its_bits_again(shapes_of_12_b
     other = shutil.copytree(shapes_of_12_bits, tmp_path / "other")
     for trained_with, view in ((state["args"], state["view"]), ({}, {})):
         given = SimpleNamespace(**{**vars(asked), "data": str(other)})
-        assert load_detection_data(given, trained_with, said.append, view).bits == 10
+        assert detection.load_evaluation_data(given, trained_with, said.append, view).bits == 10
 
 
 def test_val_follows_the_view_of_train_where_its_own_pictures_do_not_tell(shapes, tmp_path):
@@ -160,7 +159,7 @@ def test_val_follows_the_view_of_train_where_its_own_pictures_do_not_tell(shapes
         network, build_step(network, options(tmp_path), CPU, 1), 0.5, options(tmp_path), data
     )
     asked = SimpleNamespace(data=None, images=None, annotations=None, skip_broken=False)
-    assert not load_detection_data(asked, state["args"], said.append, state["view"]).upright
+    assert not detection.load_evaluation_data(asked, state["args"], said.append, state["view"]).upright
 
 
 def test_an_epoch_of_pictures_without_any_object(shapes):

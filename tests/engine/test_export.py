@@ -31,7 +31,7 @@ def network(backbone="resnet18", **options):
 
 NETWORKS = {
     "masks": {"backbone": "resnet18_with_mask", "mask_pooling": "branch", "mask_decoder": "light"},
-    "lmbn": {"backbone": "osnet_x0_25", "model": "lmbn_n", "branches": ["global"]},  # the name of a keyword
+    "lmbn": {"backbone": "resnet18", "model": "lmbn_r", "branches": ["global"]},  # the name of a keyword
 }
 
 

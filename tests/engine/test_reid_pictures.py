@@ -207,3 +207,12 @@ def test_embeddings_are_those_that_retrieval_compares(tmp_path, monkeypatch):
     assert "3 pictures of 2 identities" in title
     reid_pictures.draw_embeddings("plot.png", features[1], features[1], ReIDDataset([], gallery, gallery), "cosine")
     assert len(caught[2][1]) == 2 and caught[2][4] is None  # VehicleID: each picture once
+
+
+def test_clusters_are_drawn_the_largest_first_and_outliers_are_not(monkeypatch):
+    caught = []
+    monkeypatch.setattr(reid_pictures, "cluster_sheet", lambda path, rows: caught.extend(rows))
+    pictures = samples(*[(0, 0)] * 9, part="t")
+    reid_pictures.draw_clusters("sheet.png", pictures, torch.tensor([0, 0, -1, 1, 2, 2, 2, 2, 3]), num_pictures=3)
+    assert [title for title, _ in caught] == ["4 pictures", "2 pictures"]
+    assert [path for path, _ in caught[0][1]] == ["t4.png", "t6.png", "t7.png"]

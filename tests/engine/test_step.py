@@ -1,6 +1,7 @@
 """One optimiser step: by hand, and as the trainings need it that have several networks, averages and optimisers."""
 
 import math
+from collections import OrderedDict
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from core.engine import distributed
 from core.engine.optim import build_scheduler
 from core.engine.reid_training import build_step
-from core.engine.step import Step, autocast
+from core.engine.step import MeanTeacher, Step, autocast
 from core.errors import InputError
 from core.losses import build_loss
 from core.models.reid import ReIDOutput
@@ -438,3 +439,34 @@ def test_ranks_exchange_gradients_only_in_the_batch_that_updates(launch):
     results, codes, errors = launch(gradients_while_they_accumulate)
     assert codes == [0, 0], errors
     assert results[0][:4] == [1, 1, 2, 2] and results[1][:4] == [2, 2, 4, 4]
+
+
+def test_mean_teacher_golden(golden, fill_weights):
+    """There the teacher takes the student's weights of the update before its own pass, which is after that update."""
+    arrays = {key.removeprefix("ema/"): torch.from_numpy(value) for key, value in golden("model_openunreid").items()}
+    student = nn.Sequential(OrderedDict(fc=nn.Linear(6, 5), bn=nn.BatchNorm1d(5)))
+    teacher = MeanTeacher(fill_weights.fill_state_dict(student), float(arrays["alpha"]))
+    with torch.no_grad():
+        for step, images in enumerate(arrays["inputs"]):
+            found = {"student_out": student(images), "teacher_out": teacher(images)}
+            found["teacher_fc_weight"] = teacher.module.fc.weight
+            found["teacher_running_mean"] = teacher.module.bn.running_mean
+            for name, value in found.items():
+                expected = arrays[f"step{step}_{name}"]
+                torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+            student.fc.weight += arrays[f"step{step}_delta"]
+            teacher.update_parameters(student)
+
+
+def test_step_with_teachers():
+    """They start as their students are, and their statistics are their own; without, the first update is a copy."""
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    args = SimpleNamespace(**{**OPTIONS, "ema": 0.5})
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    scheduler = build_scheduler(optimizer, "multistep", epochs=1)
+    step = Step([network], [optimizer], scheduler, args, CPU, batches_per_epoch=1, teachers=True)
+    before = network[0].weight.detach().clone()
+    step({"loss": network(torch.randn(4, 2)).square().sum() * 9}, [])
+    (teacher,) = step.averages
+    torch.testing.assert_close(teacher.module[0].weight, (before + network[0].weight) / 2)
+    assert teacher.module[1].running_mean.tolist() == [0, 0] and step.evaluated == [teacher.module]

@@ -3,7 +3,16 @@ import torch
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozen
 
-from core.layers.norm import IBN, FrozenBatchNorm2d, freeze_batch_norm
+from core.layers.norm import (
+    IBN,
+    DomainSpecificBatchNorm,
+    FrozenBatchNorm2d,
+    GroupedBatchNorm,
+    freeze_batch_norm,
+    group_batch_norm,
+    to_domain_specific,
+    use_domain,
+)
 
 
 def test_golden(golden, fill_weights):
@@ -121,3 +130,95 @@ def test_freezing_a_network_keeps_its_outputs_and_its_files():
     torch.testing.assert_close(frozen.train()(x), frozen.eval()(x))
     frozen.load_state_dict(state)  # strict, though the file has counters of batches
     assert isinstance(freeze_batch_norm(nn.BatchNorm2d(2)), FrozenBatchNorm2d)
+
+
+def small_network(fill_weights=None):
+    """The network of the golden file: its BatchNorms are parts 1 and 5."""
+    torch.manual_seed(0)
+    parts = [
+        nn.Conv2d(3, 4, 3, padding=1, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    ]
+    network = nn.Sequential(*parts, nn.BatchNorm1d(4))
+    return fill_weights.fill_state_dict(network) if fill_weights else network
+
+
+def test_domain_specific_golden(golden, golden_keys, fill_weights):
+    arrays = {key.removeprefix("dsbn/"): torch.from_numpy(value) for key, value in golden("model_openunreid").items()}
+
+    def check(found, name):
+        torch.testing.assert_close(found, arrays[name], rtol=1e-4, atol=1e-4 * arrays[name].abs().max().item())
+
+    network, images = small_network(fill_weights), arrays["input"]
+    check(network.eval()(images), "plain_eval_out")
+    network = to_domain_specific(network, 2)
+    assert sorted(network.state_dict()) == sorted(golden_keys("model_openunreid")["dsbn_after_2_domains"]["keys"])
+    check(network.eval()(images), "eval_out_before_training")
+    check(network.train()(images), "train_out")
+    for name, norm in (("bn2d", network[1]), ("bn1d", network[5])):
+        for domain in (0, 1):
+            check(norm.dsbn[domain].running_mean, f"{name}_domain{domain}_running_mean")
+    check(network[1].dsbn[0].running_var, "bn2d_domain0_running_var")
+    check(network[1].dsbn[1].running_var, "bn2d_domain1_running_var")
+    check(network.eval()(images), "eval_out_target_minus1")
+    use_domain(network, 0)
+    check(network(images), "eval_out_target_0")
+
+
+def test_domains_share_nothing():
+    layer = to_domain_specific(random_batch_norm(), 3).train()
+    assert isinstance(layer, DomainSpecificBatchNorm)
+    before = {key: value.clone() for key, value in layer.state_dict().items()}
+    x = torch.randn(6, 5, 3, 2)
+    x[2:4] += 7
+    out = layer(x)
+    torch.testing.assert_close(out[2:4], random_batch_norm()(x[2:4]))
+    (gradient,) = torch.autograd.grad(out[2:4].sum(), layer.dsbn[1].bias)
+    assert (gradient == 12).all()
+    moved = {key for key, value in layer.state_dict().items() if not torch.equal(value, before[key])}
+    assert len(moved) == 3 * 3 and layer.dsbn[1].running_mean.mean() > layer.dsbn[0].running_mean.mean() + 0.5
+    with pytest.raises(ValueError, match="equal parts"):
+        layer(x[:4])
+
+
+def test_groups_are_what_processes_are():
+    """Output, gradient and statistics of one batch in 3 groups: those of 3 processes, statistics averaged."""
+    network = group_batch_norm(small_network(), 4)
+    assert list(network.state_dict()) == list(small_network().state_dict())
+    processes = [small_network() for _ in range(3)]
+    x = torch.randn(12, 3, 6, 5)
+    out = network(x)
+    shares = [process(share) for process, share in zip(processes, x.split(4), strict=True)]
+    torch.testing.assert_close(out, torch.cat(shares))
+    out.square().mean().backward()
+    for share in shares:
+        share.square().mean().backward()
+    for (name, parameter), *others in zip(*(one.named_parameters() for one in (network, *processes)), strict=True):
+        mean = torch.stack([other.grad for _, other in others]).mean(0)
+        torch.testing.assert_close(parameter.grad, mean, msg=lambda text, name=name: f"{name}: {text}")
+    for name, buffer in network.named_buffers():
+        mean = torch.stack([process.get_buffer(name).double() for process in processes]).mean(0)
+        torch.testing.assert_close(buffer.double(), mean, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="groups of 4"):
+        network(x[:6])
+
+
+def test_a_group_of_the_whole_batch_is_a_plain_batch_norm():
+    x = torch.randn(4, 3, 6, 5)
+    one, two = small_network(), group_batch_norm(small_network(), 4)
+    assert torch.equal(one(x), two(x))
+    assert all(torch.equal(value, two.state_dict()[key]) for key, value in one.state_dict().items())
+    assert torch.equal(one.eval()(x[:3]), two.eval()(x[:3]))
+
+
+def test_groups_within_domains_and_what_is_not_trained():
+    network = small_network()
+    network[5].bias.requires_grad_(False)
+    network = to_domain_specific(group_batch_norm(network, 2), 2)
+    assert all(isinstance(norm, GroupedBatchNorm) for norm in (*network[1].dsbn, *network[5].dsbn))
+    assert [norm.bias.requires_grad for norm in network[5].dsbn] == [False, False]
+    x = torch.randn(8, 3, 6, 5)
+    torch.testing.assert_close(network(x)[4:6], small_network()(x[4:6]))

@@ -6,6 +6,7 @@ from torch import nn
 from core.models.head import CosineClassifier, Head, linear_reduction
 from core.models.parts import PartsModel
 from core.models.published_keys import own_names
+from core.models.reid import build_reid_model
 
 
 @pytest.mark.parametrize("name", ["BNNeck", "BNNeck3"])
@@ -66,3 +67,35 @@ def test_a_name_for_each_copy_of_the_backbone():
     own = [f"branches.{branch}.{key}" for branch in ("a", "b") for key in deep.state_dict()]
     named = own_names({"backbone.layer4.weight": torch.ones(1), "layer4.bias": torch.ones(1)}, own)
     assert set(named) == set(own) and PartsModel.mask_decoder is None
+
+
+def test_class_block_golden(golden, golden_keys, fill_weights):
+    """The head of LightMBN without neck: a linear layer and BatchNorm, which losses and retrieval compare."""
+    arrays, keys = golden("model_heads_attention"), golden_keys("model_heads_attention")["ClassBlock"]["keys"]
+    head = Head(12, 7, nn.Sequential(nn.Linear(16, 12), nn.BatchNorm1d(12)), neck="none")
+    for key, shape in keys.items():
+        value = fill_weights.fill_value(key, torch.zeros(shape))
+        if value is not None:
+            own = key.replace("add_block", "reduction").replace("classifier.0", "classifier")
+            head.state_dict()[own].copy_(value)
+    for mode in ("eval", "train"):
+        head.train(mode == "train")
+        feature, embedding, logits = head(torch.as_tensor(arrays["ClassBlock/input"]).flatten(1))
+        for got, what in ((feature, "feature"), (embedding, "feature_again"), (logits, "score")):
+            torch.testing.assert_close(got, torch.as_tensor(arrays[f"ClassBlock/{mode}_{what}"]), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_strong_baseline_of_lightmbn_golden(golden, golden_keys, fill_weights):
+    """Its file under its own names: features before and after the neck."""
+    arrays, keys = golden("model_lightmbn_pcb"), golden_keys("model_lightmbn_pcb")["ResNet50_bnneck"]["keys"]
+    model = build_reid_model("resnet50", 751)
+    state = {key: fill_weights.fill_value(key, torch.zeros(shape)) for key, shape in keys.items()}
+    state = own_names({key: value for key, value in state.items() if value is not None}, model.state_dict())
+    model.load_state_dict({key: value for key, value in state.items() if "model.fc." not in key}, strict=False)
+    images = fill_weights.make_input("lightmbn_pcb", arrays["input_shape"])
+    for embed in ("after", "before"):
+        model.eval().embed = embed
+        expected = torch.as_tensor(arrays[f"ResNet50_bnneck/eval_output_{embed}"])
+        atol = 1e-4 * expected.abs().max().item()
+        torch.testing.assert_close(model(images).embedding, expected, rtol=1e-4, atol=atol)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-import core.retrieval.rerank as rerank_module
+import core.retrieval.reciprocal as reciprocal
 from benchmarks.reference_retrieval import re_rank_dense
 from core.errors import InputError
 from core.retrieval.distance import pairwise_distance
@@ -95,7 +95,7 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     features = clustered(1, 150, 8, 10)
     whole = re_rank(features[:40], features[40:])
     for name, value in (("PAIRS_PER_CHUNK", 50), ("CHUNK_ELEMENTS", 300)):
-        monkeypatch.setattr(rerank_module, name, value)
+        monkeypatch.setattr(reciprocal, name, value)
     for chunk_size in (1, 13):
         torch.testing.assert_close(
             re_rank(features[:40], features[40:], chunk_size=chunk_size), whole, atol=1e-6, rtol=0

@@ -13,7 +13,7 @@ from core.engine.coco_evaluation import METRIC_NAMES as DETECTION
 from core.errors import InputError
 from core.retrieval.ranking import METRIC_NAMES as RETRIEVAL
 from core.visualize.curves import curves
-from core.visualize.retrieval import RankRow, augmentation_sheet, mask_sheet, rank_list_sheet
+from core.visualize.retrieval import RankRow, augmentation_sheet, cluster_sheet, mask_sheet, rank_list_sheet
 from core.visualize.sheet import GAP, MARGIN, PALETTE, Sheet
 
 GREEN, RED = (26, 150, 65), (215, 25, 28)
@@ -44,6 +44,16 @@ def row(tmp_path):
         Image.new(mode, size, color).save(paths[-1])
     names = ["one", "two", "three", "a name that is far too long for the picture above it $x$"]
     return RankRow(paths[0], "one", paths[1:], names, [0.1, 0.2, 0.3, 0.4], [True, False, False, True])
+
+
+def test_clusters_have_a_line_each(tmp_path, row):
+    pictures = [(row.query_path, 16)]
+    cluster_sheet(tmp_path / "sheet.png", [("3 pictures", pictures * 3), ("1 picture", pictures)])
+    rows, columns = find(pixels(tmp_path / "sheet.png"), (0, 0, 250))
+    blocks = [(np.diff(np.unique(values), prepend=-9) > 1).sum() for values in (rows, columns)]
+    assert blocks == [2, 3]
+    cluster_sheet(tmp_path / "empty.png", [])
+    assert min(Image.open(tmp_path / "empty.png").size) > 50
 
 
 def test_rank_list_frames_stand_around_their_pictures(tmp_path, row):
