@@ -96,7 +96,10 @@ def own_names(state: dict[str, Tensor], own: Collection[str]) -> dict[str, Tenso
     renamed = {}
     for key, tensor in state.items():
         plain = bare(key)
-        names = next((rule(kind, *m.groups()) for pattern, rule in RULES if (m := pattern.fullmatch(plain))), [])
+        try:
+            names = next((rule(kind, *m.groups()) for pattern, rule in RULES if (m := pattern.fullmatch(plain))), [])
+        except (LookupError, ValueError):  # it looks like one of theirs, and names a place that there isn't
+            names = []
         meant = [found for name in (*names, plain) for found in places.get(name, [name])]
         renamed |= dict.fromkeys([name for name in meant if name in own] or [key], tensor)
     return renamed

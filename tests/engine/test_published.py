@@ -16,6 +16,7 @@ from core.engine import reid
 from core.engine.published import load_state
 from core.errors import InputError
 from core.models.pcb import pcb
+from core.models.published_keys import own_names
 from core.models.reid import build_reid_model
 from core.models.resnet import resnet18
 
@@ -102,3 +103,20 @@ def test_networks_of_parts_and_files_that_lack_something(tmp_path):
         load_state(saved(resnet18(0).state_dict(), tmp_path), "reid", backbone="resnet50")
     with pytest.raises(InputError, match="checkpoint of Carousel, which knows its network: leave the backbone out"):
         load_state(saved({"kind": "reid"}, tmp_path), "reid", backbone="resnet18")
+
+
+def test_names_that_only_look_like_those_of_a_known_project(tmp_path):
+    """Places and parts that no network has; an nn.Sequential of torchvision's children."""
+    state = resnet18(0).state_dict()
+    numbered = {f"{number}.weight": torch.zeros(1) for number in range(10)}
+    strange = (
+        "classifier1.fc.weight",
+        "p1.0.weight",
+        "p1.9.weight",
+        "reduction_9.bn.weight",
+        "global_branch.conv.bias",
+    )
+    named = own_names({**state, **numbered, **dict.fromkeys(strange, torch.zeros(1))}, state)
+    assert set(strange) < set(named)
+    with pytest.raises(InputError, match="has no tensor that this model could take"):
+        load_state(saved({f"9.{key}": value for key, value in state.items()}, tmp_path), "reid", backbone="resnet18")
