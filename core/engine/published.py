@@ -42,10 +42,15 @@ def published_state(path, content, backbone, model="bot"):
         InputError: the file is of another network (the nearest is named), or lacks a tensor that embeddings need.
     """
     options = {"backbone": backbone, "num_classes": 0, "model": model}
+    with_classes = {**options, "num_classes": 1}  # a classifier says which part it is of
     whole = {"pooling": "gem"} if model == "bot" else {"parts": MOST_PARTS if model in ("pcb", "pyramid") else 0}
     with torch.device("meta"):
-        own = {*build_reid_model(**options, neck="bnneck", **whole).state_dict(), "reduction.weight", "reduction.bias"}
-        own |= {*build_reid_model(**options, neck="none", **whole).state_dict()}
+        own = {
+            *build_reid_model(**with_classes, neck="bnneck", **whole).state_dict(),
+            "reduction.weight",
+            "reduction.bias",
+        }
+        own |= {*build_reid_model(**with_classes, neck="none", **whole).state_dict()}
     named = own_names(find_state_dict(content, path), own)
     options["neck"] = "bnneck" if any(key.endswith("neck.running_mean") for key in named) else "none"
     if "pooling.p" in named:
@@ -53,7 +58,10 @@ def published_state(path, content, backbone, model="bot"):
     sizes = [len(tensor) for key, tensor in named.items() if re.search(r"reduction\.(0\.)?weight$", key)]
     options["embedding_dim"] = sizes[0] if sizes else 0
     if model in ("pcb", "pyramid"):
-        numbers = [int(key.split(".")[1].split("_")[-1]) for key in named if key.startswith("heads.part_")]
+        heads = [key for key in named if key.startswith("heads.part_")]
+        # torchreid's parts share one reduction, which `own_names` gives to as many heads as there are.
+        heads = [key for key in heads if ".classifier." in key] or heads
+        numbers = [int(key.split(".")[1].split("_")[-1]) for key in heads]
         options["parts"] = max(numbers, default=0)
     network = build_reid_model(**options)
     report = copy_matching(network, content, described(content, path))

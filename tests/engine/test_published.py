@@ -120,3 +120,25 @@ def test_names_that_only_look_like_those_of_a_known_project(tmp_path):
     assert set(strange) < set(named)
     with pytest.raises(InputError, match="has no tensor that this model could take"):
         load_state(saved({f"9.{key}": value for key, value in state.items()}, tmp_path), "reid", backbone="resnet18")
+
+
+def test_the_number_of_parts_of_torchreids_pcb(tmp_path):
+    """One reduction for all of its parts, and a classifier for each."""
+    source = pcb(5, resnet18(0, last_stride=1), parts=3, feature_dim=8, neck="none").eval()
+    state = {}
+    for key, value in source.state_dict().items():
+        key = (
+            key.replace("trunk.", "")
+            .replace("branches.part.deep.", "")
+            .replace("heads.part_1.reduction", "conv5.layers")
+        )
+        place = key.removeprefix("heads.part_")[0]
+        if ".classifier." in key:
+            key = f"classifier.{int(place) - 1}.{key.rpartition('.')[2]}"
+        if not key.startswith("heads."):
+            state[key] = value
+    made = load_state(saved(state, tmp_path), "reid", backbone="resnet18", model="pcb")
+    assert made["network"]["parts"] == 3
+    network, _ = reid.network_from_checkpoint("w.pth", "cpu", state=made)
+    images = torch.randn(1, 3, 64, 32)
+    torch.testing.assert_close(network(images).embedding, source(images).embedding)
