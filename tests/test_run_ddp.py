@@ -132,9 +132,7 @@ def test_check_prints_ranks_and_bandwidth(tmp_path):
     assert ended.stdout.endswith("all four collectives give the right values on all ranks (2)\n")
 
 
-@pytest.mark.parametrize(
-    "option, said", [("--timeout", "'abc' is not a finite number above 0"), ("--wrong", "--wrong abc")]
-)
+@pytest.mark.parametrize("option, said", [("--timeout", "'abc' is not a finite number above 0")])
 def test_bad_options_of_the_check_are_one_line(option, said):
     ended = run("--check", option, "abc")
     assert ended.returncode != 0 and "argparse" not in ended.stderr

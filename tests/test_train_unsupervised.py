@@ -106,7 +106,7 @@ def test_a_run_with_two_targets_from_beginning_to_end(run, baggage, other, tmp_p
     assert code == 0 and "mAP" in said, error
 
 
-@pytest.mark.parametrize("method", ["strong_baseline", "mmt", "spcl"])
+@pytest.mark.parametrize("method", ["mmt", "spcl"])
 def test_resumed_between_labellings_it_ends_with_the_same_weights(
     run, baggage, other, tmp_path, method, one_thread, monkeypatch, no_pictures
 ):
