@@ -145,6 +145,8 @@ def main(args):
         raise InputError(f"{args.checkpoint[0]} is taken by itself here: several checkpoints are for evaluating ReID")
     if args.export:
         refuse(args, set(vars(args)) - set(EXPORT_OPTIONS), "without effect beside --export; leave it out")
+        if args.export == "weights":
+            refuse(args, ["feature"], "without effect beside --export weights; leave it out")
         distributed.on_main(lambda: export(args, state, device))
     elif is_detection:
         refuse(args, REID_OPTIONS, "not an option for a network of Mask R-CNN; leave it out")

@@ -402,6 +402,7 @@ def refused(run, *arguments):
         (["LAST", "--data", "x", "--dataset", "mvb", "market1501"], "write --dataset NAME:PATH NAME:PATH"),
         (["--raw-pixels", "--feature", "before"], "raw pixels have none"),
         (["LAST", "--export", "onnx", "--flip"], "--flip: without effect beside --export"),
+        (["LAST", "--export", "weights", "--feature", "before"], "--feature: without effect beside --export weights"),
         (["LAST", "LAST", "--export", "onnx"], "several checkpoints are for evaluating ReID"),
         (["--raw-pixels", "--export", "weights"], "--raw-pixels: without effect beside --export"),
         (["LAST", "--export", "keras"], "--export"),

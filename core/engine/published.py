@@ -11,6 +11,11 @@ from core.models.published_keys import own_names
 from core.models.reid import MODELS, build_reid_model
 from core.models.weights import COUNTER, copy_matching, described, find_state_dict, load_file
 
+# What embeddings do without: counters, classifiers (torchvision's is fc), OpenUnReID's mask decoder, fast-reid's
+# normalisation; and what `own_names` gave to parts that there aren't.
+NOT_EMBEDDING = re.compile(
+    rf"{COUNTER}$|classifier|mask|^heads\.part_|(?:^|\.)(?:fc\.(?:weight|bias)|pixel_mean|pixel_std)$"
+)
 MOST_PARTS = 12  # stripes that are looked for in a file
 
 
@@ -65,11 +70,16 @@ def published_state(path, content, backbone, model="bot"):
         options["parts"] = max(numbers, default=0)
     network = build_reid_model(**options)
     report = copy_matching(network, content, described(content, path))
-    needed = {key for key in network.state_dict() if not key.endswith(COUNTER)}
-    if lacking := sorted(needed - set(named)):
+    needed = {key: value.numel() for key, value in network.state_dict().items() if not key.endswith(COUNTER)}
+    if lacking := sorted(key for key, size in needed.items() if key not in named or named[key].numel() != size):
         raise InputError(
-            f"{path} has no {lacking[0]}, which {model} on {backbone} needs (and {len(lacking) - 1} more): it is of "
-            f"another network; --model is one of {', '.join(MODELS)}"
+            f"{path} has no {lacking[0]} of that size, which {model} on {backbone} needs (and {len(lacking) - 1} "
+            f"more): it is of another network; --model is one of {', '.join(MODELS)}"
+        )
+    if others := sorted(key for key in named if key not in needed and not NOT_EMBEDDING.search(key)):
+        raise InputError(
+            f"{path} also has {others[0]} (and {len(others) - 1} more), for which {model} on {backbone} has no place, "
+            "so its embeddings would be others: it is of another network; what training alone needs, leave out"
         )
     return {
         "kind": "reid", "model": network.state_dict(), "ema": [], "network": options, "epoch": 0, "best": 0.0,

@@ -100,8 +100,8 @@ def _data_of(args):
 def _read_json(path, *needed):
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if not set(needed) <= set(content):
-            raise ValueError(f"it lacks {' or '.join(needed)}")
+        if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in needed):
+            raise ValueError(f"it lacks {' or '.join(needed)}" if needed else "it holds no options")
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path} is not as a run wrote it ({error}): mend it, or move it away") from error
     return content

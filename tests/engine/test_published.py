@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from torch.nn import BatchNorm1d
 
 import evaluate
 from core.data.reid_images import ReIDImages
@@ -97,7 +98,7 @@ def test_networks_of_parts_and_files_that_lack_something(tmp_path):
     torch.testing.assert_close(network(images).embedding, source(images).embedding)
 
     state = {key: value for key, value in source.state_dict().items() if "part_2.neck" not in key}
-    with pytest.raises(InputError, match="w.pth has no heads.part_2.neck.bias, which pcb on resnet18 needs"):
+    with pytest.raises(InputError, match="w.pth has no heads.part_2.neck.bias of that size, which pcb on"):
         load_state(saved(state, tmp_path), "reid", backbone="resnet18", model="pcb")
     with pytest.raises(InputError, match="another backbone.*resnet18 is nearest: it fits 100 of its 100"):
         load_state(saved(resnet18(0).state_dict(), tmp_path), "reid", backbone="resnet50")
@@ -142,3 +143,22 @@ def test_the_number_of_parts_of_torchreids_pcb(tmp_path):
     network, _ = reid.network_from_checkpoint("w.pth", "cpu", state=made)
     images = torch.randn(1, 3, 64, 32)
     torch.testing.assert_close(network(images).embedding, source(images).embedding)
+
+
+@pytest.mark.parametrize("name", ["heads.bottleneck.1.bias", "fc.0.weight", "backbone.NL_2.0.g.weight", "pixel_mean"])
+def test_what_would_change_embeddings_and_has_no_place(name, tmp_path):
+    """fast-reid's embedding layer, torchreid's fc512, non-local blocks; not the numbers of a normalisation."""
+    state = {f"backbone.{key}": value for key, value in resnet18(10).state_dict().items()}
+    path = saved({**state, name: torch.zeros(8)}, tmp_path)
+    if name == "pixel_mean":
+        assert load_state(path, "reid", backbone="resnet18")
+        return
+    with pytest.raises(InputError, match=f"also has {name} .*no place"):
+        load_state(path, "reid", backbone="resnet18")
+
+
+def test_a_neck_of_another_size(tmp_path):
+    neck = {f"bottleneck.{key}": value for key, value in BatchNorm1d(8).state_dict().items()}
+    state = resnet18(0).state_dict() | neck
+    with pytest.raises(InputError, match="has no neck.bias of that size"):
+        load_state(saved(state, tmp_path), "reid", backbone="resnet18")

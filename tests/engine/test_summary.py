@@ -72,6 +72,9 @@ def test_the_folder_of_one_run(runs):
         ("a/args.json", "{"),
         ("a/args.json", None),
         ("elsewhere/metrics.json", "[]"),
+        ("elsewhere/metrics.json", '{"args": [], "results": {}}'),
+        ("elsewhere/metrics.json", '["args", "results"]'),
+        ("a/args.json", "[]"),
     ],
 )
 def test_files_that_are_not_as_a_run_left_them_are_named(runs, name, content):
