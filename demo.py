@@ -84,18 +84,7 @@ USES = {
     "build_gallery": ("gallery", "add", "segment", *ENCODER, "classes", "no_masks"),
     "remove": ("gallery",),
     "merge": ("gallery",),
-    "gallery": (
-        "pictures",
-        "segment",
-        "reid",
-        "backbone",
-        "model",
-        "threshold",
-        "matches",
-        "score",
-        "classes",
-        "output",
-    ),
+    "gallery": ("pictures", "segment", *ENCODER, "threshold", "matches", "score", "classes", "output"),
     "pictures": ("segment", "score", "classes", "output"),
 }
 

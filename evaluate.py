@@ -224,6 +224,8 @@ def evaluate_reid(args, state, device, say):
         state = read_state(path, args, say, "reid") if networks else state  # the first was read already
         own = with_options(args, checkpoint=path)
         network = load_network(own, state, device)
+        if args.feature == "before" and not has_neck(network):
+            raise InputError(f"--feature before: {path} has no neck, before and after it are the same: leave it out")
         network.embed = args.feature
         networks.append((own, network, state and state["normalisation"]))
     sets = reid_evaluation.load_data_sets(args, [(own.dataset, own.data, own.protocol) for own, *_ in networks], say)
@@ -253,6 +255,11 @@ def evaluate_reid(args, state, device, say):
     if together and distributed.is_main():
         reid_evaluation.write_comparison(together, comparison, costs, args)
         print(f"{reid_evaluation.comparison_table(comparison, costs).text()}\nwritten to {together}")
+
+
+def has_neck(network):
+    necks = [module for name, module in network.named_modules() if name.endswith("neck")]
+    return any(isinstance(neck, torch.nn.BatchNorm1d) for neck in necks)
 
 
 def check_reid_options(args):

@@ -71,6 +71,8 @@ def _cut_sequence(path, number, out, is_tested):
 def _read_tracks(path):
     """Of each box that counts: frame, track, left, top, width, height (pixels); (N, 6)."""
     lines = read_text(path).splitlines()
+    if not lines:
+        raise InputError(f"{path}: lists nothing; it is not whole, get the set again")
     try:  # ..., 1 unless it is to be ignored, class, visible part
         rows = np.loadtxt(lines, delimiter=",", ndmin=2, usecols=range(9))
     except ValueError as error:

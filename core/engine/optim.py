@@ -13,7 +13,6 @@ from core.errors import InputError
 OPTIMIZERS = ("adam", "adamw", "amsgrad", "nadam", "sgd")
 SCHEDULES = ("step", "multistep", "linear", "cosine", "cosine_to_min", "one_cycle")
 WARMUPS = ("linear", "constant", "exponential", "count")
-BACKBONES = ("backbone.", "trunk.", "branches.")  # how the names of parameters begin that are not the head's
 
 
 def parameter_groups(network, head_lr):
@@ -21,9 +20,9 @@ def parameter_groups(network, head_lr):
     the optimiser's own."""
     if not head_lr:
         return [{"params": list(network.parameters())}]
-    backbone, head = [], []
-    for name, parameter in network.named_parameters():
-        (backbone if name.startswith(BACKBONES) else head).append(parameter)
+    backbone = list(network.backbone.parameters())
+    known = set(map(id, backbone))
+    head = [parameter for parameter in network.parameters() if id(parameter) not in known]
     return [{"params": backbone}, {"params": head, "lr": head_lr}]
 
 

@@ -297,7 +297,7 @@ def add_branch_options(group):
     group.add_argument(
         "--neck", choices=NECKS, help="between embedding and classifier (default: bnneck, for mgn and pyramid none)"
     )
-    group.add_argument("--dropout", type=fraction, default=0.0, help="before the classifier")
+    group.add_argument("--dropout", type=fraction, help="before the classifier (default: 0, for pyramid 0.2)")
     group.add_argument("--embedding-dim", type=non_negative_int, default=0, help="of a branch; 0: the network's own")
     group.add_argument("--weights", default="imagenet", help="imagenet (the published file), none, or a file's path")
 

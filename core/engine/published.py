@@ -56,7 +56,8 @@ def published_state(path, content, backbone, model="bot"):
             "reduction.bias",
         }
         own |= {*build_reid_model(**with_classes, neck="none", **whole).state_dict()}
-    named = own_names(find_state_dict(content, path), own)
+    state = find_state_dict(content, path)
+    named = own_names(state, own)
     options["neck"] = "bnneck" if any(key.endswith("neck.running_mean") for key in named) else "none"
     if "pooling.p" in named:
         options["pooling"] = "gem"
@@ -68,6 +69,8 @@ def published_state(path, content, backbone, model="bot"):
         heads = [key for key in heads if ".classifier." in key] or heads
         numbers = [int(key.split(".")[1].split("_")[-1]) for key in heads]
         options["parts"] = max(numbers, default=0)
+    if {"base.conv1.weight", "bottleneck.weight"} <= {key.removeprefix("module.") for key in state}:
+        options["stem_relu"] = False  # reid-strong-baseline
     network = build_reid_model(**options)
     report = copy_matching(network, content, described(content, path))
     needed = {key: value.numel() for key, value in network.state_dict().items() if not key.endswith(COUNTER)}

@@ -103,6 +103,7 @@ def load_data(args, say):
     """
     published = MODELS[args.model]
     args.backbone, args.neck = args.backbone or published.backbone, args.neck or published.neck
+    args.dropout = published.dropout if args.dropout is None else args.dropout
     args.loss = args.loss or "+".join(LOSSES[args.recipe][: 1 + args.backbone.endswith("_with_mask")])
     identities = args.ids_per_batch * (distributed.world_size() if args.gather else 1)  # that the loss sees together
     if args.epochs and needs_pairs(args.loss) and min(identities, args.images_per_id) < 2:
@@ -180,6 +181,9 @@ def build_network(args, data, say):
     with distributed.main_first():  # one process downloads, the others find the file
         report = load_weights(network, args.weights, args.backbone)
     say(f"warning: {report.message}" if report.warning else report.message)
+    if args.freeze_epochs and not report.loaded and not args.resume:
+        say(f"--freeze-epochs {args.freeze_epochs}: the backbone has no weights worth keeping, so it learns at once")
+        args.freeze_epochs = 0
     if args.sync_batch_norm:
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
     how = arguments_of(build_loss, args) | {"gather": distributed.gather_with_gradient if args.gather else None}

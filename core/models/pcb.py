@@ -9,13 +9,13 @@ from core.models.resnet import ResNet, resnet50
 
 def pcb(
     num_classes: int, backbone: ResNet | None = None, *, parts: int = 6, feature_dim: int = 256,
-    neck: str = "bnneck", dropout: float | None = None, cosine: bool = False,
+    neck: str = "bnneck", dropout: float = 0.0, cosine: bool = False,
 ) -> PartsModel:  # fmt: skip
     """PCB: each of `parts` stripes, average-pooled, says by itself who it is.
 
     With the neck "bnneck" it is LightMBN's: a head each, and one of the whole, which metric losses compare. With "none"
-    it is the paper's and torchreid's: one reduction for all stripes, dropout 0.5 before the classifiers, and retrieval
-    compares what was pooled.
+    it is the paper's and torchreid's: one reduction for all stripes, and retrieval compares what was pooled; they train
+    it with dropout 0.5.
 
     Args:
         backbone: used up. None: ResNet-50.
@@ -25,7 +25,6 @@ def pcb(
     trunk, (deep,) = split_backbone(backbone, copies=1)
     branch = Branch("part", deep, None if is_published else "avg", stripes=parts)
     shared = relu_reduction(channels, feature_dim) if is_published else None
-    dropout = (0.5 if is_published else 0.0) if dropout is None else dropout
     heads = [
         Head(feature_dim, num_classes, shared or linear_reduction(channels, feature_dim, False), neck, dropout, cosine)
         for _ in branch.names

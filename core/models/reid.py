@@ -34,10 +34,11 @@ class Published(NamedTuple):
 
     backbone: str = "resnet50"
     neck: str = "bnneck"
+    dropout: float = 0.0
 
 
 MODELS = {"bot": Published(), "lmbn_n": Published("osnet_x1_0"), "lmbn_r": Published(), "pcb": Published()}
-MODELS |= {"mgn": Published(neck="none"), "pyramid": Published(neck="none")}
+MODELS |= {"mgn": Published(neck="none"), "pyramid": Published(neck="none", dropout=0.2)}
 
 # A deep network that starts without weights learns nothing in its first minutes unless its blocks start as the identity
 # (Goyal et al. 2017). Shallow ones need no help, and their random features generalise better without it.
@@ -160,6 +161,7 @@ def build_reid_model(
     attention: str | None = None,
     attention_stages: tuple[int, ...] = (3, 4),
     feature_erasing: str = "off",
+    stem_relu: bool = True,
     mask_size: tuple[int, int] = (256, 256),
     with_mask: bool | None = None,
     mask_decoder: str = "full",
@@ -183,6 +185,7 @@ def build_reid_model(
         branches: of LightMBN; (): all three.
         attention: a name in `ATTENTIONS`, a block of it behind each of `attention_stages` of a ResNet.
         feature_erasing: "off", "batch" or "top": what "bot" erases of stage 4 in training.
+        stem_relu: of a ResNet, see there.
         mask_size: (height, width) in pixels of predicted masks.
         with_mask: None builds the decoder if the backbone's name ends in `_with_mask`; False never does, so that
             nothing is left without a gradient where no loss asks for a mask; True always.
@@ -223,7 +226,7 @@ def build_reid_model(
     ):
         if given and model not in models:
             raise InputError(f"network {model} has no choice of {which}: leave it out, or use {' or '.join(models)}")
-    body = _build_backbone(name, last_stride, attention, attention_stages)
+    body = _build_backbone(name, last_stride, stem_relu, attention, attention_stages)
     if model != "bot":
         own = {"feature_dim": embedding_dim, "parts": parts, "branches": branches}
         own = {key: value for key, value in own.items() if value}
@@ -237,13 +240,13 @@ def build_reid_model(
     return to_domain_specific(network, num_domains) if num_domains > 1 else network
 
 
-def _build_backbone(name, last_stride, attention, attention_stages):
+def _build_backbone(name, last_stride, stem_relu, attention, attention_stages):
     """A backbone without classifier; attention stands behind the last block of a stage, where no published key is."""
     if name in OSNETS:
         if attention:
             raise InputError(f"attention is for ResNets, {name} has its own: leave it out")
         return OSNETS[name](0, feature_dim=0)
-    resnet = RESNETS[name](num_classes=0, last_stride=last_stride, zero_init_residual=name not in SHALLOW)
+    resnet = RESNETS[name](0, last_stride, zero_init_residual=name not in SHALLOW, stem_relu=stem_relu)
     for stage in attention_stages if attention else ():
         if stage not in (1, 2, 3, 4):
             raise InputError(f"there is no stage {stage}: attention stages are of 1, 2, 3, 4")

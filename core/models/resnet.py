@@ -82,6 +82,7 @@ class ResNet(nn.Module):
             gains from (Luo et al. 2019, section 3.5). No weight changes its shape.
         ibn: IBN-a, an `IBN` after the first convolution of each block of the stages 1 to 3.
         zero_init_residual: start every block as the identity, its last BatchNorm with weight 0 (Goyal et al. 2017).
+        stem_relu: False leaves the ReLU behind the first BatchNorm out, as reid-strong-baseline's networks do.
 
     Attributes:
         stage_channels: (C1, C2, C3, C4), the channels of `layer1` ... `layer4`.
@@ -96,6 +97,7 @@ class ResNet(nn.Module):
         *,
         ibn: bool = False,
         zero_init_residual: bool = False,
+        stem_relu: bool = True,
     ):
         super().__init__()
         if last_stride not in (1, 2):
@@ -103,6 +105,7 @@ class ResNet(nn.Module):
         c1, c2, c3, c4 = self.stage_channels = tuple(planes * block.expansion for planes in (64, 128, 256, 512))
         self.conv1 = nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
+        self.stem_relu = stem_relu
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         self.layer1 = _stage(block, 64, c1, depths[0], stride=1, ibn=ibn)
@@ -125,7 +128,8 @@ class ResNet(nn.Module):
 
         Sizes are rounded up; s of layer4 is 16 with last_stride 1.
         """
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))  # (B, 64, H/4, W/4)
+        x = self.bn1(self.conv1(x))
+        x = self.maxpool(self.relu(x) if self.stem_relu else x)  # (B, 64, H/4, W/4)
         stage1 = self.layer1(x)
         stage2 = self.layer2(stage1)
         stage3 = self.layer3(stage2)

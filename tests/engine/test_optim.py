@@ -21,6 +21,7 @@ from core.engine.optim import (
     parameter_groups,
 )
 from core.errors import InputError
+from core.models.reid import build_reid_model
 
 
 def make(lr=1.0, name="sgd", **options):
@@ -148,7 +149,8 @@ def test_groups_keep_their_proportion():
 
 
 def test_the_head_has_a_rate_of_its_own():
-    network = torch.nn.ModuleDict({"backbone": torch.nn.Linear(2, 3), "classifier": torch.nn.Linear(3, 4)})
+    network = torch.nn.Module()
+    network.backbone, network.classifier = torch.nn.Linear(2, 3), torch.nn.Linear(3, 4)
     optimizer = build_optimizer(parameter_groups(network, 0.5), "sgd", 0.1)
     assert [(group["lr"], len(group["params"][0])) for group in optimizer.param_groups] == [(0.1, 3), (0.5, 4)]
     scheduler = build_scheduler(optimizer, "step", epochs=2, gamma=0.1)
@@ -156,8 +158,10 @@ def test_the_head_has_a_rate_of_its_own():
     scheduler.step()
     np.testing.assert_allclose(scheduler.get_last_lr(), [0.01, 0.05])
     assert len(build_optimizer(parameter_groups(network, 0.0), "sgd", 0.1).param_groups) == 1
-    lightmbn = torch.nn.ModuleDict({name: torch.nn.Linear(1, 1) for name in ("trunk", "branches", "heads")})
-    assert [len(group["params"]) for group in parameter_groups(lightmbn, 0.5)] == [4, 2]
+    lightmbn = build_reid_model("osnet_x0_25", 3, model="lmbn_n")  # its block behind the global branch is of the head
+    backbone, head = (group["params"] for group in parameter_groups(lightmbn, 0.5))
+    assert len(backbone) + len(head) == len(list(lightmbn.parameters()))
+    assert {id(p) for p in head} >= {id(p) for p in lightmbn.branches["global"].bottleneck.parameters()}
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -162,3 +162,18 @@ def test_a_neck_of_another_size(tmp_path):
     state = resnet18(0).state_dict() | neck
     with pytest.raises(InputError, match="has no neck.bias of that size"):
         load_state(saved(state, tmp_path), "reid", backbone="resnet18")
+
+
+@torch.no_grad()
+def test_reid_strong_baseline_golden(golden, golden_keys, fill_weights, tmp_path):
+    """Its ResNet has no ReLU behind the first BatchNorm; a file under its names is read so."""
+    arrays, keys = golden("model_strong_baseline"), golden_keys("model_strong_baseline")["resnet50_bnneck"]["keys"]
+    state = {key: fill_weights.fill_value(key, torch.zeros(shape)) for key, shape in keys.items()}
+    path = saved({key: value for key, value in state.items() if value is not None}, tmp_path)
+    network, _ = reid.network_from_checkpoint(path, "cpu", state=load_state(path, "reid", backbone="resnet50"))
+    images = fill_weights.make_input("strong_baseline", arrays["input_shape"])
+    for embed in ("after", "before"):
+        network.embed = embed
+        expected = torch.as_tensor(arrays[f"resnet50_bnneck/eval_{embed}"])
+        atol = 1e-4 * expected.abs().max().item()
+        torch.testing.assert_close(network(images).embedding, expected, rtol=1e-4, atol=atol)
