@@ -136,7 +136,7 @@ def settle(args):
 
 
 def build_networks(args, num_domains, device, say):
-    """([network], network options): two networks for mmt. Raises InputError for a BatchNorm group that can't be."""
+    """([network], network options): two networks for mmt."""
     network_options = {
         "backbone": args.backbone,
         "num_classes": int(args.method in WITH_CLASSIFIER),
@@ -154,18 +154,22 @@ def build_networks(args, num_domains, device, say):
             parameter.requires_grad_(name == "weight" and args.method != "uda_tp")
         if num_domains > 1:
             network = to_domain_specific(network, num_domains)
-        network = set_batch_norm_group(network, args, device)
         networks.append(network.to(device, memory_format=memory_format(args)))
     return networks, {**network_options, "num_domains": num_domains}
 
 
 def set_batch_norm_group(network, args, device):
-    """BatchNorm sees `--batch-norm-group` pictures at a time: a part of a process's batch, or those of several."""
+    """BatchNorm of `network`, changed in place, sees `--batch-norm-group` pictures at a time: a part of a process's
+    batch, or those of several. Comes after the averages are made: nobody can copy a group of processes.
+
+    Raises InputError for a group that can't be.
+    """
     size, batch = args.batch_norm_group, args.ids_per_batch * args.images_per_id
     if size in (0, batch):
-        return network
+        return
     if batch % size == 0:
-        return group_batch_norm(network, size)
+        group_batch_norm(network, size)
+        return
     if size % batch or distributed.world_size() % (size // batch):
         raise InputError(
             f"--batch-norm-group {size}: a process has {batch} pictures of a set, and there are "
@@ -173,7 +177,7 @@ def set_batch_norm_group(network, args, device):
         )
     if device.type != "cuda":
         raise InputError(f"--batch-norm-group {size} is more than the {batch} pictures of a process, which needs CUDA")
-    return nn.SyncBatchNorm.convert_sync_batchnorm(network, distributed.group_of(size // batch))
+    nn.SyncBatchNorm.convert_sync_batchnorm(network, distributed.group_of(size // batch))
 
 
 def build_train_loader(args, domains, device):
@@ -328,6 +332,8 @@ def main(args):
         f"processes = {batch * processes} pictures of each set; BatchNorm sees {args.batch_norm_group or batch} of them"
     )
     step = build_step(networks, args, device)
+    for network in (*networks, *(average.module for average in step.averages)):
+        set_batch_norm_group(network, args, device)
     label_loaders = [reid.build_eval_loader(args, domain.data.train, device) for domain in domains]
     pseudo = PseudoLabels(domains, label_loaders, samplers, step, network_options, args, device)
 
