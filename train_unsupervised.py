@@ -122,8 +122,9 @@ def settle(args):
         args.eps = [args.eps[0] - 0.02, args.eps[0], args.eps[0] + 0.02] if len(args.eps) == 1 else args.eps
         args.keep_outliers = True
     wanted = len(EPS[args.method])
-    if len(args.eps) != wanted or args.eps != sorted(args.eps) or args.eps[-1] >= 1:
-        raise InputError(f"--eps {' '.join(map(str, args.eps))}: {args.method} takes {wanted}, ascending and below 1")
+    if len(args.eps) != wanted or args.eps != sorted(args.eps) or args.eps[0] < 0 or args.eps[-1] >= 1:
+        listed = " ".join(f"{value:g}" for value in args.eps)
+        raise InputError(f"--eps {listed}: {args.method} takes {wanted}, ascending, from 0 up and below 1")
     if args.method == "spcl" and args.clusters:
         raise InputError("--clusters: spcl compares clusterings of three eps and has no k-means: leave it out")
     if args.method == "uda_tp" and len(args.source + args.target) > 1:

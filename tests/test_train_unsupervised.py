@@ -193,6 +193,9 @@ def test_two_processes_have_the_labels_and_losses_of_one(run, baggage, other, tm
         (["--source", "mvb:BAGGAGE/."], "is given twice"),
         (["--source", "nothing:BAGGAGE"], "unknown data set 'nothing'"),
         (["--target", "pictures:EMPTY"], "holds no pictures"),
+        (["--source", "pictures:BAGGAGE"], "pictures have no labels"),
+        (["--target", "market1501+folder"], "one by one"),
+        (["--eps", "0.01", "--method", "spcl"], "-0.01"),
     ],
 )
 def test_bad_input_is_one_line(run, baggage, tmp_path, arguments, said, no_pictures):

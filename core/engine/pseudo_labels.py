@@ -41,6 +41,10 @@ def load_domains(args, say):
     specs = [(spec, False) for spec in args.source] + [(spec, True) for spec in args.target or ["synthetic"]]
     for spec, is_target in specs:
         name, _, root = spec.partition(":")
+        if "+" in name:
+            raise InputError(f"{name}: sets are given one by one here, --target NAME:PATH NAME:PATH")
+        if name == "pictures" and not is_target:
+            raise InputError(f"--source {spec}: pictures have no labels; give a set with identities, or --target")
         how = {"dataset": name, "data": root or None, "loss": "", "mask_target": ""}
         how |= {"mask_checkpoint": None, "hide_background": 0.0}
         data = reid.load_data(Namespace(**{**vars(args), **how}), say, training=True)
