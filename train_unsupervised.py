@@ -132,6 +132,12 @@ def settle(args):
             "--method uda_tp learns from one set, the target: train on the source by train_reid.py and give its "
             "checkpoint as --weights"
         )
+    pairs = args.method in ("strong_baseline", "uda_tp", "mmt")  # their triplets need them
+    if args.epochs and min(args.images_per_id if pairs else 2, args.ids_per_batch * args.images_per_id) < 2:
+        raise InputError(
+            f"{args.method} can't learn from {args.ids_per_batch} labels with {args.images_per_id} pictures of each in "
+            "a batch: give more --images-per-id, or --ids-per-batch"
+        )
     if args.method == "mmt":
         args.ema = args.ema or 0.999
 

@@ -193,6 +193,8 @@ def test_two_processes_have_the_labels_and_losses_of_one(run, baggage, other, tm
         (["--source", "mvb:BAGGAGE/."], "is given twice"),
         (["--source", "nothing:BAGGAGE"], "unknown data set 'nothing'"),
         (["--target", "pictures:EMPTY"], "holds no pictures"),
+        (["--method", "uda_tp", "--images-per-id", "1"], "4 labels with 1 pictures"),
+        (["--ids-per-batch", "1", "--images-per-id", "1"], "1 labels with 1 pictures"),
         (["--source", "pictures:BAGGAGE"], "pictures have no labels"),
         (["--target", "market1501+folder"], "one by one"),
         (["--eps", "0.01", "--method", "spcl"], "-0.01"),
