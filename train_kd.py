@@ -152,6 +152,7 @@ def build_students(args, data, teacher, say):
     built = [reid_training.build_network(args, data, say)]
     if args.teacher == "mutual":
         second = {"backbone": args.teacher_backbone or args.backbone, "model": args.teacher_model or args.model}
+        second["neck"] = args.neck if second["model"] == args.model else MODELS[second["model"]].neck
         with seeded("second student", args.seed):
             built.append(reid_training.build_network(changed(args, **second), data, say))
     how = arguments_of(build_distillation, args)

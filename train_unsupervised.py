@@ -122,8 +122,9 @@ def settle(args):
         args.eps = [args.eps[0] - 0.02, args.eps[0], args.eps[0] + 0.02] if len(args.eps) == 1 else args.eps
         args.keep_outliers = True
     wanted = len(EPS[args.method])
-    if len(args.eps) != wanted or args.eps != sorted(args.eps) or args.eps[-1] >= 1:
-        raise InputError(f"--eps {' '.join(map(str, args.eps))}: {args.method} takes {wanted}, ascending and below 1")
+    if len(args.eps) != wanted or args.eps != sorted(args.eps) or args.eps[0] < 0 or args.eps[-1] >= 1:
+        listed = " ".join(f"{value:g}" for value in args.eps)
+        raise InputError(f"--eps {listed}: {args.method} takes {wanted}, ascending, from 0 up and below 1")
     if args.method == "spcl" and args.clusters:
         raise InputError("--clusters: spcl compares clusterings of three eps and has no k-means: leave it out")
     if args.method == "uda_tp" and len(args.source + args.target) > 1:
@@ -131,12 +132,18 @@ def settle(args):
             "--method uda_tp learns from one set, the target: train on the source by train_reid.py and give its "
             "checkpoint as --weights"
         )
+    pairs = args.method in ("strong_baseline", "uda_tp", "mmt")  # their triplets need them
+    if args.epochs and min(args.images_per_id if pairs else 2, args.ids_per_batch * args.images_per_id) < 2:
+        raise InputError(
+            f"{args.method} can't learn from {args.ids_per_batch} labels with {args.images_per_id} pictures of each in "
+            "a batch: give more --images-per-id, or --ids-per-batch"
+        )
     if args.method == "mmt":
         args.ema = args.ema or 0.999
 
 
 def build_networks(args, num_domains, device, say):
-    """([network], network options): two networks for mmt. Raises InputError for a BatchNorm group that can't be."""
+    """([network], network options): two networks for mmt."""
     network_options = {
         "backbone": args.backbone,
         "num_classes": int(args.method in WITH_CLASSIFIER),
@@ -154,18 +161,22 @@ def build_networks(args, num_domains, device, say):
             parameter.requires_grad_(name == "weight" and args.method != "uda_tp")
         if num_domains > 1:
             network = to_domain_specific(network, num_domains)
-        network = set_batch_norm_group(network, args, device)
         networks.append(network.to(device, memory_format=memory_format(args)))
     return networks, {**network_options, "num_domains": num_domains}
 
 
 def set_batch_norm_group(network, args, device):
-    """BatchNorm sees `--batch-norm-group` pictures at a time: a part of a process's batch, or those of several."""
+    """BatchNorm of `network`, changed in place, sees `--batch-norm-group` pictures at a time: a part of a process's
+    batch, or those of several. Comes after the averages are made: nobody can copy a group of processes.
+
+    Raises InputError for a group that can't be.
+    """
     size, batch = args.batch_norm_group, args.ids_per_batch * args.images_per_id
     if size in (0, batch):
-        return network
+        return
     if batch % size == 0:
-        return group_batch_norm(network, size)
+        group_batch_norm(network, size)
+        return
     if size % batch or distributed.world_size() % (size // batch):
         raise InputError(
             f"--batch-norm-group {size}: a process has {batch} pictures of a set, and there are "
@@ -173,7 +184,7 @@ def set_batch_norm_group(network, args, device):
         )
     if device.type != "cuda":
         raise InputError(f"--batch-norm-group {size} is more than the {batch} pictures of a process, which needs CUDA")
-    return nn.SyncBatchNorm.convert_sync_batchnorm(network, distributed.group_of(size // batch))
+    nn.SyncBatchNorm.convert_sync_batchnorm(network, distributed.group_of(size // batch))
 
 
 def build_train_loader(args, domains, device):
@@ -328,6 +339,8 @@ def main(args):
         f"processes = {batch * processes} pictures of each set; BatchNorm sees {args.batch_norm_group or batch} of them"
     )
     step = build_step(networks, args, device)
+    for network in (*networks, *(average.module for average in step.averages)):
+        set_batch_norm_group(network, args, device)
     label_loaders = [reid.build_eval_loader(args, domain.data.train, device) for domain in domains]
     pseudo = PseudoLabels(domains, label_loaders, samplers, step, network_options, args, device)
 

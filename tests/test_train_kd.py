@@ -11,7 +11,7 @@ import torch
 
 import train_kd
 import train_reid
-from core.engine import log, options, reid, reid_pictures
+from core.engine import log, options, reid, reid_pictures, reid_training
 from core.engine.checkpoint import load_checkpoint
 from core.engine.complexity import Complexity
 from core.losses.distillation import DISTILLATION_LOSSES
@@ -258,3 +258,14 @@ def test_teachers_that_do_not_fit(run, runs, distil, baggage, tmp_path, monkeypa
     monkeypatch.setattr("core.models.weights.nearest", lambda _: "")  # it builds every backbone
     assert "weights.pth is of another backbone" in refused(run, *data, *weights, "--teacher-backbone", "resnet18")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_second_student_of_another_model_has_the_neck_of_its_own(baggage):
+    line = [*SMALL, "--dataset", "mvb", "--data", str(baggage), "--teacher", "mutual", "--teacher-model", "mgn"]
+    line += ["--backbone", "resnet18", "--height", "64"]
+    args = options.parse(train_kd.get_parser(), train_kd.RECIPES, train_kd.default_recipe, line)
+    train_kd.settle_distillation(args)
+    data = reid_training.load_data(args, lambda line: None)
+    students, _ = train_kd.build_students(args, data, None, lambda line: None)
+    necks = [{type(m.neck) for m in student.network.modules() if hasattr(m, "neck")} for student in students]
+    assert necks == [{torch.nn.BatchNorm1d}, {torch.nn.Identity}]

@@ -14,7 +14,7 @@ from PIL import Image
 
 import evaluate
 import train_unsupervised
-from core.engine import options
+from core.engine import distributed, options
 from core.engine.checkpoint import load_checkpoint
 from core.errors import InputError
 from core.visualize import curves, sheet
@@ -193,6 +193,11 @@ def test_two_processes_have_the_labels_and_losses_of_one(run, baggage, other, tm
         (["--source", "mvb:BAGGAGE/."], "is given twice"),
         (["--source", "nothing:BAGGAGE"], "unknown data set 'nothing'"),
         (["--target", "pictures:EMPTY"], "holds no pictures"),
+        (["--method", "uda_tp", "--images-per-id", "1"], "4 labels with 1 pictures"),
+        (["--ids-per-batch", "1", "--images-per-id", "1"], "1 labels with 1 pictures"),
+        (["--source", "pictures:BAGGAGE"], "pictures have no labels"),
+        (["--target", "market1501+folder"], "one by one"),
+        (["--eps", "0.01", "--method", "spcl"], "-0.01"),
     ],
 )
 def test_bad_input_is_one_line(run, baggage, tmp_path, arguments, said, no_pictures):
@@ -211,3 +216,25 @@ def test_a_run_of_another_method_or_other_pictures_is_not_continued(run, baggage
     assert code == 2 and "was trained with --method cluster_contrast" in error
     code, _, error = run(train_unsupervised, *line, "--target", f"pictures:{other}", "--resume")
     assert code == 2 and "it has labels of [24] pictures, the sets of now have" in error
+
+
+def test_averages_share_the_batch_norm_of_several_processes(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        monkeypatch.setattr(distributed, "group_of", lambda size: torch.distributed.new_group([0]))
+        args = options.parse(
+            *(train_unsupervised.get_parser(), train_unsupervised.RECIPES, train_unsupervised.default_recipe),
+            ["--method", "mmt", "--ids-per-batch", "2", "--backbone", "resnet18", "--weights", "none"],
+        )
+        args.ema, args.batch_norm_group = 0.9, 16
+        networks, _ = train_unsupervised.build_networks(args, 2, torch.device("cpu"), print)
+        step = train_unsupervised.build_step(networks, args, torch.device("cpu"))
+        for network in (*networks, *(average.module for average in step.averages)):
+            train_unsupervised.set_batch_norm_group(network, args, torch.device("cuda"))
+            norms = [module for module in network.modules() if isinstance(module, torch.nn.SyncBatchNorm)]
+            assert norms and all(norm.process_group is not None for norm in norms)
+        trained = {id(p) for group in step.optimizers[0].param_groups for p in group["params"]}
+        assert trained == {id(p) for network in networks for p in network.parameters()}
+    finally:
+        torch.distributed.destroy_process_group()

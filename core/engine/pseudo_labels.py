@@ -22,12 +22,13 @@ class Domain(NamedTuple):
 
     data: `ReIDData`; the training pictures of a target have lost their identities, each is one by itself. is_target:
     whether it is to be learned without labels. truth: (N,) what its training pictures do show, for a source to learn
-    and for a target to be judged by; None where nobody knows.
+    and for a target to be judged by; None where nobody knows. title: its name, with a number where sets share one.
     """
 
     data: reid.ReIDData
     is_target: bool
     truth: torch.Tensor | None
+    title: str
 
 
 def load_domains(args, say):
@@ -39,8 +40,13 @@ def load_domains(args, say):
     """
     domains = []
     specs = [(spec, False) for spec in args.source] + [(spec, True) for spec in args.target or ["synthetic"]]
-    for spec, is_target in specs:
+    names = [spec.partition(":")[0] for spec, _ in specs]
+    for number, (spec, is_target) in enumerate(specs, start=1):
         name, _, root = spec.partition(":")
+        if "+" in name:
+            raise InputError(f"{name}: sets are given one by one here, --target NAME:PATH NAME:PATH")
+        if name == "pictures" and not is_target:
+            raise InputError(f"--source {spec}: pictures have no labels; give a set with identities, or --target")
         how = {"dataset": name, "data": root or None, "loss": "", "mask_target": ""}
         how |= {"mask_checkpoint": None, "hide_background": 0.0}
         data = reid.load_data(Namespace(**{**vars(args), **how}), say, training=True)
@@ -55,9 +61,10 @@ def load_domains(args, say):
                 )
             hidden = [sample._replace(id=number, name="") for number, sample in enumerate(data.train)]
             data = data._replace(train=hidden)
+        title = name if names.count(name) == 1 else f"{name}-{number}"
         labels = "without labels" if is_target else f"of {int(truth.max()) + 1} identities"
-        say(f"{'target' if is_target else 'source'}: {name} in {data.root}: {len(data.train)} pictures {labels}")
-        domains.append(Domain(data, is_target, truth))
+        say(f"{'target' if is_target else 'source'}: {title} in {data.root}: {len(data.train)} pictures {labels}")
+        domains.append(Domain(data, is_target, truth, title))
     return sorted(domains, key=lambda domain: (domain.is_target, bool(domain.data.query)))
 
 
@@ -241,7 +248,7 @@ def describe_labels(labels, domain, several):
     sizes = labels[labels >= 0].bincount()
     clusters, clustered = int((sizes > 1).sum()), int(sizes[sizes > 1].sum())
     outliers, size = len(labels) - clustered, clustered / max(clusters, 1)
-    line = f"{domain.data.name}: {clusters} clusters of {size:.1f} pictures, {outliers} outliers"
+    line = f"{domain.title}: {clusters} clusters of {size:.1f} pictures, {outliers} outliers"
     row = {"clusters": clusters, "outliers": outliers, "cluster_size": size, "clustered": clustered / len(labels)}
     row |= agreement(with_own_labels(labels), domain.truth) if domain.truth is not None else {}
     return line, {column_of(key, domain, several): value for key, value in row.items()}
@@ -249,4 +256,4 @@ def describe_labels(labels, domain, several):
 
 def column_of(key, domain, several):
     """A column of the log; with several targets it names the set."""
-    return f"{key} {domain.data.name}" if several else key
+    return f"{key} {domain.title}" if several else key

@@ -43,6 +43,7 @@ SHA256_IN_NAME = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8,64})\.pth$")  # its start
 CONNECTION_TIMEOUT = 5.0  # seconds
 CHUNK = 1 << 20  # bytes
 COUNTER = "num_batches_tracked"
+DOMAIN = re.compile(r"\.dsbn\.\d+\.")  # of DomainSpecificBatchNorm
 WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "network")  # keys under which files keep their weights
 # Plain values that files of training loops hold beside their weights; none of them runs code when it is read.
 PLAIN = [argparse.Namespace, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32))]
@@ -282,7 +283,8 @@ def copy_matching(model: nn.Module, content: object, name: str | Path, leave: Co
 def find_state_dict(content: object, name: str | Path) -> dict[str, Tensor]:
     """The state_dict in a loaded file, without the prefixes of DDP and torch.compile; InputError if there is none.
 
-    Of a checkpoint of ours it is the averaged one where there is one.
+    Of a checkpoint of ours it is the averaged one where there is one, and of each domain-specific BatchNorm that of the
+    last domain, which evaluation uses.
     """
     if _averaged(content):
         content = best_weights(content)
@@ -292,7 +294,8 @@ def find_state_dict(content: object, name: str | Path) -> dict[str, Tensor]:
     state = {key: value for key, value in items if isinstance(key, str) and isinstance(value, Tensor)}
     if not state:
         raise InputError(f"{name} holds no weights (no names with tensors); give a file of a state_dict")
-    return {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in state.items()}
+    state = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in state.items()}
+    return {DOMAIN.sub(".", key): value for key, value in state.items()}  # in the order of domains: the last one stays
 
 
 def best_weights(state: dict) -> dict[str, Tensor]:

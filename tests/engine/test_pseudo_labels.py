@@ -2,17 +2,19 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from core.data.samples import Sample
-from core.engine.pseudo_labels import Domain, PseudoLabels, column_of, describe_labels
+from core.engine.pseudo_labels import Domain, PseudoLabels, column_of, describe_labels, load_domains
 from core.engine.reid import ReIDData
 
 
 def domain(is_target, truth, name="bags"):
     train = [Sample(f"{number}.png", number, 0) for number in range(len(truth))]
-    return Domain(ReIDData(train, [], [], name, name, "no_camera"), is_target, torch.tensor(truth))
+    return Domain(ReIDData(train, [], [], name, name, "no_camera"), is_target, torch.tensor(truth), name)
 
 
 class Sampler:
@@ -60,3 +62,15 @@ def test_what_is_said_of_labels_by_hand():
     nothing = describe_labels(torch.full((6,), -1), bags._replace(truth=None), several=True)[1]
     assert nothing == {"clusters bags": 0, "outliers bags": 6, "cluster_size bags": 0.0, "clustered bags": 0.0}
     assert column_of("mAP", bags, several=False) == "mAP"
+
+
+def test_two_targets_of_one_layout_have_columns_of_their_own(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype="uint8")).save(tmp_path / name / f"{number}.png")
+    targets = [f"pictures:{tmp_path / name}" for name in ("a", "b")]
+    args = SimpleNamespace(source=[], target=targets, protocol=None, skip_broken=False, min_samples=2)
+    domains = load_domains(args, lambda line: None)
+    assert [column_of("mAP", domain, several=True) for domain in domains] == ["mAP pictures-1", "mAP pictures-2"]

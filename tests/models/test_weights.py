@@ -345,3 +345,13 @@ def test_truncated_and_missing_files_and_folders(tmp_path):
         load_file(tmp_path / "other.pth")
     with pytest.raises(InputError, match="can't read"):
         load_file(tmp_path)
+
+
+def test_of_a_domain_specific_network_the_last_domain_is_taken(tmp_path):
+    network = build_reid_model("resnet18", 0, num_domains=2)
+    network.backbone.bn1.dsbn[1].running_mean.fill_(7)
+    torch.save(network.state_dict(), tmp_path / "domains.pth")
+    plain = build_reid_model("resnet18", 0)
+    report = load_weights(plain, str(tmp_path / "domains.pth"), "resnet18")
+    assert report.loaded == len(plain.state_dict()) and "not in the file" not in report.message
+    assert (plain.backbone.bn1.running_mean == 7).all()
