@@ -236,7 +236,8 @@ def main(args):
         size = (args.height, args.width)
         translation.translate(generator_step.evaluated[0], domains, size, note, distance_in, args, device, log.say)
     else:
-        log.say(f"next: python train_translation.py --weights {last} --translate OUT")
+        if last.exists():
+            log.say(f"next: python train_translation.py --weights {last} --translate OUT")
     log.say(f"done in {(time.perf_counter() - say.start) / 60:.1f} minutes, see {folder}")
     log.close()
 

@@ -156,7 +156,7 @@ VEHICLEID = (("VehicleID_V1.0", "VehicleID", "vehicleid"), ("train_test_split", 
 DATASETS = {
     **{name: (partial(load_market_like, it), it.folders, it.parts) for name, it in MARKET_LAYOUTS.items()},
     "msmt17": (load_msmt17, ("MSMT17_V1", "MSMT17_V2", "msmt17"), MSMT17_FOLDERS),
-    "mot17": (load_mot17, ("MOT17", "mot17"), ("train",)),
+    "mot17": (load_mot17, ("MOT17", "mot17"), ("train", "reid")),
     "vehicleid": (load_vehicleid, *VEHICLEID),
     "vehicleid_medium": (partial(load_vehicleid, test_size=1600), *VEHICLEID),
     "vehicleid_large": (partial(load_vehicleid, test_size=2400), *VEHICLEID),

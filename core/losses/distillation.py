@@ -225,11 +225,6 @@ class Distillation(nn.Module):
         self.losses, self.adapters = nn.ModuleDict(losses), nn.ModuleDict(adapters)
         self.gather, self.logit_names = gather, logit_names
 
-    @property
-    def needs_stages(self):
-        """Whether `forward` reads `stages` of the outputs."""
-        return any(self.stages.values())
-
     def forward(self, output, teacher):
         """(ReIDOutput of the student, of the teacher) -> dict name -> weighted scalar, of several branches or stages
         each with its share: "logits/global", "attention/stage1", "self/stage1"."""

@@ -153,7 +153,7 @@ def build_reid_model(
     last_stride: int = 1,
     pooling: str = "avg",
     neck: str | None = None,
-    dropout: float = 0.0,
+    dropout: float | None = None,
     embedding_dim: int = 0,
     cosine: bool = False,
     parts: int = 0,
@@ -177,7 +177,7 @@ def build_reid_model(
         last_stride: stride of a ResNet's stage 4, 1 or 2.
         pooling: "avg", "max" or "gem", of "bot"; the others have their own.
         neck: "bnneck" or "none"; None: as in `MODELS`.
-        dropout: probability, before the classifier.
+        dropout: probability, before the classifier; None: as in `MODELS`.
         embedding_dim: size of a branch's embedding; 0: the network's own, which for "bot" is the backbone's; otherwise
             "bot" gets a Linear layer before the neck.
         cosine: the classifier gives cosines (`core.models.head.CosineClassifier`).
@@ -213,6 +213,7 @@ def build_reid_model(
         if value not in known:
             raise InputError(f"unknown {what} {value!r}; use one of {', '.join(known)}")
     neck = neck or MODELS[model].neck
+    dropout = MODELS[model].dropout if dropout is None else dropout
     if with_mask is None:
         with_mask = backbone.endswith(MASK_SUFFIX)
     if mask_pooling != "off" and not with_mask:
