@@ -29,6 +29,7 @@ CPU = torch.device("cpu")
 def make(spec="cross_entropy", batches=1, **changes):
     torch.manual_seed(0)
     network = nn.Linear(3, 2)
+    network.backbone = nn.Identity()  # all of it is the head
     criterion = build_loss(spec, num_classes=2, feature_dim=2)
     return network, build_step(network, criterion, SimpleNamespace(**{**OPTIONS, **changes}), CPU, batches)
 
