@@ -181,9 +181,8 @@ def build_network(args, data, say):
     with distributed.main_first():  # one process downloads, the others find the file
         report = load_weights(network, args.weights, args.backbone)
     say(f"warning: {report.message}" if report.warning else report.message)
-    if args.freeze_epochs and not report.loaded and not args.resume:
-        say(f"--freeze-epochs {args.freeze_epochs}: the backbone has no weights worth keeping, so it learns at once")
-        args.freeze_epochs = 0
+    if args.freeze_epochs and not report.loaded:
+        say(f"warning: --freeze-epochs {args.freeze_epochs} keeps a backbone of random weights: give --weights, or 0")
     if args.sync_batch_norm:
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
     how = arguments_of(build_loss, args) | {"gather": distributed.gather_with_gradient if args.gather else None}
