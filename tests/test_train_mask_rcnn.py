@@ -86,7 +86,7 @@ def test_what_a_run_says_and_leaves_behind(shapes, tmp_path, run):
 @pytest.mark.slow
 def test_it_learns(shapes, tmp_path, run):
     """Untrained AP is 0: the shapes are found after a minute of training from scratch."""
-    options = ["--iterations-per-epoch", 34, "--ema", 0.9, "--min-lr", 1e-5]
+    options = ["--iterations-per-epoch", 28, "--ema", 0.9, "--min-lr", 1e-5]
     assert run(train_mask_rcnn, *SMALL, *options, "--data", shapes, "--output", tmp_path, "--name", "learns")[0] == 0
     first, last = read_log(tmp_path / "learns")
     assert float(last["loss"]) < 0.7 * float(first["loss"])
