@@ -4,11 +4,6 @@ import torch
 from torch import Tensor, nn
 
 
-def _squeeze(channels: int, reduction: int) -> nn.Sequential:
-    hidden = max(channels // reduction, 1)
-    return nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, channels, 1))
-
-
 class SqueezeExcitation(nn.Module):
     """Channels weighted by a small network on their means (Hu et al. 2018, equations 2 to 4).
 
@@ -32,7 +27,8 @@ class ChannelAttention(nn.Module):
 
     def __init__(self, channels: int, reduction: int = 16):
         super().__init__()
-        self.mlp = _squeeze(channels, reduction)
+        hidden = max(channels // reduction, 1)
+        self.mlp = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         mean, largest = x.mean(dim=(2, 3), keepdim=True), x.amax(dim=(2, 3), keepdim=True)  # (B, C, 1, 1)

@@ -58,9 +58,8 @@ def stripes_of(x: Tensor, count: int) -> tuple[Tensor, ...]:
 class Branch(nn.Module):
     """The trunk's map (B, C', h', w') -> a list of pooled vectors (B, C), as many as it has names.
 
-    names: of the vectors; by default "<name>" of the whole map and "<name>_1" ... of its stripes.
-
     Args:
+        name: its vectors are called so: the whole map's `name`, the stripes' `name`_1, ...; `names` lists them.
         deep: what makes the map (B, C, h, w).
         whole: how the whole map is pooled; None: it isn't.
         stripes: number of horizontal stripes.
@@ -71,7 +70,7 @@ class Branch(nn.Module):
         self, name: str, deep: nn.Module, whole: str | None = None, stripes: int = 0, stripe_pooling: str = "avg"
     ):
         super().__init__()
-        self.deep = deep
+        self.name, self.deep = name, deep
         self.whole, self.stripes, self.stripe_pooling = whole, stripes, stripe_pooling
         self.names = [name] * bool(whole) + [f"{name}_{number}" for number in range(1, stripes + 1)]
 
@@ -94,10 +93,11 @@ class PartsModel(nn.Module):
 
     Args:
         trunk: pictures -> the map that the branches share.
-        branches: dict name -> `Branch` or a module like it.
+        branches: each reads the trunk's map.
         heads: a `Head` for each vector of each branch, in their order.
         metric: names of the vectors that metric losses compare. Without classifiers all are, so that all learn.
-        compare_pooled: retrieval compares what was pooled, not what the heads made of it (PCB).
+        pooled_channels: above 0 retrieval compares what was pooled, of so many channels, and not what the heads made of
+            it (PCB).
 
     Attributes:
         feature_names, logit_names: of the entries of `features` and `logits` in the output.
@@ -108,19 +108,19 @@ class PartsModel(nn.Module):
     stage_channels = ()  # its output has no stages
 
     def __init__(
-        self, trunk: nn.Module, branches: list[Branch], heads: list[Head], metric: list[str], channels: int = 0
+        self, trunk: nn.Module, branches: list[Branch], heads: list[Head], metric: list[str], pooled_channels: int = 0
     ):
         super().__init__()
         self.trunk = trunk
         names = [name for branch in branches for name in branch.names]
-        self.branches = nn.ModuleDict({branch.names[0].split("_")[0]: branch for branch in branches})
+        self.branches = nn.ModuleDict({branch.name: branch for branch in branches})
         self.heads = nn.ModuleDict(dict(zip(names, heads, strict=True)))
         has_classes = heads[0].classifier is not None
         self.feature_names = [name for name in names if name in metric] if has_classes else names
         self.logit_names = names if has_classes else []
         self.feature_dim = heads[0].feature_dim
-        self.pooled_channels = channels
-        self.embedding_dim = channels * len(names) if channels else sum(head.feature_dim for head in heads)
+        self.pooled_channels = pooled_channels
+        self.embedding_dim = (pooled_channels or self.feature_dim) * len(names)
         self.embed = "after"
 
     @property
