@@ -18,6 +18,7 @@ fast-reid on Market-1501, taught by R101-ibn: mAP 81.2 -> 85.8 of R18-ibn, 84.9 
 import math
 import sys
 from argparse import Namespace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -266,7 +267,9 @@ def main(args):
         found = reid.evaluate(teacher.network, loaders, data, args, device)
         rows.append(("teacher", teacher.network, teacher.size, found))
     if args.baseline:
-        alone = changed(args, kd=None, teacher=None, name=f"{args.name}-alone")
+        beside = f"{args.name}-alone"  # of a run that was killed before, it may not have begun
+        resume = args.resume if Path(args.output, beside).is_dir() else None
+        alone = changed(args, kd=None, teacher=None, name=beside, resume=resume)
         baseline = train(alone, data, None, device, Announcer())
         rows.append(("student alone", baseline.step.evaluated[0], size, baseline.evaluation))
     rows.append(("student distilled", run.step.evaluated[0], size, run.evaluation))

@@ -21,11 +21,12 @@ import torch
 
 from core.data.detection_transforms import training_sizes
 from core.engine import coco_evaluation, detection, detection_pictures, distributed, options
-from core.engine.checkpoint import changed_options, check_same_network, load_checkpoint, open_run, save_run
+from core.engine.checkpoint import check_same_network
 from core.engine.epoch import Epoch, seed_everything
-from core.engine.log import Announcer, RunLog, check_loggers, preview
+from core.engine.log import Announcer, preview
 from core.engine.optim import build_optimizer, build_scheduler
 from core.engine.options import arguments_of
+from core.engine.run import Run, open_or_resume
 from core.engine.step import Step, autocast, memory_format
 from core.errors import InputError
 from core.models.detection_weights import load_detection_weights
@@ -170,7 +171,7 @@ SHAPES = ("backbone_name", "num_classes", "anchor_sizes", "aspect_ratios", "box_
 
 
 def build_network(args, categories, say):
-    """The network with the weights it starts from.
+    """(the network with the weights it starts from, whether it knows the classes already).
 
     With weights the BatchNorm is frozen and the first two stages stay as they are, as in the paper. A network that
     starts from nothing, because that is wanted or because the published file can't be had, must learn all of it.
@@ -183,7 +184,8 @@ def build_network(args, categories, say):
     with distributed.main_first():  # one process downloads, the others find the file
         report = load_detection_weights(network, args.weights, args.backbone_name, categories)
     say(f"warning: {report.message}" if report.warning else report.message)
-    return build(pretrained=False) if distributed.broadcast_object(report.warning) else network
+    warning, detects = distributed.broadcast_object((report.warning, report.detects))
+    return (build(pretrained=False) if warning else network), detects
 
 
 def rebuild_network(args, categories, state, path):
@@ -269,8 +271,58 @@ def train_one_epoch(model, loader, step, args, device):
     return {"epoch": step.epoch, "lr": rate, **progress.row()}, dropped
 
 
+class DetectionRun(Run):
+    """A `Run` that draws what the network finds. With weights that know the classes epoch 0 is evaluated, too: what it
+    begins with may stay the best."""
+
+    kind, score = "mask_rcnn", "mask_AP"
+
+    def __init__(self, args, say, network, detects, step, data, device, opened):
+        self.network, self.data, self.device, self.result = network, data, device, None
+        self.loader = data.val and detection.build_eval_loader(data.val, device, workers=args.workers)
+        super().__init__(args, say, step, coco_evaluation.METRIC_NAMES, data.paths, opened)
+        if detects and not self.resumed:
+            self.end_epoch({"epoch": 0})
+
+    def _resume(self, state, path):
+        detection.resume(state, path, self.network, self.step, self.data)
+
+    def _evaluate(self):
+        network, amp = self.step.evaluated[0], self.args.amp
+        self.result = detection.evaluate(network, self.loader, self.data.val, self.device, amp=amp)
+        return self.result.metrics if self.result else {}
+
+    def _state(self, best, evaluated):
+        return detection.checkpoint_state(self.network, self.step, best, self.args, self.data)
+
+    def end_epoch(self, row):
+        super().end_epoch(row)
+        if "mask_AP" in row:
+            self.log.say(coco_evaluation.summary_table(self.result))
+
+    def close(self, dropped):
+        """The table of classes, and what the trained network finds in a few pictures; says what to do next.
+
+        dropped: how many instances the augmentation of this rank moved out of their pictures.
+        """
+        if self.result is None:  # a finished run that was resumed, or --epochs 0
+            self._evaluate()
+        everywhere, say = round(distributed.all_reduce_sum(torch.tensor(float(dropped))).item()), self.log.say
+        if everywhere:
+            say(f"augmentation: {everywhere} times, over all epochs, an instance had left its picture and was dropped")
+        if self.result and distributed.is_main():
+            say(f"after the last epoch, by class:\n{coco_evaluation.per_class_table(self.result)}")
+            shown = (self.step.evaluated[0], self.loader.dataset, self.data.val.categories, self.device)
+            detection_pictures.draw_predictions(self.folder / "predictions", *shown, amp=self.args.amp)
+        say(f"done in {(time.perf_counter() - self.start) / 60:.1f} minutes, see {self.folder}")
+        if (self.folder / "best.pth").exists():
+            say(f"best mask AP {100 * self.best:.1f}; next: python evaluate.py {self.folder / 'best.pth'}")
+        elif (self.folder / "last.pth").exists():
+            say(f"next: python demo.py PICTURE --weights {self.folder / 'last.pth'}")
+        self.log.close()
+
+
 def main(args):
-    start = time.perf_counter()
     device = distributed.setup(args.device, args.timeout)  # joins the process group, where torchrun started one
     seed_everything(args.seed, args.deterministic)
     if args.norm == "sync" and device.type != "cuda":
@@ -280,70 +332,26 @@ def main(args):
     if args.augmentation_preview:
         return preview(args.output, lambda path: detection_pictures.draw_augmentations(path, data.train, args))
     train_loader = detection.build_train_loader(args, data.train, device)
-    eval_loader = data.val and detection.build_eval_loader(data.val, device, workers=args.workers)
 
-    check_loggers(args)
-    folder, resumed = open_run(args.output, args.name, args.resume) if args.resume else (None, None)
-    state = load_checkpoint(resumed, "mask_rcnn") if resumed else None
-    if state:
-        network = rebuild_network(args, data.train.categories, state, resumed)
+    opened = open_or_resume(args, DetectionRun.kind) if args.resume else None
+    if opened and opened[-1]:
+        network, detects = rebuild_network(args, data.train.categories, opened[-1], opened[1]), True
     else:
-        network = build_network(args, data.train.categories, say)
+        network, detects = build_network(args, data.train.categories, say)
     network = network.to(device, memory_format=memory_format(args))
     step = build_step(network, args, device, len(train_loader))
     announce(say, args, data, network, updates=args.epochs * -(-len(train_loader) // args.accumulate))
-    best = state["best"] if state else -1.0
-    if state:
-        detection.resume(state, resumed, network, step, data)
-        changed = changed_options(state["args"], args, without_effect=data.paths)
-        say(f"continuing from {resumed} after epoch {step.epoch}{changed}")
-    elif args.resume:
-        say(f"--resume: no checkpoint of {args.name} under {args.output}, starting afresh")
-    else:
-        folder, _ = open_run(args.output, args.name)
-    say(f"run folder: {folder}")
-    log = RunLog(folder, args, coco_evaluation.METRIC_NAMES, say.said, resume_epoch=step.epoch if state else None)
+    run = DetectionRun(args, say, network, detects, step, data, device, opened)
 
     if args.compile:
         network.backbone.compile()  # the rest has shapes of its own in every picture
     model = distributed.wrap(network, device)  # DistributedDataParallel, in a process group
-    result, dropped = None, 0
-    for epoch in range(step.epoch + 1, args.epochs + 1):
+    dropped = 0
+    for _ in run.epochs():
         row, dropped_here = train_one_epoch(model, train_loader, step, args, device)
         dropped += dropped_here
-        if epoch % args.eval_every == 0 or epoch == args.epochs:
-            result = detection.evaluate(step.evaluated[0], eval_loader, data.val, device, amp=args.amp)
-            row |= result.metrics if result else {}
-        log.epoch(row)
-        if result and "mask_AP" in row:
-            log.say(coco_evaluation.summary_table(result))
-        improved = row.get("mask_AP", -1.0) > best
-        best = row["mask_AP"] if improved else best
-        if distributed.is_main():
-            save_run(folder, detection.checkpoint_state(network, step, best, args, data), improved)
-
-    if result is None:  # a finished run that was resumed, or --epochs 0
-        result = detection.evaluate(step.evaluated[0], eval_loader, data.val, device, amp=args.amp)
-    show_results(log, folder, result, dropped, step.evaluated[0], eval_loader, data, args, device)
-    log.say(f"done in {(time.perf_counter() - start) / 60:.1f} minutes, see {folder}")
-    if (folder / "best.pth").exists():
-        log.say(f"best mask AP {100 * best:.1f}; next: python evaluate.py {folder / 'best.pth'}")
-    elif (folder / "last.pth").exists():
-        log.say(f"next: python demo.py PICTURE --weights {folder / 'last.pth'}")
-    log.close()
-
-
-def show_results(log, folder, result, dropped, network, eval_loader, data, args, device):
-    """The table of classes, and what the trained network finds in a few pictures."""
-    everywhere = round(distributed.all_reduce_sum(torch.tensor(float(dropped))).item())
-    if everywhere:
-        log.say(f"augmentation: {everywhere} times, over all epochs, an instance had left its picture and was dropped")
-    if result is None or not distributed.is_main():
-        return
-    log.say(f"after the last epoch, by class:\n{coco_evaluation.per_class_table(result)}")
-    detection_pictures.draw_predictions(
-        folder / "predictions", network, eval_loader.dataset, data.val.categories, device, amp=args.amp
-    )
+        run.end_epoch(row)
+    run.close(dropped)
 
 
 if __name__ == "__main__":

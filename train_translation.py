@@ -22,12 +22,13 @@ from torch import nn
 
 from core.data.randomness import derive_seed
 from core.engine import distributed, options, reid, translation
-from core.engine.checkpoint import changed_options, check_same_network, load_checkpoint, open_run, restore, save_run
+from core.engine.checkpoint import check_same_network, load_checkpoint, restore
 from core.engine.epoch import Epoch, seed_everything
-from core.engine.log import Announcer, RunLog, check_loggers
+from core.engine.log import Announcer
 from core.engine.optim import build_optimizer, build_scheduler
 from core.engine.options import arguments_of
 from core.engine.published import load_state
+from core.engine.run import Run
 from core.engine.step import Step, autocast, memory_format
 from core.errors import InputError
 from core.losses.adversarial import ImagePool, contrastive_loss, gan_loss, l1_loss
@@ -182,6 +183,32 @@ def train_one_epoch(networks, models, pools, loader, generator_step, judge_step,
     return {"epoch": generator_step.epoch, "lr": rate, **progress.row()}
 
 
+class TranslationRun(Run):
+    """A `Run` without a number to tell which epoch is best; its evaluation is a sheet to look at."""
+
+    kind = "gan"
+
+    def __init__(self, args, say, networks, network_options, steps, pools, domains, device):
+        self.networks, self.network_options, self.steps, self.pools = networks, network_options, steps, pools
+        self.domains, self.device = domains, device
+        super().__init__(args, say, steps[0], {}, without_effect=("translate", "feature_distance"))
+
+    def _resume(self, state, path):
+        check_same_network(state, path, self.network_options)
+        generator_step, judge_step = self.steps
+        holders = (("model", self.networks), (None, generator_step), ("judges", judge_step), *self.pools.items())
+        restore(state, path, *holders)
+
+    def _evaluate(self):
+        if distributed.is_main():
+            sheet = self.folder / f"translation_{self.step.epoch:03}.jpg"
+            translation.draw(sheet, self.step.evaluated, self.domains, self.args, self.device)
+        return {}
+
+    def _state(self, best, evaluated):
+        return translation.checkpoint_state(self.networks, self.network_options, *self.steps, self.pools, self.args)
+
+
 def main(args):
     device = distributed.setup(args.device, args.timeout)  # joins the process group, where torchrun started one
     seed_everything(args.seed, args.deterministic)
@@ -206,31 +233,12 @@ def main(args):
     )
     pools = {name: ImagePool(args.pool) for name in ("target_pool", "source_pool")}
 
-    check_loggers(args)
-    folder, resumed = open_run(args.output, args.name, args.resume)
-    if resumed:
-        state = load_checkpoint(resumed, "gan")
-        check_same_network(state, resumed, network_options)
-        restore(state, resumed, ("model", networks), (None, generator_step), ("judges", judge_step), *pools.items())
-        changed = changed_options(state["args"], args, without_effect=("translate", "feature_distance"))
-        say(f"continuing from {resumed} after epoch {generator_step.epoch}{changed}")
-    elif args.resume:
-        say(f"--resume: no checkpoint of {args.name} under {args.output}, starting afresh")
-    say(f"run folder: {folder}")
-    log = RunLog(folder, args, {}, say.said, resume_epoch=generator_step.epoch if resumed else None)
-
+    run = TranslationRun(args, say, networks, network_options, (generator_step, judge_step), pools, domains, device)
     models = {name: distributed.wrap(network, device, args.compile) for name, network in networks.items()}  # DDP
-    for epoch in range(generator_step.epoch + 1, args.epochs + 1):
-        log.epoch(train_one_epoch(networks, models, pools, loader, generator_step, judge_step, args, device))
-        if not distributed.is_main():
-            continue
-        if epoch % args.eval_every == 0 or epoch == args.epochs:
-            sheet = folder / f"translation_{epoch:03}.jpg"
-            translation.draw(sheet, generator_step.evaluated, domains, args, device)
-        steps = (generator_step, judge_step)
-        save_run(folder, translation.checkpoint_state(networks, network_options, *steps, pools, args), improved=False)
+    for _ in run.epochs():
+        run.end_epoch(train_one_epoch(networks, models, pools, loader, generator_step, judge_step, args, device))
 
-    last = folder / "last.pth"
+    last, log = run.folder / "last.pth", run.log
     if args.translate:
         note = {"checkpoint": str(last.absolute()), "method": args.method, "epoch": generator_step.epoch}
         size = (args.height, args.width)
@@ -238,7 +246,7 @@ def main(args):
     else:
         if last.exists():
             log.say(f"next: python train_translation.py --weights {last} --translate OUT")
-    log.say(f"done in {(time.perf_counter() - say.start) / 60:.1f} minutes, see {folder}")
+    log.say(f"done in {(time.perf_counter() - say.start) / 60:.1f} minutes, see {run.folder}")
     log.close()
 
 

@@ -22,7 +22,8 @@ from PIL import Image
 import evaluate
 import train_reid
 from core.data.images import list_images
-from core.engine import reid_run, reid_training
+from core.engine import reid_training
+from core.engine import run as core_run
 from core.engine.checkpoint import load_checkpoint
 from core.errors import InputError
 from core.losses import build_loss, needs_pairs
@@ -300,12 +301,12 @@ def test_masks_of_a_checkpoint_for_data_that_has_none(run, tmp_path, baggage):
 def test_a_checkpoint_has_no_threshold_of_other_weights(run, baggage, tmp_path, monkeypatch):
     saved = {}
     monkeypatch.setattr(
-        reid_run, "save_run", lambda folder, state, improved: saved.update({state["epoch"]: state["threshold"]})
+        core_run, "save_run", lambda folder, state, improved: saved.update({state["epoch"]: state["threshold"]})
     )
     options = ["--dataset", "mvb", "--data", baggage, "--output", tmp_path, "--epochs", 3, "--eval-every", 2]
     code, _, err = run(train_reid, *SMALL, *options, "--iterations-per-epoch", 1)
     assert code == 0, err
-    assert {epoch: threshold is not None for epoch, threshold in saved.items()} == {1: False, 2: True, 3: True}
+    assert {epoch: threshold is not None for epoch, threshold in saved.items()} == {0: True, 1: False, 2: True, 3: True}
 
 
 def test_a_network_of_several_branches_from_beginning_to_end(run, baggage, tmp_path):

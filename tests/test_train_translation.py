@@ -24,6 +24,7 @@ import train_translation
 from benchmarks import translation as benchmark
 from core.data.reid_datasets import load_reid_dataset
 from core.engine import options
+from core.engine import run as core_run
 from core.engine.checkpoint import REQUIRED, load_checkpoint
 from core.losses.adversarial import ImagePool
 from core.models.reid import build_reid_model
@@ -161,9 +162,9 @@ def test_resumed_with_its_pool_it_is_the_same_run(run, looks, tmp_path, monkeypa
         if state["epoch"] == 2:
             raise Killed
 
-    save_run = train_translation.save_run
+    save_run = core_run.save_run
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(train_translation, "save_run", die)
+        patch.setattr(core_run, "save_run", die)
         run(train_translation, *arguments, "--name", "killed")
     pool = load_checkpoint(tmp_path / "killed" / "last.pth")["target_pool"]["images"]
     assert len(pool) == 3

@@ -17,7 +17,7 @@ import torch
 
 from core.engine import distributed
 from core.errors import InputError
-from core.files import atomic_write, lock_for_process, sync_folder
+from core.files import atomic_write, lock_for_process
 from core.models.weights import best_weights, load_file
 
 # What a checkpoint of each kind must hold for its network to be used; what only training needs is checked there.
@@ -41,22 +41,15 @@ def save_checkpoint(path, state):
 
 
 def save_run(folder, state, improved):
-    """Write `last.pth`, and `best.pth` too if this epoch `improved`: one file under two names, so it is written once.
+    """Write `last.pth` and, if this epoch `improved`, before it `best.pth`, which is `weights_alone`.
 
-    The best comes first: a run that is killed between the two repeats the epoch and finds the same best again.
+    The best comes first: a run that is killed between the two repeats the epoch and finds the same best again. Epoch 0,
+    the network that the run begins with, may be the best; there is nothing in it to go on from.
     """
-    last, best = Path(folder) / "last.pth", Path(folder) / "best.pth"
-    if not improved:
-        save_checkpoint(last, state)
-        return
-    save_checkpoint(best, state)
-    link = last.with_name(f".{last.name}.{os.getpid()}.tmp")
-    try:
-        os.link(best, link)
-        os.replace(link, last)
-        sync_folder(last.parent)
-    except OSError:  # a file system without hard links
-        save_checkpoint(last, state)
+    if improved:
+        save_checkpoint(Path(folder) / "best.pth", weights_alone(state))
+    if state["epoch"]:
+        save_checkpoint(Path(folder) / "last.pth", state)
 
 
 def load_checkpoint(path, *kinds, mmap=False):
@@ -148,6 +141,11 @@ def restore(state, path, *holders):
 
     holders: pairs of a key of the checkpoint, None for all of it, and the module or `Step` that it belongs to.
     """
+    if "optimizers" not in state:
+        raise InputError(
+            f"{path} holds weights alone, as best.pth and exported ones do: resume last.pth, or begin a new run with "
+            f"--weights {path}"
+        )
     try:
         for key, holder in holders:
             holder.load_state_dict(state if key is None else state[key])
@@ -162,12 +160,13 @@ def open_run(output, name, resume=None):
     A folder that exists is never written into, except to resume the run in it: `name`, `name-2`, `name-3`, ...
 
     Args:
-        resume: None, "auto" (the newest checkpoint of a run under this name; where there is none, the run starts anew
-            in the newest folder of this name, so that restarts of a run that dies early don't leave a trail of
-            folders) or the path of a checkpoint.
+        resume: None, "auto" (last.pth of the latest run under this name; where all died before it, the latest folder
+            anew, so that restarts don't leave a trail of folders) or the path of a checkpoint.
 
     Returns:
         (folder, checkpoint path or None)
+
+    Raises InputError where there is nothing to resume and no launcher that begins and restarts runs by one command.
     """
     return distributed.on_main(lambda: _choose_run(Path(output), name, resume))
 
@@ -241,11 +240,14 @@ def _choose_run(output, name, resume):
         return Path(resume).resolve().parent, Path(resume)
     if resume == "auto":
         folders = _runs_named(output, name)
-        found = [checkpoint for checkpoint in map(_newest_checkpoint, folders) if checkpoint]
-        newest = max(found or folders, key=lambda path: path.stat().st_mtime_ns, default=None)
-        if newest is not None:
-            folder = newest.parent if found else newest
-            return folder, newest if found else None
+        for folder in folders:
+            if os.path.isfile(folder / "last.pth"):
+                return folder, folder / "last.pth"
+        for folder in folders:
+            if _died_early(folder):
+                return folder, None
+        if not distributed.is_restarted():
+            raise InputError(_nothing_to_resume(output, name))
     folder, number = output / name, 2
     while True:
         try:
@@ -257,9 +259,19 @@ def _choose_run(output, name, resume):
             folder, number = output / f"{name}-{number}", number + 1
 
 
-def _newest_checkpoint(folder):
-    """`last.pth`; or `best.pth` of a run that was killed in its first epoch, between the two; or None."""
-    return next((folder / name for name in ("last.pth", "best.pth") if os.path.isfile(folder / name)), None)
+def _died_early(folder):
+    """Whether a run without last.pth has finished no epoch: at most it has saved what it began with."""
+    best = folder / "best.pth"
+    return not os.path.lexists(best) or load_checkpoint(best, mmap=True)["epoch"] == 0
+
+
+def _nothing_to_resume(output, name):
+    runs = sorted(path.parent.name for path in (output / name).parent.glob("*/last.pth"))
+    known = f"there are {', '.join(runs[:5])}{', ...' * (len(runs) > 5)}" if runs else "there is no run"
+    return (
+        f"--resume: no run {name} in {(output / name).parent} to go on with, {known}; check --name and --output, or "
+        "leave --resume out to begin one"
+    )
 
 
 def _why_no_folder(folder, error):
@@ -270,9 +282,13 @@ def _why_no_folder(folder, error):
 
 
 def _runs_named(output, name):
-    """Folders `name`, `name-2`, ...; compared as text, since a name may hold what is a wildcard to glob."""
+    """Folders `name`, `name-2`, ..., the latest first: by their number, since a clock may be set back.
+
+    Compared as text, since a name may hold what is a wildcard to glob.
+    """
     parent = (output / name).parent
     if not os.path.isdir(parent):
         return []
-    pattern = re.compile(re.escape((output / name).name) + r"(-\d+)?")
-    return [folder for folder in parent.iterdir() if pattern.fullmatch(folder.name) and folder.is_dir()]
+    pattern = re.compile(re.escape((output / name).name) + r"(?:-(\d+))?")
+    numbered = [(pattern.fullmatch(folder.name), folder) for folder in parent.iterdir() if folder.is_dir()]
+    return [folder for match, folder in sorted(numbered, key=lambda one: -int(one[0] and one[0][1] or 1)) if match]

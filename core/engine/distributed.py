@@ -208,6 +208,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def is_restarted() -> bool:
+    """Whether a launcher starts this command again where it fails: the first start and the others are alike then."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
+
+
 def is_main() -> bool:
     """Whether this process writes the files and speaks for all."""
     return rank() == 0

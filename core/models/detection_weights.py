@@ -132,20 +132,21 @@ def _load_with_heads(model, state, names, categories, name) -> WeightsReport:
         rows = torch.tensor([0] + [names.index(category) + 1 for category in wanted])
         state = state | {key: _take_rows(state[key], rows, HEADS[key.rpartition(".")[0]]) for key in HEAD_KEYS}
         kept = f"; heads kept, with the rows of {len(wanted)} of {len(names)} classes"
-        return _add(copy_matching(model, state, name), kept if len(wanted) < len(names) else "")
+        return _add(copy_matching(model, state, name), kept if len(wanted) < len(names) else "", detects=True)
     same_size = all(key in state and state[key].shape == own[key].shape for key in HEAD_KEYS)
     if same_size and len(wanted) + 1 != classes:  # not a model of this data's labels but of the file's
         return copy_matching(model, state, name)
     if same_size and names is None:  # its classes have no names: they can only be the data's
-        return _add(copy_matching(model, state, name), "; heads kept, its classes without names taken as the data's")
+        kept = "; heads kept, its classes without names taken as the data's"
+        return _add(copy_matching(model, state, name), kept, detects=True)
     why = f"it doesn't know {unknown[0]!r}" if unknown else f"it has {len(state.get(HEAD_KEYS[0], ()))} classes"
     heads = ", ".join(layer.rpartition(".")[2] for layer in HEADS)
     report = copy_matching(model, state, name, leave=HEAD_KEYS)
     return _add(report, f"; heads initialised anew for {classes} classes, {why}: {heads}")
 
 
-def _add(report: WeightsReport, text: str) -> WeightsReport:
-    return report._replace(message=report.message + text)
+def _add(report: WeightsReport, text: str, detects: bool = False) -> WeightsReport:
+    return report._replace(message=report.message + text, detects=detects)
 
 
 def _take_rows(tensor: Tensor, rows: Tensor, per_class: int) -> Tensor:

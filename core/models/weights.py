@@ -70,11 +70,13 @@ class DownloadError(Exception):
 
 
 class WeightsReport(NamedTuple):
-    """message: one line for the log. loaded: number of tensors taken. warning: what was asked for wasn't to be had."""
+    """message: one line for the log. loaded: number of tensors taken. warning: what was asked for wasn't to be had.
+    detects: a Mask R-CNN that has all it needs to find the classes of the data."""
 
     message: str
     loaded: int = 0
     warning: bool = False
+    detects: bool = False
 
 
 def load_weights(model: nn.Module, source: str, backbone: str) -> WeightsReport:

@@ -20,6 +20,7 @@ from core.engine.checkpoint import (
     open_output,
     open_run,
     release_run,
+    restore,
     save_checkpoint,
     save_run,
     weights_alone,
@@ -37,27 +38,36 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["last.pth"]
 
 
-def test_best_is_written_once_and_survives_the_next_last(tmp_path):
-    save_run(tmp_path, STATE, improved=True)
-    assert os.path.samefile(tmp_path / "best.pth", tmp_path / "last.pth")
-    save_run(tmp_path, {**STATE, "epoch": 4}, improved=False)
-    assert load_checkpoint(tmp_path / "best.pth")["epoch"] == 3
-    assert load_checkpoint(tmp_path / "last.pth")["epoch"] == 4
+def test_best_has_what_is_used_and_last_what_goes_on(tmp_path):
+    averaged = [{"n_averaged": torch.tensor(3), "module.weight": torch.ones(4)}]
+    state = {**STATE, "ema": averaged, "optimizers": [{"state": {}}], "scheduler": {}, "scaler": {}, "loss": {}}
+    save_run(tmp_path, state, improved=True)
+    save_run(tmp_path, {**state, "epoch": 4}, improved=False)
+    best, last = (load_checkpoint(tmp_path / name) for name in ("best.pth", "last.pth"))
+    assert (best["epoch"], last["epoch"]) == (3, 4)
+    assert last.keys() == state.keys() and best.keys() == STATE.keys()  # no optimisers
+    assert torch.equal(best["model"]["weight"], torch.ones(4)) and fingerprint(best) == fingerprint(last)
 
 
-def test_without_hard_links_best_and_last_are_two_files(tmp_path, monkeypatch):
-    def no_links(*_):
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", no_links)
-    save_run(tmp_path, STATE, improved=True)
-    assert load_checkpoint(tmp_path / "best.pth")["epoch"] == load_checkpoint(tmp_path / "last.pth")["epoch"] == 3
-
-
-def test_best_alone_is_what_a_kill_in_the_first_epoch_left_and_is_resumed(tmp_path):
+def test_what_a_run_begins_with_may_be_the_best_and_is_nothing_to_go_on_from(tmp_path):
+    """Restarted, it begins anew in its folder, as does one that was killed before."""
     folder, _ = open_run(tmp_path, "bags")
-    save_checkpoint(folder / "best.pth", STATE)
-    assert open_run(tmp_path, "bags", "auto") == (folder, folder / "best.pth")
+    save_run(folder, {**STATE, "epoch": 0}, improved=True)
+    assert [path.name for path in folder.iterdir()] == ["best.pth"]
+    assert open_run(tmp_path, "bags", "auto") == (folder, None)
+
+
+def test_weights_alone_are_not_resumed(tmp_path):
+    """And a folder that has nothing else is not written into: last.pth was removed to make room."""
+    folder, _ = open_run(tmp_path, "bags")
+    save_run(folder, STATE, improved=True)
+    state = load_checkpoint(folder / "best.pth", "reid")
+    with pytest.raises(InputError, match="weights alone.*resume last.pth, or begin a new run with --weights") as error:
+        restore(state, folder / "best.pth", ("model", torch.nn.Linear(2, 2)))
+    assert "\n" not in str(error.value) and str(folder / "best.pth") in str(error.value)
+    (folder / "last.pth").unlink()
+    with pytest.raises(InputError, match="--resume: no run bags"):
+        open_run(tmp_path, "bags", "auto")
 
 
 class FullDisk:
@@ -102,8 +112,8 @@ def test_the_folder_is_on_the_disk_before_the_write_counts_as_done(tmp_path, mon
     real = os.fsync
     monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(os.fstat(descriptor).st_ino), real(descriptor)))
     save_run(tmp_path, STATE, improved=True)
-    file, folder = (tmp_path / "last.pth").stat().st_ino, tmp_path.stat().st_ino
-    assert synced == [file, folder, folder]  # best.pth, its name, the second name
+    best, last, folder = ((tmp_path / name).stat().st_ino for name in ("best.pth", "last.pth", "."))
+    assert synced == [best, folder, last, folder]  # a file, its name
 
 
 @pytest.mark.parametrize(("number", "refused"), [(errno.EINVAL, False), (errno.EIO, True)])
@@ -229,21 +239,46 @@ def test_a_run_folder_is_never_taken_twice(tmp_path):
     assert [folder.name for folder in folders] == ["bags", "bags-2", "bags-3"]
 
 
-def test_resume_takes_the_newest_checkpoint_of_the_name(tmp_path):
-    for epoch in range(2):
+@pytest.mark.parametrize(("newest", "runs"), [("bags-10", 10), ("bags-2", 2), ("bags", 1)])
+def test_resume_takes_the_latest_run_by_its_number_whatever_the_clock_says(tmp_path, newest, runs):
+    """The clock was set back: the first run has the latest time. Later folders without a checkpoint don't count."""
+    for number in range(12):
         folder, _ = open_run(tmp_path, "bags")
-        save_checkpoint(folder / "last.pth", {**STATE, "epoch": epoch})
+        if number < runs:
+            save_checkpoint(folder / "last.pth", {**STATE, "epoch": number})
+            os.utime(folder / "last.pth", (2e9 - number, 2e9 - number))
     other, _ = open_run(tmp_path, "bags-and-more")
     save_checkpoint(other / "last.pth", STATE)
-    os.utime(tmp_path / "bags-2" / "last.pth", (2e9, 2e9))
-    (tmp_path / "bags-2" / ".last.pth.123.tmp").write_bytes(b"half a checkpoint")
-    folder, found = open_run(tmp_path, "bags", "auto")
-    assert (folder.name, found) == ("bags-2", tmp_path / "bags-2" / "last.pth")
+    assert open_run(tmp_path, "bags", "auto") == (tmp_path / newest, tmp_path / newest / "last.pth")
 
 
-def test_resume_without_a_checkpoint_starts_afresh(tmp_path):
+@pytest.mark.parametrize("resume", ["auto", "path"])
+def test_who_resumes_a_run_clears_what_was_left_half_written_in_it(tmp_path, resume):
+    folder, _ = open_run(tmp_path, "bags")
+    save_checkpoint(folder / "last.pth", STATE)
+    (folder / ".last.pth.123.tmp").write_bytes(b"half a checkpoint")
+    own, _ = open_run(tmp_path, "bags", "auto" if resume == "auto" else str(folder / "last.pth"))
+    release_run(lock_run(own))
+    assert [path.name for path in folder.iterdir()] == ["last.pth"]
+
+
+def test_resume_without_a_run_of_this_name_is_an_error_that_names_those_there_are(tmp_path):
+    with pytest.raises(InputError, match="no run typo in .*, there is no run; check --name and --output, or leave"):
+        open_run(tmp_path, "typo", "auto")
+    for name in ("bags", "cars"):
+        save_checkpoint(open_run(tmp_path, name)[0] / "last.pth", STATE)
+    with pytest.raises(InputError, match="no run typo in .*, there are bags, cars; check --name and --output") as error:
+        open_run(tmp_path, "typo", "auto")
+    assert "\n" not in str(error.value) and sorted(path.name for path in tmp_path.iterdir()) == ["bags", "cars"]
+
+
+def test_a_launcher_that_restarts_begins_a_run_with_resume(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     folder, found = open_run(tmp_path, "bags", "auto")
     assert folder.is_dir() and found is None
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")  # of torchrun alone
+    with pytest.raises(InputError, match="no run other"):
+        open_run(tmp_path, "other", "auto")
 
 
 def test_a_run_that_dies_before_its_first_checkpoint_restarts_in_its_folder(tmp_path):
