@@ -211,8 +211,9 @@ def load_network(args, state, device):
     args.height, args.width = args.height or state["input_size"][0], args.width or state["input_size"][1]
     args.distance = args.distance or state["distance"]
     if args.dataset is None and args.data is None:
-        args.dataset, args.data = state["args"]["dataset"], state["args"]["data"]
-        args.protocol = args.protocol or state["args"]["protocol"]
+        known = state["args"]
+        args.dataset, args.data = known.get("dataset"), known.get("data")
+        args.protocol = args.protocol or known.get("protocol")
     return network
 
 

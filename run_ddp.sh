@@ -99,5 +99,5 @@ export PYTHONUNBUFFERED="${PYTHONUNBUFFERED:-1}" # lines arrive when they are pr
 export TORCH_NCCL_ASYNC_ERROR_HANDLING="${TORCH_NCCL_ASYNC_ERROR_HANDLING:-1}"
 export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
 
-exec "$python" -m torch.distributed.run --nnodes "$nodes" --nproc-per-node "$processes" "${meeting[@]}" \
+exec "$python" "$root/core/engine/launch.py" --nnodes "$nodes" --nproc-per-node "$processes" "${meeting[@]}" \
   --max-restarts "$restarts" "${target[@]}" "$@"

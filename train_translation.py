@@ -30,7 +30,7 @@ from core.engine.options import arguments_of
 from core.engine.published import load_state
 from core.engine.run import Run
 from core.engine.step import Step, autocast, memory_format
-from core.errors import InputError
+from core.errors import InputError, as_written
 from core.losses.adversarial import ImagePool, contrastive_loss, gan_loss, l1_loss
 from core.losses.precision import at_least_float32
 from core.models.gan import PatchDiscriminator, ResNetGenerator, SiameseMetricNet, nearest_size
@@ -253,14 +253,16 @@ def main(args):
 def translate_alone(distance_in, args, device, say):
     """`--weights`: no training. Source and target are those of the checkpoint where none are given."""
     state = load_checkpoint(args.weights, "gan")
-    for role in ("source", "target"):
-        if getattr(args, role) is None:
-            cameras = f"{role}_cameras"
-            vars(args).update({role: state["args"][role], cameras: getattr(args, cameras) or state["args"][cameras]})
+    with as_written(args.weights, "get it again, or give --source and --target"):
+        for role in ("source", "target"):
+            if getattr(args, role) is None:
+                cameras = f"{role}_cameras"
+                chosen = getattr(args, cameras) or state["args"][cameras]
+                vars(args).update({role: state["args"][role], cameras: chosen})
     roles = ("source", "target") if distance_in else ("source",)
     domains = [translation.load_domain(r, getattr(args, r), getattr(args, f"{r}_cameras"), args, say) for r in roles]
-    note = {"checkpoint": args.weights, "method": state["network"]["method"], "epoch": state["epoch"]}
-    generator = translation.generator_from_checkpoint(state, device)
+    note = {"checkpoint": args.weights, "method": state["network"].get("method"), "epoch": state["epoch"]}
+    generator = translation.generator_from_checkpoint(state, args.weights, device)
     translation.translate(generator, domains, state["input_size"], note, distance_in, args, device, say)
 
 

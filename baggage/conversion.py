@@ -9,14 +9,13 @@ import json
 import os
 import shutil
 import tempfile
-import uuid
 from collections import Counter
 from pathlib import Path
 
 from core.data.images import IMAGE_SUFFIXES
 from core.data.mvb import CONVERTED
 from core.errors import InputError
-from core.files import atomic_write, sync_folder
+from core.files import atomic_write, folder_beside, sync_folder
 
 NAMES = "identities.json"  # number -> name as the data write it, where identities are no numbers
 LARGEST = 10**9  # an identity that stands in a name as it is
@@ -53,28 +52,26 @@ def convert(pictures, out, copy=False):
     if not pictures:
         raise InputError("no picture is listed, there and readable, so there is nothing to convert")
     out = Path(os.path.abspath(os.path.expanduser(out)))
-    partial = out.with_name(f".{uuid.uuid4().hex}.partial")  # out's name may be as long as names can be
     numbers, done = identity_numbers(pictures), Counter()
     try:
-        for folder in CONVERTED.values():
-            (partial / folder).mkdir(parents=True)
-        for picture, name in zip(pictures, target_names(pictures, numbers), strict=True):
-            done[_place(picture.path, partial / name, copy)] += 1
-        if any(identity != number for identity, number in numbers.items()):
-            names = {}
-            for picture in pictures:
-                names.setdefault(picture.identity, picture.name)
-            names = {str(number): names[identity] for identity, number in numbers.items()}
-            with atomic_write(partial / NAMES) as file:
-                file.write(json.dumps(names, indent=1).encode())
-        if out.is_dir():
-            out.rmdir()  # empty
-        os.rename(partial, out)
-        sync_folder(out.parent)
+        with folder_beside(out) as partial:
+            for folder in CONVERTED.values():
+                (partial / folder).mkdir(parents=True)
+            for picture, name in zip(pictures, target_names(pictures, numbers), strict=True):
+                done[_place(picture.path, partial / name, copy)] += 1
+            if any(identity != number for identity, number in numbers.items()):
+                names = {}
+                for picture in pictures:
+                    names.setdefault(picture.identity, picture.name)
+                names = {str(number): names[identity] for identity, number in numbers.items()}
+                with atomic_write(partial / NAMES) as file:
+                    file.write(json.dumps(names, indent=1).encode())
+            if out.is_dir():
+                out.rmdir()  # empty
+            os.rename(partial, out)
+            sync_folder(out.parent)
     except OSError as error:
         raise InputError(f"{out} can't be written ({error.strerror or error}); give another folder") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return done
 
 

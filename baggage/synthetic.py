@@ -25,7 +25,6 @@ import io
 import json
 import os
 import shutil
-import uuid
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +36,8 @@ from baggage.render.looks import CATEGORIES, design
 from baggage.render.models import make_bag
 from baggage.render.pictures import Identity, take_picture, take_scene
 from baggage.render.surroundings import take_hard_picture
-from core.errors import InputError
+from core.errors import InputError, as_written
+from core.files import folder_beside
 
 VERSION = 2  # of the pictures: raise it whenever they change
 HARD_VERSION = 1  # of what stands around the bags with background="hard"
@@ -87,17 +87,13 @@ def make_synthetic_baggage(
     if is_complete(root, parameters):
         return root
     check_place(root)
-    partial = root.with_name(f".{root.name}.{uuid.uuid4().hex}.partial")
     try:
-        partial.mkdir(parents=True)
-    except (PermissionError, NotADirectoryError) as error:
+        with folder_beside(root) as partial:
+            write_set(partial, parameters, progress)
+            (partial / MARKER).write_text(json.dumps(parameters, indent=1) + "\n")
+            put_in_place(partial, root, parameters)
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
         raise InputError(f"{root} can't be made ({error}): give a folder that you may write to") from error
-    try:
-        write_set(partial, parameters, progress)
-        (partial / MARKER).write_text(json.dumps(parameters, indent=1) + "\n")
-        put_in_place(partial, root, parameters)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return root
 
 
@@ -129,11 +125,19 @@ def check_place(root):
 
 
 def parameters_of(root):
-    """What the set in `root` was made with; None where there is no whole set."""
+    """What the set in `root` was made with; None where there is no whole set.
+
+    Raises InputError where a person has made something else of its synthetic.json.
+    """
     try:
-        return json.loads((root / MARKER).read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        text = (root / MARKER).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    with as_written(root / MARKER, "remove the folder, and the set is rendered anew"):
+        parameters = json.loads(text)
+        if not isinstance(parameters["version"], int):
+            raise TypeError("no version")
+    return parameters
 
 
 def is_complete(root, parameters):
@@ -144,7 +148,7 @@ def is_complete(root, parameters):
 def put_in_place(partial, root, parameters):
     """Rename a finished folder to `root`; whoever comes second with the same set leaves the first one's there."""
     if (root / MARKER).is_file() and not is_complete(root, parameters):
-        old = root.with_name(f".{root.name}.{uuid.uuid4().hex}.old")
+        old = partial.with_name(f"{partial.stem}-old.partial")
         with contextlib.suppress(FileNotFoundError):  # another process has just moved it away
             os.rename(root, old)
         shutil.rmtree(old, ignore_errors=True)

@@ -2,8 +2,10 @@
 
 import errno
 import os
+import shutil
 import unicodedata
-from contextlib import suppress
+import uuid
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from core.errors import InputError
@@ -54,6 +56,39 @@ def lock_for_process(file):
 
         file.seek(1 << 20)  # beyond what the file holds, so that others can read that
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+
+
+@contextmanager
+def folder_beside(target):
+    """Context with a new folder beside `target`, to be filled and renamed to it; else it is removed at the end.
+
+    What killed processes left for the same target goes first: nobody holds its lock. Raises OSError.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    stem = f".{target.name[:50]}."  # a name may be as long as names can be
+    own = f"{stem}{os.getpid()}-"
+    for entry in os.listdir(target.parent):
+        if entry.startswith(stem) and entry.endswith(".partial") and not entry.startswith(own):
+            _remove_abandoned(target.with_name(entry))
+    partial = target.with_name(f"{own}{uuid.uuid4().hex}.partial")
+    with open(partial.with_suffix(".lock"), "a") as lock:
+        try:
+            with suppress(OSError):  # a file system without locks
+                lock_for_process(lock)
+            partial.mkdir()
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            with suppress(OSError):  # Windows removes no open file: the next one does
+                os.unlink(lock.name)
+
+
+def _remove_abandoned(partial):
+    with suppress(OSError), open(partial.with_suffix(".lock"), "a") as lock:
+        lock_for_process(lock)  # refused while its process lives
+        shutil.rmtree(partial, ignore_errors=True)
+        os.unlink(lock.name)
 
 
 def _escaped(sign):

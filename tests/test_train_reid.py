@@ -186,6 +186,35 @@ def test_killed_at_four_moments_and_resumed_it_ends_with_the_same_weights(baggag
     assert len(list(tmp_path.iterdir())) == 3
 
 
+@pytest.mark.parametrize(("calls", "words"), [(2, "with epoch 1 trained"), (3, "with epoch 2 trained")])
+def test_stopped_by_sigterm_in_an_evaluation_it_ends_with_the_same_bits(
+    run, baggage, tmp_path, monkeypatch, calls, words
+):
+    options = [*SMALL, "--dataset", "mvb", "--data", baggage, "--epochs", 2, "--output", tmp_path, "--ema", 0.5]
+    options += ["--iterations-per-epoch", 1]
+    assert run(train_reid, *options, "--name", "straight")[0] == 0
+    evaluate_reid = train_reid.reid.evaluate
+    left = iter([None] * (calls - 1))  # epoch 0 is the first
+
+    def evaluate_or_stop(*arguments):
+        next(left, os) and os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate_reid(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_reid.reid, "evaluate", evaluate_or_stop)
+        code, _, err = run(train_reid, *options, "--name", "stopped")
+    assert code == 143 and err.startswith(f"stopped by SIGTERM {words} and saved: --resume evaluates it")
+    code, said, err = run(train_reid, *options, "--name", "stopped", "--resume")
+    assert code == 0 and ", to be evaluated" in said, err
+    assert_same_weights(tmp_path / "straight", tmp_path / "stopped")
+    logs = [read_log(tmp_path / name) for name in ("straight", "stopped")]
+    assert [[{**row, "images_per_second": 0} for row in log] for log in logs][0] == [
+        {**row, "images_per_second": 0} for row in logs[1]
+    ]
+    best = [load_checkpoint(tmp_path / name / "best.pth") for name in ("straight", "stopped")]
+    assert (best[0]["epoch"], best[0]["best"]) == (best[1]["epoch"], best[1]["best"])
+
+
 def test_resumed_after_its_last_epoch_it_only_draws_its_pictures(run, baggage, tmp_path):
     options = [*SMALL, "--dataset", "mvb", "--data", baggage, "--epochs", 1, "--output", tmp_path, "--name", "bags"]
     assert run(train_reid, *options)[0] == 0

@@ -9,8 +9,6 @@ sequences, 11 and 13 of seven, is tested: the first picture of a person asks, th
 import math
 import os
 import re
-import shutil
-import uuid
 
 import numpy as np
 from tqdm import tqdm
@@ -18,6 +16,7 @@ from tqdm import tqdm
 from core.data.images import folder_entries, read_image
 from core.data.samples import clip_box, read_text
 from core.errors import InputError
+from core.files import folder_beside
 
 SEQUENCE = re.compile(r"MOT17-(\d+)(-\w+)?")
 VISIBILITY = 0.3
@@ -31,7 +30,7 @@ def cut_persons(root):
     root: Path with `train/MOT17-02-FRCNN/{gt/gt.txt,img1}` and the like.
     Raises InputError where there are no two sequences, one is damaged, or `root` can't be written to.
     """
-    out, partial = root / "reid", root / f".{uuid.uuid4().hex}.partial"
+    out = root / "reid"
     if out.is_dir():
         return out
     entries = sorted(folder_entries(root / "train"), key=lambda entry: "FRCNN" in entry.name)
@@ -40,15 +39,14 @@ def cut_persons(root):
         raise InputError(f"{root / 'train'}: expected two sequences or more, MOT17-02-FRCNN, MOT17-04-FRCNN, ...")
     tested = sorted(sequences)[-max(1, len(sequences) // 3) :]
     try:
-        for part in ("bounding_box_train", "query", "bounding_box_test"):
-            (partial / part).mkdir(parents=True)
-        for number, path in tqdm(sequences.items(), "cutting persons out", leave=False, disable=None):
-            _cut_sequence(path, number, partial, number in tested)
-        os.rename(partial, out)
+        with folder_beside(out) as partial:
+            for part in ("bounding_box_train", "query", "bounding_box_test"):
+                (partial / part).mkdir()
+            for number, path in tqdm(sequences.items(), "cutting persons out", leave=False, disable=None):
+                _cut_sequence(path, number, partial, number in tested)
+            os.rename(partial, out)
     except OSError as error:
         raise InputError(f"{out}: can't be written ({error.strerror or error}), and persons are cut into it") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return out
 
 

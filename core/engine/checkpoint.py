@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 
 from core.engine import distributed
-from core.errors import InputError
+from core.errors import STRANGE, InputError
 from core.files import atomic_write, lock_for_process
 from core.models.weights import best_weights, load_file
+from core.retrieval.distance import METRICS
 
 # What a checkpoint of each kind must hold for its network to be used; what only training needs is checked there.
 REQUIRED = {
@@ -28,6 +29,66 @@ REQUIRED = {
     ),
     "mask_rcnn": ("model", "ema", "network", "categories", "args", "epoch", "best"),
     "gan": ("model", "ema", "network", "input_size", "normalisation", "args", "epoch"),
+}
+
+
+def _is_plain(value):
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str)) or _are_options(value)
+
+
+def _are_options(value):
+    return isinstance(value, dict) and all(isinstance(key, str) and _is_plain(value[key]) for key in value)
+
+
+def _are_args(value):
+    """Options, of which those that say where the data lie are text, or lists of it."""
+    places = [value.get(name) for name in ("dataset", "data", *PLACES)] if _are_options(value) else [0]
+    places = [one for place in places for one in (place if isinstance(place, list) else [place])]
+    return all(place is None or isinstance(place, str) for place in places)
+
+
+def _are_weights(value):
+    tensors = value.items() if isinstance(value, dict) else [(0, 0)]
+    return all(isinstance(key, str) and isinstance(tensor, torch.Tensor) for key, tensor in tensors)
+
+
+def _are(value, kinds, count=None):
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) == (count or len(value))
+        and all(isinstance(one, kinds) for one in value)
+    )
+
+
+PLACES = ("protocol", "val_images", "val_annotations", "train_images", "train_annotations", "source", "target")
+# What a field of a checkpoint must be where it is there; what is in `network` and the optimisers shows when it is used.
+FIELDS = {
+    "model": _are_weights,
+    "ema": lambda value: value is None
+    or _are_weights(value)
+    or isinstance(value, list)
+    and all(map(_are_weights, value)),
+    "network": _are_options,
+    "args": _are_args,
+    "input_size": lambda value: _are(value, int, 2) and min(value) > 0 and max(value) < 10_000,
+    "normalisation": lambda value: (
+        isinstance(value, dict) and all(_are(value.get(name), (int, float), 3) for name in ("mean", "std"))
+    ),
+    "identities": lambda value: _are(value, (str, type(None))),
+    "categories": lambda value: (
+        _are(value, (list, tuple)) and all(_are(one, (int, str), 2) and isinstance(one[1], str) for one in value)
+    ),
+    "distance": lambda value: value in METRICS,
+    "epoch": lambda value: isinstance(value, int) and value >= 0,
+    "best": lambda value: isinstance(value, (int, float)),
+    "bits": lambda value: value is None or isinstance(value, int),
+    "view": _are_options,
+    "threshold": lambda value: value is None
+    or isinstance(value, dict)
+    and {"distance"} <= value.keys()
+    and _are(list(value.values()), (int, float)),
 }
 
 
@@ -65,7 +126,7 @@ def check_checkpoint(state, path, *kinds):
 
     Raises InputError otherwise, also where it lacks something that its kind must hold (`REQUIRED`).
     """
-    if not isinstance(state, dict) or "kind" not in state:
+    if not isinstance(state, dict) or not isinstance(state.get("kind"), str):
         raise InputError(
             f"{path} is not a checkpoint of Carousel (no kind in it); another project's weights of ReID are told by "
             "the name of their backbone (--backbone, --teacher-backbone), or start a training by --weights"
@@ -77,6 +138,10 @@ def check_checkpoint(state, path, *kinds):
     missing = [key for key in REQUIRED.get(state["kind"], ()) if key not in state]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}: it is not whole, or another version of Carousel wrote it")
+    wrong = [key for key, is_right in FIELDS.items() if key in state and not is_right(state[key])]
+    if wrong:
+        shown = " ".join(repr(state[wrong[0]]).split())[:60]
+        raise InputError(f"{path} is not as a run wrote it: its {wrong[0]} can't be {shown}; get it again")
     return state
 
 
@@ -149,8 +214,8 @@ def restore(state, path, *holders):
     try:
         for key, holder in holders:
             holder.load_state_dict(state if key is None else state[key])
-    except (KeyError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except STRANGE as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"can't continue from {path}: {reason}; give the options it was started with") from error
 
 

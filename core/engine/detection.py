@@ -23,7 +23,7 @@ from core.engine.coco_evaluation import encode_detections, encode_masks, evaluat
 from core.engine.log import progress_is_shown
 from core.engine.options import arguments_of
 from core.engine.step import autocast
-from core.errors import InputError
+from core.errors import InputError, as_written
 from core.models.mask_rcnn import MaskRCNN
 from core.models.weights import best_weights
 
@@ -239,8 +239,9 @@ def network_from_checkpoint(path, device, state=None):
     state: what `load_checkpoint` made of the path, where that is known already.
     """
     state = state or load_checkpoint(path, "mask_rcnn")
-    network = MaskRCNN(**state["network"])
-    network.load_state_dict(best_weights(state))
+    with as_written(path, "get it again"):
+        network = MaskRCNN(**state["network"])
+        network.load_state_dict(best_weights(state))
     return network.to(device).eval(), state
 
 

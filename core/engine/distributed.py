@@ -10,10 +10,13 @@ Tested with gloo on CPU. The NCCL paths are written after the documentation of t
 """
 
 import contextlib
+import errno
 import functools
 import inspect
+import json
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -27,12 +30,18 @@ import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 from torch.distributed.rendezvous import rendezvous
 
+from core.data.loading import why_reader_died
 from core.engine.attendance import Attendance
 from core.errors import InputError
 from core.files import printable
 
 SECONDS_OTHER_RANKS_WAIT = 3.0  # before they report a failure: torchrun stops them meanwhile if rank 0 has failed too
+REFUSALS = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EROFS, errno.EIO)
 FAILED_COLLECTIVE = ("gloo", "Timed out", "timed out", "Connection closed", "Connection reset", "NCCL", "Socket")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has come, which machines that are taken back send."""
 
 
 class CollectiveError(RuntimeError):
@@ -47,6 +56,7 @@ class _Group(NamedTuple):
 
 _group: _Group | None = None  # set by setup(), unset by cleanup()
 _main_first_calls = 0
+_last_words: Callable[[], str] = str  # set by at_termination()
 
 
 def setup(device: str | None = None, timeout_minutes: float = 10) -> torch.device:
@@ -144,25 +154,70 @@ def cleanup() -> None:
 def run_script(main: Callable[[Any], None], args: Any) -> None:
     """Run `main(args)` and end the process as a person expects.
 
-    InputError: one line, `error: ...`, exit code 2. CollectiveError: one line, exit code 1. KeyboardInterrupt: nothing,
-    exit code 130. Every other exception is a fault of ours: traceback, exit code 1. In a run of several processes
-    rank 0 speaks at once; the others wait a few seconds, in which torchrun, having seen rank 0 exit, stops them. So
-    what fails on every rank is reported once, and what fails on rank 3 alone still is, as `error (rank 3): ...`.
+    InputError: one line, `error: ...`, exit code 2; so are a file that the system refuses and processes that read
+    pictures and died. CollectiveError: one line, exit code 1. SIGTERM: one line (`at_termination`), exit code 143.
+    KeyboardInterrupt: nothing, exit code 130. Every other exception is a fault of ours: traceback, exit code 1.
+
+    In a run of several processes rank 0 speaks at once; the others wait a few seconds, in which torchrun, having seen
+    rank 0 exit, stops them. So what fails on every rank is reported once, and what fails on rank 3 alone still is, as
+    `error (rank 3): ...`. The line goes into torchrun's error file, too, so that its report has it.
     """
+    at_termination(str)
+    terminate = signal.signal(signal.SIGTERM, _terminate)
     try:
         main(args)
-    except KeyboardInterrupt:
-        _exit_after_failure(130)
-    except InputError as error:
-        _wait_for_main()
-        who = "error" if is_main() else f"error (rank {rank()})"
-        _say_line(f"{who}: {printable(error)}")
-        _exit_after_failure(2)
-    except CollectiveError as error:
-        _wait_for_main()
-        _say_line(f"error: {error}")
-        _exit_after_failure(1)
+    except (KeyboardInterrupt, InputError, OSError, RuntimeError) as error:
+        if (code := _report(error)) is None:
+            raise
+        _exit_after_failure(code)
+    finally:
+        signal.signal(signal.SIGTERM, terminate)
     cleanup()
+
+
+def _report(error: BaseException) -> int | None:
+    """Say it in this rank's turn; returns the exit code, None for a fault of ours, of which nothing is said."""
+    reader_terminated = "killed by signal: Terminated" in str(error)  # it had the signal first
+    if isinstance(error, Terminated) or reader_terminated:
+        if is_main():
+            _say_line(f"stopped by SIGTERM{_last_words()}")
+        return 143
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    line = str(error) if isinstance(error, CollectiveError) else _bad_input(error)
+    if line is None:
+        return None
+    _wait_for_main()
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        extra = {"timestamp": str(int(time.time())), "py_callstack": line}  # what the report shows
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({"message": {"message": line, "extraInfo": extra}}, file)
+    who = "error" if is_main() or isinstance(error, CollectiveError) else f"error (rank {rank()})"
+    _say_line(f"{who}: {line}")
+    return 1 if isinstance(error, CollectiveError) else 2
+
+
+def _bad_input(error: Exception) -> str | None:
+    """One line about an error that a person, not a programmer, has to answer; None for others."""
+    if isinstance(error, InputError):
+        return printable(error)
+    if isinstance(error, OSError) and error.filename is not None and error.errno in REFUSALS:
+        return printable(f"can't open {error.filename}: {error.strerror}; give a path that can be read and written")
+    if lost := why_reader_died(error):
+        return f"{lost}; give --workers 0, which needs none, fewer --workers, or more of it (docker run --shm-size)"
+    return None
+
+
+def _terminate(*_: Any) -> NoReturn:
+    """Handler of SIGTERM. Groups of processes get it twice, from their launcher too: the second one changes nothing."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Terminated
+
+
+def at_termination(words: Callable[[], str]) -> None:
+    """What a process stopped by SIGTERM says behind "stopped by SIGTERM"."""
+    global _last_words
+    _last_words = words
 
 
 def _end_after_fault(report: Callable, kind: type, error: BaseException, trace: TracebackType | None) -> NoReturn:
@@ -178,6 +233,7 @@ def _say_line(line: str) -> None:
 
 
 def _wait_for_main() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which torchrun stops those that wait
     if not is_main():
         time.sleep(SECONDS_OTHER_RANKS_WAIT)
 

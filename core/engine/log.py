@@ -12,7 +12,7 @@ import torchvision
 
 from core.engine import distributed
 from core.engine.checkpoint import lock_run, release_run
-from core.errors import InputError
+from core.errors import InputError, as_written
 from core.files import atomic_write, make_folder
 from core.visualize.curves import curves, sum_branches
 
@@ -55,35 +55,34 @@ class RunLog:
 
     def __init__(self, folder, args, metrics, said=(), *, resume_epoch=None):
         self.folder, self.metrics = Path(folder), metrics
-        self.active, self.lock = distributed.is_main(), None
-        distributed.on_main(self._take_folder)
-        self.rows = []
+        self.active, self.lock, self.rows = distributed.is_main(), None, []
+        distributed.on_main(lambda: self._take_folder(resume_epoch))
         self.tensorboard = self.wandb = None
         if not self.active:
             return
-        if resume_epoch is not None and (self.folder / "log.csv").is_file():
-            with open(self.folder / "log.csv", newline="", encoding="utf-8") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= resume_epoch]
         versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "cuda": torch.version.cuda}
         self._write("args.json", json.dumps({**vars(args), "versions": versions}, indent=2, default=str) + "\n")
         for text in said:
-            self._keep(text)
+            self.keep(text)
         tensorboard, self.wandb = _import_loggers(args)
         if tensorboard:
             self.tensorboard = tensorboard.SummaryWriter(str(self.folder))
         if self.wandb:
             self.wandb.init(project="carousel", name=self.folder.name, dir=str(self.folder), config=vars(args))
 
-    def _take_folder(self):
+    def _take_folder(self, resume_epoch):
         self.lock = lock_run(self.folder)
+        if resume_epoch is not None and (self.folder / "log.csv").is_file():
+            self.rows = [row for row in read_log(self.folder / "log.csv") if int(row["epoch"]) <= resume_epoch]
 
     def say(self, text):
-        """Print a line and keep it in train.log. Raises InputError where the disk is full."""
+        """Print a line and `keep` it."""
         if self.active:
             print(text, flush=True)
-            self._keep(text)
+            self.keep(text)
 
-    def _keep(self, text):
+    def keep(self, text):
+        """Keep a line in train.log. Raises InputError where the disk is full."""
         path = self.folder / "train.log"
         try:
             with open(path, "a", encoding="utf-8") as file:
@@ -129,6 +128,20 @@ class RunLog:
     def _write(self, name, text):
         with atomic_write(self.folder / name) as file:
             file.write(text.encode("utf-8"))
+
+
+def read_log(path):
+    """The rows of a log.csv, dicts of text: numbers, and blanks where nothing was measured. Raises InputError where a
+    person has made something else of it."""
+    with as_written(path):
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+        except csv.Error as error:
+            raise ValueError(error) from error
+        for row in rows:
+            int(row["epoch"]), [float(value) for value in row.values() if value]
+    return rows
 
 
 def check_loggers(args):

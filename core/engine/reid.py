@@ -32,7 +32,7 @@ from core.engine.checkpoint import all_options, check_same_network, load_checkpo
 from core.engine.log import progress_is_shown
 from core.engine.options import arguments_of
 from core.engine.step import autocast
-from core.errors import InputError
+from core.errors import InputError, as_written
 from core.losses import box_masks, gaussian_masks, needs_mask
 from core.models.reid import build_reid_model
 from core.models.weights import best_weights
@@ -388,6 +388,7 @@ def network_from_checkpoint(path, device, state=None):
     state: what `load_checkpoint` made of the path, where that is known already.
     """
     state = state or load_checkpoint(path, "reid")
-    network = build_reid_model(**state["network"])
-    network.load_state_dict(best_weights(state))
+    with as_written(path, "get it again"):
+        network = build_reid_model(**state["network"])
+        network.load_state_dict(best_weights(state))
     return network.to(device).eval(), state

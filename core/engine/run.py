@@ -1,8 +1,11 @@
 """The run folder of a training: opened or resumed, and at the end of each epoch evaluated, logged and saved."""
 
+from contextlib import suppress
+
 from core.engine import distributed
 from core.engine.checkpoint import changed_options, load_checkpoint, open_run, save_run
 from core.engine.log import RunLog, check_loggers
+from core.errors import InputError, as_written
 
 
 def open_or_resume(args, kind):
@@ -24,6 +27,7 @@ class Run:
 
     Attributes:
         folder: the run folder. log: `RunLog`. best: the highest score so far. resumed: whether the run goes on.
+        saved: the last epoch that is finished, with its evaluation, and in last.pth.
     """
 
     kind = score = None
@@ -34,15 +38,18 @@ class Run:
         self.folder, path, state = opened or open_or_resume(args, self.kind)
         self.resumed, unfinished = state is not None, None
         if self.resumed:
-            self._resume(state, path)
-            self.best, unfinished = state.get("best", self.best), state.get("unfinished")
-            changed = changed_options(state["args"], args, without_effect)
+            with as_written(path, "resume another checkpoint, or begin a new run"):
+                self._resume(state, path)
+                self.best, unfinished = state.get("best", self.best), state.get("unfinished")
+                changed = changed_options(state["args"], args, without_effect)
             say(f"continuing from {path} after epoch {step.epoch}{', to be evaluated' * bool(unfinished)}{changed}")
         elif args.resume:
             say(f"--resume: no checkpoint of {args.name} under {args.output}, starting afresh")
         say(f"run folder: {self.folder}")
-        logged = step.epoch - bool(unfinished) if self.resumed else None
+        self.saved = step.epoch - bool(unfinished)
+        logged = self.saved if self.resumed else None
         self.log = RunLog(self.folder, args, metrics, say.said, resume_epoch=logged)
+        distributed.at_termination(self._how_to_go_on)
         if unfinished:
             self.end_epoch(unfinished)
 
@@ -64,11 +71,23 @@ class Run:
             state = self._state(best, evaluated)
             if distributed.is_main():
                 save_run(self.folder, state, improved=best > self.best)
-            self.best = best
+            self.best, self.saved = best, epoch
         except KeyboardInterrupt:
             if distributed.is_main():
                 save_run(self.folder, {**self._state(self.best, False), "unfinished": trained}, improved=False)
             raise
+
+    def _how_to_go_on(self):
+        """What SIGTERM makes of the run, a line for people that train.log keeps, too."""
+        if self.step.epoch == 0:
+            words = "before an epoch was finished: --resume begins anew"
+        elif self.saved < self.step.epoch:
+            words = f"with epoch {self.step.epoch} trained and saved: --resume evaluates it and goes on"
+        else:
+            words = f"with epoch {self.saved} finished and saved: --resume goes on behind it"
+        with suppress(InputError):  # the disk is full
+            self.log.keep(f"stopped by SIGTERM {words}")
+        return f" {words} ({self.folder})"
 
     def _resume(self, state, path):
         """Continue from a checkpoint."""

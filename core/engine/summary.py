@@ -1,13 +1,13 @@
 """A folder of runs -> one table: the best epoch of each run, and every evaluation of its checkpoints."""
 
-import csv
 import json
 import math
 from pathlib import Path
 from typing import NamedTuple
 
+from core.engine.log import read_log
 from core.engine.tables import Table
-from core.errors import InputError
+from core.errors import InputError, as_written
 
 HEAD = ["run", "data", "network", "what", "mAP", "Rank-1", "mask AP", "box AP", "images/s"]
 
@@ -36,15 +36,16 @@ def summarise_runs(folder):
     folder = Path(folder)
     runs = {path.parent.resolve(): [_training(path.parent, folder)] for path in sorted(folder.rglob("log.csv"))}
     for path in sorted(folder.rglob("metrics.json")):
-        content = _read_json(path, "args", "results")
-        checkpoint = content["args"].get("checkpoint")
-        if isinstance(checkpoint, list):  # a table of many, each of which has its own file
-            continue
-        homes = [Path(checkpoint or path).resolve().parent, *path.resolve().parents]
-        home = next((home for home in homes if home in runs), path)
-        own = runs.setdefault(home, [])
-        first = own[0] if own else Row(str(checkpoint or "raw pixels"), "", "", "")
-        own.extend(_evaluations(content, first))
+        with as_written(path):
+            content = _read_json(path, "args", "results")
+            checkpoint = content["args"].get("checkpoint")
+            if isinstance(checkpoint, list):  # a table of many, each of which has its own file
+                continue
+            homes = [Path(checkpoint or path).resolve().parent, *path.resolve().parents]
+            home = next((home for home in homes if home in runs), path)
+            own = runs.setdefault(home, [])
+            first = own[0] if own else Row(str(checkpoint or "raw pixels"), "", "", "")
+            own.extend(_evaluations(content, first))
     if not runs:
         raise InputError(f"{folder}: no run in it (no log.csv, no metrics.json); give the folder that holds runs")
     return Table(HEAD, [row for rows in sorted(runs.values(), key=_rank) for row in rows])
@@ -57,19 +58,16 @@ def _rank(rows):
 
 def _training(run, folder):
     """The `Row` of a run's best epoch."""
-    args, log = _read_json(run / "args.json"), run / "log.csv"
-    try:
-        with open(log, newline="", encoding="utf-8") as file:
-            epochs = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
-    except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise InputError(f"{log} is not as a run wrote it ({error}): mend it, or move it away") from error
+    args = _read_json(run / "args.json")
+    epochs = [{key: float(value) for key, value in row.items() if value} for row in read_log(run / "log.csv")]
     measured = [epoch for epoch in epochs if not math.isnan(_score(epoch))]
     best = max(measured, key=_score, default={})
     what = f"training, epoch {best.get('epoch', 0):.0f}" if best else "training, not evaluated"
-    network = [args.get("model", "bot").replace("bot", ""), args.get("backbone") or args.get("backbone_name") or ""]
     name = str(run.relative_to(folder)) if run != folder else run.resolve().name
     speed = {"images_per_second": best.get("images_per_second")}
-    return Row(name, _data_of(args), " ".join(network).strip(), what, **_metrics(best), **speed)
+    with as_written(run / "args.json"):
+        network = [args.get("model", "bot").replace("bot", ""), args.get("backbone") or args.get("backbone_name") or ""]
+        return Row(name, _data_of(args), " ".join(network).strip(), what, **_metrics(best), **speed)
 
 
 def _score(epoch):
@@ -94,14 +92,12 @@ def _metrics(numbers):
 def _data_of(args):
     """How people call the data: its --dataset, or the name of its annotations."""
     path = args.get("annotations") or args.get("val_annotations") or args.get("train_annotations") or ""
-    return args.get("dataset") or Path(path).stem
+    return str(args.get("dataset") or Path(path).stem)
 
 
 def _read_json(path, *needed):
-    try:
+    with as_written(path):
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in needed):
             raise ValueError(f"it lacks {' or '.join(needed)}" if needed else "it holds no options")
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path} is not as a run wrote it ({error}): mend it, or move it away") from error
     return content

@@ -23,7 +23,7 @@ from core.engine.log import progress_is_shown
 from core.engine.options import fraction, non_negative_int, positive_int
 from core.engine.reid_pictures import spread
 from core.engine.step import autocast
-from core.errors import InputError
+from core.errors import InputError, as_written
 from core.files import make_folder
 from core.models.gan import ResNetGenerator
 from core.models.weights import best_weights
@@ -169,12 +169,13 @@ def checkpoint_state(networks, network_options, generator_step, judge_step, pool
     }
 
 
-def generator_from_checkpoint(state, device):
+def generator_from_checkpoint(state, path, device):
     """The generator from source to target of a checkpoint's content, its averaged weights where it has them."""
-    options = state["network"]
-    network = ResNetGenerator(options["channels"], options["blocks"])
-    weights = {key.removeprefix("to_target."): value for key, value in best_weights(state).items()}
-    network.load_state_dict({key: value for key, value in weights.items() if key.startswith("G.")})
+    with as_written(path, "get it again"):
+        options = state["network"]
+        network = ResNetGenerator(options["channels"], options["blocks"])
+        weights = {key.removeprefix("to_target."): value for key, value in best_weights(state).items()}
+        network.load_state_dict({key: value for key, value in weights.items() if key.startswith("G.")})
     return network.to(device).eval()
 
 

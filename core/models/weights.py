@@ -320,7 +320,7 @@ def _averaged(content: object) -> dict[str, Tensor] | None:
     """The averaged weights of a checkpoint of ours, of its first network: a list, in older ones a single dict."""
     averaged = content.get("ema") if isinstance(content, dict) and "kind" in content else None
     averaged = averaged[0] if isinstance(averaged, list) and averaged else averaged
-    return averaged if isinstance(averaged, dict) and averaged else None
+    return averaged if isinstance(averaged, dict) and all(isinstance(key, str) for key in averaged) else None
 
 
 def _align(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:

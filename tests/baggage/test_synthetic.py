@@ -183,6 +183,50 @@ def test_interrupted_run_leaves_nothing_that_passes_for_a_set(tmp_path, monkeypa
     assert (tmp_path / "set/synthetic.json").is_file()
 
 
+KILLED = """
+import os, signal, sys
+from baggage import synthetic
+
+def killed(root, parameters, progress):
+    (root / "half").write_text("")
+    print(root.name, flush=True)
+    signal.pause()
+
+synthetic.write_set = killed
+synthetic.make_synthetic_baggage(sys.argv[1])
+"""
+
+
+def test_what_a_killed_run_left_half_rendered_goes_with_the_next_run_and_a_live_ones_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "write_set", fake_set)
+    (tmp_path / f".set.{'0' * 32}.partial").mkdir()  # of an older version
+    (tmp_path / ".set-of-mine.1-2.partial").mkdir()  # of another set
+    command, root = [sys.executable, "-c", KILLED, str(tmp_path / "set")], Path(__file__).resolve().parents[2]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root, text=True) as rendering:
+        partial = tmp_path / rendering.stdout.readline().strip()
+        try:
+            make_synthetic_baggage(tmp_path / "set", **TINY)
+            assert (partial / "half").is_file() and partial.with_suffix(".lock").is_file()
+        finally:
+            rendering.kill()
+    make_synthetic_baggage(tmp_path / "set", **TINY, seed=5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".set-of-mine.1-2.partial", "set"]
+
+
+@pytest.mark.parametrize(
+    "content", ["[1, 2]", "7", "null", "{}", '{"version": "two"}', "{half", "\0", b"\xff\xfe", "[" * 9999]
+)
+def test_a_marker_that_a_person_has_changed_is_one_line(tmp_path, monkeypatch, content):
+    (tmp_path / "synthetic.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    for make in (
+        lambda: synthetic.settle_synthetic_baggage(tmp_path, "plain", print),
+        lambda: make_synthetic_baggage(tmp_path),
+    ):
+        with pytest.raises(InputError, match="synthetic.json is not as a run wrote it .*remove the folder") as error:
+            make()
+        assert "\n" not in str(error.value)
+
+
 def test_set_of_other_parameters_is_replaced_and_other_folders_are_not_touched(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "write_set", fake_set)
     root = make_synthetic_baggage(tmp_path / "set", **TINY)

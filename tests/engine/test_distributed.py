@@ -230,7 +230,13 @@ def test_run_script_keeps_the_traceback_of_a_fault_and_does_not_hang(launch):
 
 @pytest.mark.parametrize(
     "failure, code, text",
-    [(InputError("no such file"), 2, "error: no such file\n"), (KeyboardInterrupt(), 130, "")],
+    [
+        (InputError("no such file"), 2, "error: no such file\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (PermissionError(13, "Permission denied", "/root/x"), 2, "error: can't open /root/x: Permission denied; give "),
+        (OSError(36, "File name too long", "y" * 300), 2, f"error: can't open {'y' * 300}: File name too long; give "),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. "), 143, "stopped by SIGTERM\n"),
+    ],
 )
 def test_run_script_alone(capsys, failure, code, text):
     def main(args):
@@ -238,7 +244,121 @@ def test_run_script_alone(capsys, failure, code, text):
 
     with pytest.raises(SystemExit) as end:
         distributed.run_script(main, failure)
-    assert end.value.code == code and capsys.readouterr().err == text
+    said = capsys.readouterr().err
+    assert end.value.code == code and said.startswith(text) and said.count("\n") <= 1
+
+
+@pytest.mark.parametrize(
+    ("said_by_torch", "how"),
+    [
+        ("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that ...", "killed by signal: Bus"),
+        ("DataLoader worker (pid 7) is killed by signal: Killed. ", "(killed by signal: Killed)"),
+        ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", "(exited unexpectedly)"),
+        ("Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback\n  File x\nRuntimeError: unable to "
+         "write to file </torch_7_1_0>: No space left on device (28)", "(unable to write to file </torch_7_1_0>: No "),
+        ("unable to open shared memory object </torch_7> in read-write mode: Too many open files (24)", "Too many o"),
+        ("received 0 items of ancdata", "(too many open files)"),
+    ],
+)  # fmt: skip
+def test_a_reader_of_pictures_that_dies_is_one_line_with_the_way_out(capsys, said_by_torch, how):
+    def main(_):
+        raise RuntimeError(said_by_torch)
+
+    with pytest.raises(SystemExit) as end:
+        distributed.run_script(main, None)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and how in said and "; give --workers 0" in said and said.count("\n") == 1
+
+
+SMALL_SHARED_MEMORY = """
+import torch
+from core.data.loading import PictureDataset, batches, build_loader
+from core.engine import distributed
+
+class Pictures(PictureDataset):
+    def __len__(self): return 8
+    def __getitem__(self, key): return torch.zeros(3, 1000, 1000)
+
+def main(workers):
+    loader = build_loader(Pictures(), torch.stack, torch.device("cpu"), workers, batch_size=2)
+    print(sum(len(batch) for batch in batches(loader)))
+
+distributed.run_script(main, 0)
+distributed.run_script(main, 2)
+"""
+
+
+def test_with_little_shared_memory_it_says_workers_0(tmp_path):
+    (tmp_path / "script.py").write_text(SMALL_SHARED_MEMORY)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    mount = "mount -t tmpfs -o size=1m tmpfs /dev/shm"
+    if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True).returncode:
+        pytest.skip("no small /dev/shm can be mounted here")
+    script = f'{mount} && exec "{sys.executable}" script.py'
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "8\n"), done.stderr
+    line = done.stderr.splitlines()[-1]  # torch's worker may have spoken before
+    assert line.startswith("error: a process that reads pictures failed (") and "; give --workers 0" in line
+    assert "Traceback" not in done.stderr
+
+
+def test_sigterm_is_one_line_and_exit_code_143(capsys):
+    def main(words):
+        distributed.at_termination(lambda: words)
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        finally:  # what was begun is put away, whatever else comes
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end:
+        distributed.run_script(main, " with epoch 3 saved")
+    assert end.value.code == 143 and signal.getsignal(signal.SIGTERM) is before
+    assert capsys.readouterr().err == "stopped by SIGTERM with epoch 3 saved\n"
+
+
+TORCHRUN = """
+import os, sys, time
+import torch
+from core.engine import distributed
+from core.errors import InputError
+
+def main(how):
+    distributed.setup("cpu")
+    distributed.barrier()
+    if how == "bad":
+        raise InputError("no folder x: give --data")
+    if how == "killed" and distributed.rank() == 1:
+        os.kill(os.getpid(), 9)
+    os.write(1, b"here\\n")
+    while True:  # the ranks wait for each other, in C++
+        distributed.barrier()
+        time.sleep(0.01 + distributed.rank())
+
+distributed.run_script(main, sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [("bad", 2), ("terminated", 143), ("killed", 137)])
+def test_run_ddp_ends_as_its_ranks_did_without_a_report(tmp_path, how, code):
+    script = tmp_path / "script.py"
+    script.write_text(TORCHRUN)
+    command = [sys.executable, ROOT / "core/engine/launch.py", "--standalone", "--nproc-per-node", "2", script, how]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as launcher:
+        if how == "terminated":
+            launcher.stdout.readline()
+            time.sleep(0.5)
+            launcher.terminate()
+        said = launcher.communicate()[1].decode()
+    assert launcher.returncode == code, said
+    if how == "killed":  # rank 0 may have said that rank 1 is missing
+        assert "error: rank 1 was ended by SIGKILL" in said and "Traceback" not in said
+    else:
+        assert said == {"bad": "error: no folder x: give --data\n", "terminated": "stopped by SIGTERM\n"}[how]
 
 
 def test_run_script_alone_lets_faults_through():
@@ -261,7 +381,7 @@ def test_under_torchrun_bad_input_is_told_once_and_first(tmp_path):
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: no folder x: give --data\n")
-    assert ended.stderr.count("no folder x") == 1
+    assert ended.stderr.count("no folder x") == 2 and "traceback : no folder x" in ended.stderr  # in torchrun's report
 
 
 @pytest.mark.parametrize("is_read", [True, False])

@@ -1,0 +1,29 @@
+"""torchrun without its report of thirty lines: `python core/engine/launch.py <what torchrun takes>`, for run_ddp.sh.
+
+The ranks have said what is wrong; it ends with the exit code of the first that failed, or as the signal says that
+ended it. A rank that could say nothing, killed by a signal, is named. With LOGLEVEL in the environment torchrun speaks.
+"""
+
+import logging
+import os
+import sys
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder, whose modules are not for others to find
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main
+
+    for name in ("multiprocessing", "agent") if "LOGLEVEL" not in os.environ else ():
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
+    try:
+        main()
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            sys.stderr.write(
+                f"error: rank {rank} was ended by {failure.signal_name()} from outside, or lacked memory\n"
+            )
+        sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
+    except SignalException as error:
+        sys.exit(128 + error.sigval)

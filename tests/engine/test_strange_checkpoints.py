@@ -1,0 +1,159 @@
+"""A checkpoint of which a person, or a fault of a disk that kept its checksums, made something else: one line.
+
+Each field of each kind, and each field of those that are dicts, with values of other types and shapes.
+"""
+
+import copy
+from argparse import Namespace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from core.data.coco import CocoCategory
+from core.data.samples import Sample
+from core.engine import detection, reid, translation
+from core.engine.checkpoint import check_checkpoint, fingerprint, restore, weights_alone
+from core.engine.optim import build_optimizer, build_scheduler
+from core.engine.step import Step
+from core.errors import InputError, as_written
+from core.losses import build_loss
+from core.losses.adversarial import ImagePool
+from core.models.detection_weights import load_detection_weights
+from core.models.gan import ResNetGenerator
+from core.models.mask_rcnn import MaskRCNN
+from core.models.reid import build_reid_model
+from core.models.weights import load_weights
+from recognition import networks
+
+CPU = torch.device("cpu")
+ARGS = {"amp": "off", "accumulate": 1, "clip_gradient": 0, "ema": 0.5, "height": 64, "width": 32, "distance": "cosine"}
+ARGS |= {
+    "dataset": "mvb",
+    "data": "data/mvb",
+    "protocol": None,
+    "source": "mvb:data",
+    "target": "mvb:data",
+    "name": "x",
+}
+STRANGE = (None, 5, -1.5, "text", [], [None], {}, {3: 4}, {"a": "b"}, torch.zeros(2), [torch.zeros(1), "x"], 10**30)
+
+
+def step_of(network):
+    optimizer = build_optimizer(network.parameters(), "adam", 1e-3)
+    scheduler = build_scheduler(optimizer, "cosine", epochs=1)
+    step = Step([network], [optimizer], scheduler, Namespace(**ARGS), CPU, batches_per_epoch=1)
+    optimizer.step()
+    step.epoch = 2
+    return step
+
+
+def a_reid_run():
+    options = {"backbone": "osnet_x0_25", "num_classes": 2}
+    network, criterion = build_reid_model(**options), build_loss("cross_entropy+0.1*center", 2, 512)
+    samples = [Sample("a.jpg", 0, 0, None, None, "red"), Sample("b.jpg", 1, 0, None, None, "blue")]
+    data = reid.ReIDData(samples, [], [], "mvb", "data", "no_camera")
+    threshold = SimpleNamespace(_asdict=lambda: {"distance": 0.5, "false_accept_rate": 0.01, "true_accept_rate": 0.9})
+    step = step_of(network)
+    state = reid.checkpoint_state(network, options, criterion, step, 0.5, Namespace(**ARGS), data, threshold)
+
+    def resume(state, path):
+        reid.resume(state, path, network, options, criterion, step, data)
+
+    def use(state, path):
+        fresh, _ = reid.network_from_checkpoint(path, CPU, state)
+        torch.save(state, path)
+        encoder = networks.load_encoder(str(path), CPU)
+        load_weights(fresh, str(path), "osnet_x0_25")
+        return encoder
+
+    return state, resume, use
+
+
+def a_detection_run():
+    categories = [CocoCategory(3, "square"), CocoCategory(7, "disc")]
+    network = MaskRCNN("resnet18", 3, norm="batch", min_size=64, max_size=64)
+    data = SimpleNamespace(train=SimpleNamespace(categories=categories, view={"bits": 16}), paths={"data": "x"})
+    step = step_of(network)
+    state = detection.checkpoint_state(network, step, 0.5, Namespace(**ARGS), data)
+
+    def resume(state, path):
+        detection.resume(state, path, network, step, data)
+
+    def use(state, path):
+        fresh, _ = detection.network_from_checkpoint(path, CPU, state)
+        torch.save(state, path)
+        networks.load_detector(str(path), CPU)
+        load_detection_weights(fresh, str(path), "resnet18", categories)
+
+    return state, resume, use
+
+
+def a_translation_run():
+    both = torch.nn.ModuleDict({"to_target": ResNetGenerator(4, 1), "to_source": ResNetGenerator(4, 1)})
+    steps, pools = (step_of(both), step_of(both)), {name: ImagePool(2) for name in ("target_pool", "source_pool")}
+    state = translation.checkpoint_state(both, {"channels": 4, "blocks": 1}, *steps, pools, Namespace(**ARGS))
+
+    def resume(state, path):
+        restore(state, path, ("model", both), (None, steps[0]), ("judges", steps[1]), *pools.items())
+
+    def use(state, path):
+        translation.generator_from_checkpoint(state, path, CPU)
+
+    return state, resume, use
+
+
+def strangers(state):
+    """(what was changed, the state with it): each field, and each field of a dict in it, with each strange value."""
+    for key, value in state.items():
+        if key == "kind":
+            continue
+        for strange in STRANGE:
+            yield f"{key} {strange!r}", {**state, key: strange}
+        inner = value[0] if key in ("ema", "optimizers") and value else value
+        if isinstance(inner, dict):
+            for name in list(inner)[:30]:
+                for strange in STRANGE[:: 4 if key in ("model", "ema") else 1]:
+                    changed = {**inner, name: strange}
+                    yield f"{key}.{name} {strange!r}", {**state, key: [changed] if inner is not value else changed}
+
+
+def outcome(function):
+    """None where it works, the line where it is refused; anything else is raised."""
+    try:
+        function()
+    except InputError as error:
+        assert "\n" not in str(error) and len(str(error)) < 600, error
+        return str(error)
+
+
+def resumed(resume, state, path):
+    with as_written(path):  # as `Run` does it
+        resume(state, path)
+
+
+@pytest.mark.parametrize("make", [a_reid_run, a_detection_run, a_translation_run])
+def test_every_field_of_another_type_is_one_line_or_does_no_harm(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(MaskRCNN, "load_state_dict", lambda *_, **__: None)
+    state, resume, use = make()
+    path = tmp_path / "last.pth"
+    kept, refused, total = copy.deepcopy(state), 0, 0
+    outcome(lambda: use(state, path))
+    for what, changed in strangers(state):
+        if hash(what) % 1:
+            continue
+        total += 1
+        try:
+            line = outcome(lambda: check_checkpoint(changed, path, state["kind"]))
+            if line is None:
+                line = outcome(lambda: use(changed, path)) or outcome(lambda: resumed(resume, changed, path))
+                outcome(lambda: fingerprint(changed)), outcome(lambda: weights_alone(changed))
+        except Exception as error:
+            print("FAULT", what[:100], type(error).__name__, str(error)[:150])
+            import traceback
+
+            print("   ", traceback.format_exc().splitlines()[-4:-1])
+        refused += line is not None
+    print(total, refused)
+    assert kept.keys() == state.keys()
+    assert 0
