@@ -148,7 +148,12 @@ EVERYTHING += ["--mask-decoder", "light", "--mask-pooling", "soft", "--hide-back
 
 def kill_and_resume(options, folder, seconds):
     """A run that is killed at two random moments within so many seconds of its start, resumed each time, and ends."""
-    moments, environment = random.Random(folder.name), {**os.environ, "OMP_NUM_THREADS": "1"}
+    moments = random.Random(folder.name)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "TORCHELASTIC_MAX_RESTARTS": "1",
+    }  # so it may begin by --resume
     for number in range(2):
         process = subprocess.Popen(
             command(*options, "--name", folder.name, "--resume"), cwd=ROOT, env=environment,
@@ -186,6 +191,29 @@ def test_killed_at_four_moments_and_resumed_it_ends_with_the_same_weights(baggag
     assert len(list(tmp_path.iterdir())) == 3
 
 
+@pytest.mark.parametrize(
+    ("option", "file"),
+    [("--weights", "weights.pth"), ("--resume", "last.pth"), ("--data", "set"), ("--output", "runs")],
+)
+def test_a_folder_that_nobody_may_look_into_is_one_line(run, baggage, tmp_path, monkeypatch, option, file):
+    """Simulated, since the tests may run as root, who may look everywhere."""
+    forbidden = str(tmp_path / "secret")
+
+    def denied(of):
+        def call(path, *arguments, **how):
+            if isinstance(path, (str, os.PathLike)) and os.fspath(path).startswith(forbidden):
+                raise PermissionError(13, "Permission denied", os.fspath(path))
+            return of(path, *arguments, **how)
+
+        return call
+
+    monkeypatch.setattr(os, "stat", denied(os.stat))
+    monkeypatch.setattr(os, "mkdir", denied(os.mkdir))
+    options = ["--dataset", "mvb", "--data", baggage, "--output", tmp_path, "--epochs", 1]
+    line = refused(run, *options, option, f"{forbidden}/{file}")
+    assert "secret" in line and ("Permission denied" in line or option == "--data")
+
+
 @pytest.mark.parametrize(("calls", "words"), [(2, "with epoch 1 trained"), (3, "with epoch 2 trained")])
 def test_stopped_by_sigterm_in_an_evaluation_it_ends_with_the_same_bits(
     run, baggage, tmp_path, monkeypatch, calls, words
@@ -194,10 +222,11 @@ def test_stopped_by_sigterm_in_an_evaluation_it_ends_with_the_same_bits(
     options += ["--iterations-per-epoch", 1]
     assert run(train_reid, *options, "--name", "straight")[0] == 0
     evaluate_reid = train_reid.reid.evaluate
-    left = iter([None] * (calls - 1))  # epoch 0 is the first
+    counted = iter(range(1, 99))  # the first is of epoch 0
 
     def evaluate_or_stop(*arguments):
-        next(left, os) and os.kill(os.getpid(), signal.SIGTERM)
+        if next(counted) == calls:
+            os.kill(os.getpid(), signal.SIGTERM)
         return evaluate_reid(*arguments)
 
     with monkeypatch.context() as patch:
@@ -207,10 +236,8 @@ def test_stopped_by_sigterm_in_an_evaluation_it_ends_with_the_same_bits(
     code, said, err = run(train_reid, *options, "--name", "stopped", "--resume")
     assert code == 0 and ", to be evaluated" in said, err
     assert_same_weights(tmp_path / "straight", tmp_path / "stopped")
-    logs = [read_log(tmp_path / name) for name in ("straight", "stopped")]
-    assert [[{**row, "images_per_second": 0} for row in log] for log in logs][0] == [
-        {**row, "images_per_second": 0} for row in logs[1]
-    ]
+    logs = [[{**row, "images_per_second": 0} for row in read_log(tmp_path / name)] for name in ("straight", "stopped")]
+    assert logs[0] == logs[1]
     best = [load_checkpoint(tmp_path / name / "best.pth") for name in ("straight", "stopped")]
     assert (best[0]["epoch"], best[0]["best"]) == (best[1]["epoch"], best[1]["best"])
 

@@ -427,7 +427,7 @@ def add_run_options(parser):
         nargs="?",
         const="auto",
         metavar="PATH",
-        help="continue a run: its checkpoint, or without PATH the newest one under the run's name",
+        help="continue a run: its last.pth, or without PATH the latest run of this name",
     )
     group.add_argument("--seed", type=non_negative_int, default=0, help="all randomness is a function of it")
     group.add_argument("--deterministic", action="store_true", help="equal bits on a GPU too (slower)")

@@ -86,7 +86,7 @@ def _evaluations(content, first):
 
 def _metrics(numbers):
     found = {"map": "mAP", "rank1": "rank1", "mask_ap": "mask_AP", "box_ap": "box_AP"}
-    return {name: 100 * numbers[key] if numbers.get(key) is not None else None for name, key in found.items()}
+    return {name: 100 * float(numbers[key]) if numbers.get(key) is not None else None for name, key in found.items()}
 
 
 def _data_of(args):

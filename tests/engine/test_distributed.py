@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,13 @@ def test_without_a_process_group_everything_means_one_process():
 
 
 def several_collectives(rank):
+    warnings.simplefilter("error")  # a new name of torch's, of which it warns
     device = distributed.setup("cpu", timeout_minutes=0.5)
+    network = distributed.wrap(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)), device)
+    distributed.gather_with_gradient(network(torch.rand(4, 3))).sum().backward()
+    distributed.average_buffers(network)
+    distributed.interleave(torch.zeros(2))
+    distributed.group_of(2)
     rows = {
         "lengths 1 and 3": distributed.all_gather_variable(torch.full((2 * rank + 1, 2), float(rank))),
         "rank 0 has none": distributed.all_gather_variable(torch.arange(3 * rank)),

@@ -89,6 +89,26 @@ def test_a_resumed_run_repeats_no_epoch(tmp_path):
     assert len(lines) == 6 and "killed here" in lines
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"epoch,loss\none,1.0\n", b"epoch,loss\n1,good\n", b"loss\n1.0\n", b"epoch,loss\n1,2,3\n", b"epoch\n1.5\n"]
+    + [b"\xff\xfe", b"epoch\n1\n\0", b"epoch,loss\n,1\n", b"e" * 200_000, b"[1, 2]"],
+)
+def test_a_log_that_a_person_has_changed_is_one_line_or_as_good_as_it_was(tmp_path, content):
+    """And another file of the run, however it was changed, is written anew or goes on."""
+    (tmp_path / "log.csv").write_bytes(content)
+    (tmp_path / "train.log").write_bytes(b"\xff\0 no text")
+    (tmp_path / "args.json").write_text("[half")
+    try:
+        log = RunLog(tmp_path, options(), METRIC_NAMES, resume_epoch=1)
+    except InputError as error:
+        assert "log.csv is not as a run wrote it (" in str(error) and "\n" not in str(error) and len(str(error)) < 500
+        assert (tmp_path / "args.json").read_text() == "[half"  # refused before anything is written
+        return
+    log.epoch(trained(2))
+    assert [row["epoch"] for row in read_log(tmp_path)[1]][-1] == "2"
+
+
 def test_a_new_run_ignores_an_old_log_and_a_resumed_one_may_have_none(tmp_path):
     RunLog(tmp_path, options(), METRIC_NAMES, resume_epoch=5).epoch(trained(6))
     RunLog(tmp_path, options(), METRIC_NAMES).epoch(trained(1))

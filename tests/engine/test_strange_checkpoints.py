@@ -3,7 +3,7 @@
 Each field of each kind, and each field of those that are dicts, with values of other types and shapes.
 """
 
-import copy
+import os
 from argparse import Namespace
 from types import SimpleNamespace
 
@@ -36,7 +36,7 @@ ARGS |= {
     "target": "mvb:data",
     "name": "x",
 }
-STRANGE = (None, 5, -1.5, "text", [], [None], {}, {3: 4}, {"a": "b"}, torch.zeros(2), [torch.zeros(1), "x"], 10**30)
+STRANGE = (None, -5, "text", [None], {3: 4}, torch.zeros(2))  # six: every seventh of them is each in turn
 
 
 def step_of(network):
@@ -61,11 +61,9 @@ def a_reid_run():
         reid.resume(state, path, network, options, criterion, step, data)
 
     def use(state, path):
-        fresh, _ = reid.network_from_checkpoint(path, CPU, state)
         torch.save(state, path)
         encoder = networks.load_encoder(str(path), CPU)
-        load_weights(fresh, str(path), "osnet_x0_25")
-        return encoder
+        load_weights(encoder.network, str(path), "osnet_x0_25")
 
     return state, resume, use
 
@@ -81,10 +79,9 @@ def a_detection_run():
         detection.resume(state, path, network, step, data)
 
     def use(state, path):
-        fresh, _ = detection.network_from_checkpoint(path, CPU, state)
         torch.save(state, path)
-        networks.load_detector(str(path), CPU)
-        load_detection_weights(fresh, str(path), "resnet18", categories)
+        detector = networks.load_detector(str(path), CPU)
+        load_detection_weights(detector.network, str(path), "resnet18", categories)
 
     return state, resume, use
 
@@ -112,8 +109,8 @@ def strangers(state):
             yield f"{key} {strange!r}", {**state, key: strange}
         inner = value[0] if key in ("ema", "optimizers") and value else value
         if isinstance(inner, dict):
-            for name in list(inner)[:30]:
-                for strange in STRANGE[:: 4 if key in ("model", "ema") else 1]:
+            for name in list(inner)[:2] if key in ("model", "ema", "loss", "judges") else inner:
+                for strange in STRANGE[:: 1 + (key == "args")]:
                     changed = {**inner, name: strange}
                     yield f"{key}.{name} {strange!r}", {**state, key: [changed] if inner is not value else changed}
 
@@ -132,28 +129,26 @@ def resumed(resume, state, path):
         resume(state, path)
 
 
+def consequence(what, state, path, kind, resume, use):
+    """The line that refuses it, None where it does no harm; anything else is raised."""
+    line = outcome(lambda: check_checkpoint(state, path, kind))
+    if line is None:
+        line = outcome(lambda: resumed(resume, state, path))
+        if not what.startswith(("opt", "sch", "sca", "loss", "jud", "target", "source", "best", "args")):
+            line = outcome(lambda: use(state, path)) or line
+        outcome(lambda: fingerprint(state))
+        outcome(lambda: weights_alone(state))
+    return line
+
+
 @pytest.mark.parametrize("make", [a_reid_run, a_detection_run, a_translation_run])
 def test_every_field_of_another_type_is_one_line_or_does_no_harm(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(MaskRCNN, "load_state_dict", lambda *_, **__: None)
+    """Every seventh case, which meets each field of the first level; CAROUSEL_FUZZ=1 takes them all."""
+    monkeypatch.setattr(MaskRCNN, "load_state_dict", lambda *_, **__: None)  # slow, and tested elsewhere
     state, resume, use = make()
-    path = tmp_path / "last.pth"
-    kept, refused, total = copy.deepcopy(state), 0, 0
-    outcome(lambda: use(state, path))
-    for what, changed in strangers(state):
-        if hash(what) % 1:
-            continue
-        total += 1
-        try:
-            line = outcome(lambda: check_checkpoint(changed, path, state["kind"]))
-            if line is None:
-                line = outcome(lambda: use(changed, path)) or outcome(lambda: resumed(resume, changed, path))
-                outcome(lambda: fingerprint(changed)), outcome(lambda: weights_alone(changed))
-        except Exception as error:
-            print("FAULT", what[:100], type(error).__name__, str(error)[:150])
-            import traceback
-
-            print("   ", traceback.format_exc().splitlines()[-4:-1])
-        refused += line is not None
-    print(total, refused)
-    assert kept.keys() == state.keys()
-    assert 0
+    path, kind = tmp_path / "last.pth", state["kind"]
+    assert consequence("nothing", state, path, kind, resume, use) is None
+    cases = list(strangers(state))[:: 1 if os.environ.get("CAROUSEL_FUZZ") else 7]
+    lines = [consequence(what, changed, path, kind, resume, use) for what, changed in cases]
+    assert sum(line is not None for line in lines) > 0.5 * len(cases) > 10
+    assert consequence("nothing", state, path, kind, resume, use) is None  # the run that refused them is as it was

@@ -75,6 +75,11 @@ def test_the_folder_of_one_run(runs):
         ("elsewhere/metrics.json", '{"args": [], "results": {}}'),
         ("elsewhere/metrics.json", '["args", "results"]'),
         ("a/args.json", "[]"),
+        ("a/args.json", '{"model": 5, "backbone": ["x"]}'),
+        ("a/args.json", '{"val_annotations": {"a": 1}}'),
+        ("elsewhere/metrics.json", '{"args": {"checkpoint": 5}, "results": {}}'),
+        ("elsewhere/metrics.json", '{"args": {}, "results": {"plain": 5}}'),
+        ("elsewhere/metrics.json", '{"args": {}, "results": {"plain": {"mAP": "good"}}}'),
     ],
 )
 def test_files_that_are_not_as_a_run_left_them_are_named(runs, name, content):
