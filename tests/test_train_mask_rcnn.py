@@ -238,7 +238,9 @@ def test_a_resumed_run_needs_no_weights_and_may_have_other_thresholds(shapes, tm
     assert "frozen BatchNorm, 3 of 5 stages learn" in said  # as where it started, with weights
     state = load_checkpoint(tmp_path / "second" / "last.pth")
     assert state["epoch"] == 2 and state["network"]["box_score_thresh"] == 0.3
-    assert [row["epoch"] for row in read_log(tmp_path / "second")] == ["1", "2"]
+    rows = read_log(tmp_path / "second")
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]  # its weights knew the classes before its first epoch
+    assert state["best"] == max(float(row["mask_AP"]) for row in rows)
 
 
 def test_options_that_do_little_are_told(shapes, tmp_path, run):
