@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from functools import partial
 from typing import NamedTuple
 
-from core.data.folder import load_folder, load_pictures
+from core.data.folder import PARTS, VAL_FRACTION, load_folder, load_pictures
 from core.data.mot17 import cut_persons
 from core.data.mvb import INSIDE, load_mvb
 from core.data.samples import ReIDDataset, Sample, check_on_disk, find_root, read_pictures, read_text, relabel
@@ -164,7 +164,7 @@ DATASETS = {
     # Of the XJTU-SuitcaseReID project, whose numbers are those of the protocol market1501 (a camera is a view). Here
     # the default drops no camera, as for every baggage set.
     "suitcase": (load_mvb, ("SuitcaseReID_Processed",), INSIDE),
-    "folder": (load_folder, (), ("train", "query", "gallery", "test")),
+    "folder": (load_folder, (), (".",)),
     "pictures": (load_pictures, (), (".",)),
     "synthetic": (load_mvb, ("MVB",), INSIDE),
     "synthetic_hard": (load_mvb, ("MVB",), INSIDE),
@@ -177,12 +177,13 @@ def find_dataset(name, root):
     return find_root(root, *DATASETS[name][1:], name)
 
 
-def load_reid_dataset(name, root):
+def load_reid_dataset(name, root, val_fraction=VAL_FRACTION):
     """Read a data set.
 
     Args:
         name: one of DATASETS.
         root: its folder, or one around it (`find_dataset`).
+        val_fraction: of the identities of a `folder` that nobody split, to be tested on.
 
     Returns:
         ReIDDataset. vehiclex has no query and gallery; a `folder` may be without train.
@@ -191,7 +192,13 @@ def load_reid_dataset(name, root):
         InputError: an unknown name, or data that is missing, incomplete or not as published; one line says what.
     """
     root = find_dataset(name, root)
-    return DATASETS[name][0](root)
+    if name != "folder":
+        return DATASETS[name][0](root)
+    if not any((root / part).exists() for part in PARTS):  # the trap: its folders would pass for identities
+        for other, (_, _, inside) in DATASETS.items():
+            if inside != (".",) and any((root / part).exists() for part in inside):
+                raise InputError(f"{root}: is laid out as the data set {other}, not as folders of identities")
+    return load_folder(root, val_fraction)
 
 
 def join_datasets(names, datasets):

@@ -11,6 +11,7 @@ import shutil
 import sys
 import textwrap
 
+from core.data.folder import VAL_FRACTION
 from core.data.transforms import ERASING_VALUES
 from core.engine.optim import OPTIMIZERS, SCHEDULES, WARMUPS
 from core.errors import InputError
@@ -216,6 +217,9 @@ def add_picture_options(group):
     group.add_argument("--width", type=positive_int, default=128, help="picture width in pixels after resizing")
     group.add_argument("--workers", type=non_negative_int, default=2, help="processes that read pictures, per rank")
     group.add_argument("--skip-broken", action="store_true", help="leave unreadable pictures out instead of stopping")
+    group.add_argument(
+        "--val-fraction", type=fraction, default=VAL_FRACTION, help="identities held out of a folder without test"
+    )
 
 
 def add_published_options(parser):

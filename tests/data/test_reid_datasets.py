@@ -271,7 +271,7 @@ def test_missing_and_empty_folder(tmp_path, name):
         load_reid_dataset(name, tmp_path / "absent")
     with pytest.raises(InputError, match=r"~nobody-of-that-name: no such folder"):
         load_reid_dataset(name, "~nobody-of-that-name")
-    empty = "holds no pictures" if name == "pictures" else r"not laid out as .*expected .*found nothing"
+    empty = "holds no pictures" if name in ("pictures", "folder") else r"not laid out as .*expected .*found nothing"
     with pytest.raises(InputError, match=empty):
         load_reid_dataset(name, tmp_path)
 
