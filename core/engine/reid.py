@@ -70,7 +70,7 @@ def load_data(args, say=print, training=False):
         raise InputError(f"--data {args.data} needs --dataset to say how the folder is laid out, e.g. folder")
     name = args.dataset or "synthetic"
     names = name.split("+")
-    dataset, root = _read_sets(names, args.data, say, args.val_fraction)
+    dataset, root = _read_sets(names, args, say, training)
     protocols = {default_protocol(one) for one in names}
     if len(protocols) > 1 and not args.protocol:
         raise InputError(f"--dataset {name}: its sets differ in protocol; give one --protocol for all")
@@ -91,13 +91,16 @@ def load_data(args, say=print, training=False):
     return data
 
 
-def _read_sets(names, data, say, val_fraction):
-    """(ReIDDataset, root as in `ReIDData`) of the sets of these names; data: `--data`, a folder, a list or None."""
-    roots = data or [Path("data") / name for name in names]
+def _read_sets(names, args, say, training):
+    """(ReIDDataset, root as in `ReIDData`) of the sets of these names, in `--data`: a folder, a list or None."""
+    roots = args.data or [Path("data") / name for name in names]
     roots = roots if isinstance(roots, list) else [roots]
     if len(roots) != len(names):
         raise InputError(f"--dataset names {len(names)} sets and --data {len(roots)} folders: give one for each set")
-    read = [read_set(name, root, say, val_fraction) for name, root in zip(names, roots, strict=True)]
+    read = [read_set(name, root, say, args.val_fraction) for name, root in zip(names, roots, strict=True)]
+    for name, (dataset, root) in zip(names, read, strict=True):
+        if training and not dataset.train:
+            raise InputError(f"{name} in {root} has no training pictures; it can only be evaluated")
     if len(names) == 1:
         return read[0]
     datasets, roots = zip(*read, strict=True)
