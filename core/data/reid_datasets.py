@@ -52,7 +52,7 @@ MARKET_LAYOUTS = {
     "cuhk03_np": MarketLayout(("detected", "CUHK03_detected", "cuhk03-np", "CUHK03-NP", "cuhk03"), "0001_c1_1.png"),
     # 576 + 200; 37,778, 1,678, 11,579; 20
     "veri776": MarketLayout(
-        ("VeRi", "VeRi_with_plate", "veri", "veri776"),
+        ("VeRi", "VeRi_with_plate", "VeRi-776", "veri", "veri776"),
         "0001_c001_00016450_0.jpg",
         "image_train",
         "image_query",
@@ -157,7 +157,7 @@ def load_mot17(root):
     return load_market_like(MarketLayout((), "020001_c2_000001.jpg"), cut_persons(root))
 
 
-VEHICLEID = (("VehicleID_V1.0", "VehicleID", "vehicleid"), ("train_test_split", "image"))
+VEHICLEID = (("VehicleID_V1.0", "PKU-VehicleID", "VehicleID", "vehicleid"), ("train_test_split", "image"))
 # Its reader, and what `find_root` knows it by: published names of its folder, and what lies in that.
 DATASETS = {
     **{name: (partial(load_market_like, it), it.folders, it.parts) for name, it in MARKET_LAYOUTS.items()},
@@ -166,7 +166,7 @@ DATASETS = {
     "vehicleid": (load_vehicleid, *VEHICLEID),
     "vehicleid_medium": (partial(load_vehicleid, test_size=1600), *VEHICLEID),
     "vehicleid_large": (partial(load_vehicleid, test_size=2400), *VEHICLEID),
-    "mvb": (load_mvb, ("MVB",), INSIDE),
+    "mvb": (load_mvb, ("MVB", "mvb"), INSIDE),
     # Of the XJTU-SuitcaseReID project, whose numbers are those of the protocol market1501 (a camera is a view). Here
     # the default drops no camera, as for every baggage set.
     "suitcase": (load_mvb, ("SuitcaseReID_Processed",), INSIDE),

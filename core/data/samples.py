@@ -1,7 +1,7 @@
 """What a re-identification data set is made of, and what every reader of one needs."""
 
 import os
-from itertools import permutations
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,7 +67,7 @@ def find_root(root, folders, inside, dataset):
     root = Path(os.path.expanduser(root))
     if not os.path.isdir(root):  # Path.is_dir raises OSError at a name that is too long
         raise InputError(f"{root}: no such folder; give that of the set {dataset}")
-    within = [root / folder for folder in (*folders, *("/".join(pair) for pair in permutations(folders, 2)))]
+    within = [root / folder for folder in (*folders, *("/".join(pair) for pair in product(folders, repeat=2)))]
     found = [path for path in (root, *within) if any(os.path.exists(path / part) for part in inside)]
     if root not in found:  # what is one folder under two names, as veri and VeRi are to some disks, is one
         found = list({os.stat(path)[1:3]: path for path in found}.values())

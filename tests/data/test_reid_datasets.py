@@ -122,12 +122,13 @@ LAID = {  # as torchreid, fast-reid, LightMBN and OpenUnReID lay their sets unde
         "query",
     ),
     "dukemtmc": ("dukemtmc-reid/DukeMTMC-reID DukeMTMC-reID dukemtmcreid/DukeMTMC-reID", "bounding_box_train"),
-    "msmt17": ("MSMT17_V1 msmt17/MSMT17_V1 msmt17 MSMT17_V2", "mask_test_v2"),
+    "msmt17": ("MSMT17_V1 msmt17/MSMT17_V1 msmt17/MSMT17_V2 msmt17 MSMT17_V2", "mask_test_v2"),
     "cuhk03_np": ("cuhk03-np/detected CUHK03-NP/detected cuhk03/CUHK03_detected", "query"),
-    "veri776": ("veri776/VeRi VeRi veri VeRi_with_plate", "image_test"),
-    "vehicleid": ("VehicleID_V1.0 vehicleid", "image"),
+    "veri776": ("veri776/VeRi VeRi veri VeRi_with_plate veri/VeRi veri/VeRi-776 VeRi/VeRi", "image_test"),
+    "vehicleid": ("VehicleID_V1.0 vehicleid vehicleid/VehicleID_V1.0 PKU-VehicleID", "image"),
     "mot17": ("MOT17", "train"),
     "personx": ("personx/subset1", "query"),
+    "mvb": ("MVB mvb mvb/MVB", "MVB_val"),
 }
 
 
