@@ -11,6 +11,7 @@ import shutil
 import sys
 import textwrap
 
+from core.data.folder import VAL_FRACTION
 from core.data.images import MAX_MEGAPIXELS, limit_megapixels
 from core.data.transforms import ERASING_VALUES
 from core.engine.optim import OPTIMIZERS, SCHEDULES, WARMUPS
@@ -219,6 +220,9 @@ def add_picture_options(group):
     group.add_argument("--width", type=positive_int, default=128, help="picture width in pixels after resizing")
     group.add_argument("--workers", type=non_negative_int, default=2, help="processes that read pictures, per rank")
     add_broken_options(group)
+    group.add_argument(
+        "--val-fraction", type=fraction, default=VAL_FRACTION, help="identities held out of a folder without test"
+    )
 
 
 def add_broken_options(group):
