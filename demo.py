@@ -20,7 +20,9 @@ COCO weights. --reid is the one that recognises them, a checkpoint of train_reid
 was built with, or the newest under runs/.
 
 In a gallery's folder each sub-folder is an identity; pictures beside them are of the identity that an MVB name says
-(0010_g_1.jpg), or that their own name is. Objects are cut out along their masks, unless --no-masks is given.
+(0010_g_1.jpg), or that their own name is. Objects are cut out along their masks, unless --no-masks is given. What
+joins a gallery is taken as its pictures were. A photograph of one object is searched for as a whole with --no-masks,
+and where the gallery's pictures are whole, unless --segment, --score or --classes asks for the objects in it.
 
 For each picture there is a folder <--output>/<its name> with
     instances.json      `picture`, its path as it was given, `width`, `height`; `segment`, the network that found the
@@ -72,6 +74,7 @@ from recognition.networks import (
     find_instances,
     load_detector,
     load_encoder,
+    whole_picture,
 )
 from recognition.page import index_page
 from recognition.results import titles_of, write_comparison, write_identities, write_instances
@@ -84,9 +87,10 @@ USES = {
     "build_gallery": ("gallery", "add", "segment", *ENCODER, "classes", "no_masks"),
     "remove": ("gallery",),
     "merge": ("gallery",),
-    "gallery": ("pictures", "segment", *ENCODER, "threshold", "matches", "score", "classes", "output"),
+    "gallery": ("pictures", "segment", *ENCODER, "threshold", "matches", "score", "classes", "no_masks", "output"),
     "pictures": ("segment", "score", "classes", "output"),
 }
+OF_OBJECTS = ("segment", "score", "classes")  # which of them are looked for in a picture, and by whom
 
 LEAST_SCORE = 0.5
 MANY_STRANGERS = 0.1  # of those that nobody knows: above, a person is told that so many pass the threshold
@@ -136,7 +140,9 @@ def get_parser():
         default=5,
         help=f"identities listed for an instance; the sheet shows {MOST_MATCHES} at most",
     )
-    group.add_argument("--no-masks", action="store_true", help="gallery and comparison: whole pictures, not cut out")
+    group.add_argument(
+        "--no-masks", action="store_true", help="gallery and comparison: whole pictures, nothing cut out"
+    )
     group.add_argument("--output", default="runs/demo", metavar="FOLDER", help="folder for the results")
     options.add_device_options(parser, timeout=False)
     return parser
@@ -153,8 +159,11 @@ def choose_use(args):
         homes = [home for home, others in USES.items() if home != "pictures" and set(strange) <= set(others)]
         way = f"it goes with {parser.as_typed(homes)}" if homes else "leave it out"
         raise InputError(f"{parser.as_typed(strange)}: not an option together with {together}; {way}")
-    if args.no_masks and (args.segment or args.classes):
-        raise InputError("--no-masks takes pictures whole, so nothing is looked for: leave out --segment and --classes")
+    without = [name for name in given if name in OF_OBJECTS] if args.no_masks else []
+    if without:
+        raise InputError(
+            f"--no-masks takes pictures whole, so nothing is looked for: leave out {parser.as_typed(without)}"
+        )
     if "gallery" in USES[use] and not args.gallery:
         raise InputError(f"{parser.as_typed([use])}: give the file with --gallery FILE")
     if use == "compare" and len(args.pictures) != 2:
@@ -197,12 +206,8 @@ def show(args, device):
         gallery.open_gallery(args.gallery) if args.gallery else nullcontext() as known,
     ):
         identifier = load_identifier(args, device, known) if args.gallery else None
-        detector = load_detector(
-            args.segment or network_of(known, "segment"), device, args.amp, classes_of(args, known)
-        )
-        say(detector.message)
-        if not detector.is_own and not args.segment:
-            say(f"to train for your own objects: {TRAIN_MASKS} finds them, {TRAIN_REID} recognises them")
+        detector = scene_detector(args, device, known)
+        how = f"{detector.message}; score at least {score}" if detector else "pictures are taken whole"
         cards, skipped = [], []
         bits = bits_in_use(paths, say, identifier.encoder.bits if identifier else detector.bits)
         places = list(zip(paths, titles_of(paths), distinct_names(paths, taken={"index.html"}), strict=True))
@@ -216,25 +221,52 @@ def show(args, device):
                     bar.write(f"skipped: {printable(error)}", file=sys.stderr)
                     continue
                 about = {"picture": str(path), "width": picture.width, "height": picture.height}
-                about |= {"segment": detector.path, "min_score": score}
+                about |= {"segment": detector and detector.path, "min_score": score if detector else None}
                 cards.append(show_picture(output / folder, title, picture, detector, identifier, about))
                 bar.write(f"{printable(path)}: {printable(cards[-1].caption)}", file=sys.stdout)
         finally:  # also of a run that is interrupted, what is done is shown
             bar.close()
-            parts = filter(None, (detector.message, f"score at least {score}", identifier))
-            write_page(output, "; ".join(map(str, parts)), cards, skipped, len(paths))
+            write_page(output, f"{how}; {identifier}" if identifier else how, cards, skipped, len(paths))
     stop_for(skipped, len(paths))
 
 
 def show_picture(folder, title, picture, detector, identifier, about):
-    """Find the objects in one picture and, with a `matching.Identifier`, say who they are; returns its card."""
-    found, most = find_instances(detector, picture, about["min_score"])
+    """Find the objects in one picture and, with a `matching.Identifier`, say who they are; returns its card.
+
+    Without a detector the picture is one object.
+    """
+    found, most = find_instances(detector, picture, about["min_score"]) if detector else (whole_picture(picture), None)
     note = f"; {most} is as many as the network returns, there may be more" if most else ""
     if identifier:
         named = matching.identify_instances(identifier, picture, found)
         return write_identities(folder, title, picture, *named, identifier, about, note)
     classes = [category[1] for category in detector.categories if category]
     return write_instances(folder, title, picture, found, classes, about, note)
+
+
+def scene_detector(args, device, known):
+    """The network that finds objects, said; None where pictures are searched for as a whole in the gallery `known`."""
+    if args.no_masks or (known is not None and not known.masks and not asks_for_objects(args)):
+        if known.masks:
+            say("pictures are taken whole, with their background, and those of the gallery were cut out along masks")
+        else:
+            say("pictures are taken whole, as those of the gallery; --segment NETWORK finds several objects in each")
+        return None
+    try:
+        path = args.segment or network_of(known, "segment")
+        detector = load_detector(path, device, args.amp, classes_of(args, known))
+    except NothingTrained as error:
+        way = "; --no-masks takes a picture as a whole" if known is not None and not asks_for_objects(args) else ""
+        raise NothingTrained(f"{error}{way}") from error
+    say(detector.message)
+    if not detector.is_own and not args.segment:
+        say(f"to train for your own objects: {TRAIN_MASKS} finds them, {TRAIN_REID} recognises them")
+    return detector
+
+
+def asks_for_objects(args):
+    """Whether a person wants objects looked for in pictures, and says how."""
+    return any(getattr(args, name) is not None for name in OF_OBJECTS)
 
 
 def write_page(folder, about, cards, skipped, total):
@@ -335,9 +367,13 @@ def build_gallery(args, device):
     with gallery.open_gallery(args.gallery) if args.add else nullcontext() as known:
         encoder = encoder_of(args, device, known)
         if args.add:
-            known.require(encoder.fingerprint, encoder.path, masks=not args.no_masks)
+            asked = args.no_masks or asks_for_objects(args)  # else they are taken as those that are there
+            known.require(encoder.fingerprint, encoder.path, masks=not args.no_masks if asked else None)
         say(encoder.message)
-        detector = None if args.no_masks else subject_detector(args, device, known)
+        whole = args.no_masks or (args.add and not known.masks)
+        detector = None if whole else subject_detector(args, device, known)
+        if whole and args.add:
+            say("pictures are taken whole, as those of the gallery")
         names = gallery_pictures.name_identities(paths, args.build_gallery, known.names if args.add else ())
         before = gallery_pictures.pictures_of_each(known) if args.add else {}
         renamed = gallery_pictures.renamed(known, paths, names) if args.add else []
