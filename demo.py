@@ -8,7 +8,7 @@ A gallery out of pictures of one object each, and who of it is in a scene:
     python demo.py scene.jpg --gallery bags.gallery --segment runs/MASKS/best.pth --reid runs/REID/best.pth
     python demo.py --build-gallery new/ --gallery bags.gallery --add
     python demo.py --gallery bags.gallery                                # who is in it
-    python demo.py --gallery bags.gallery --remove 0010 red-samsonite
+    python demo.py --gallery bags.gallery --remove 0010 red-samsonite bags/blue/2.jpg    # identities, pictures, folders
     python demo.py --gallery all.gallery --merge bags.gallery more.gallery
 Do two pictures show the same object?
     python demo.py a.jpg b.jpg --compare
@@ -29,11 +29,12 @@ For each picture there is a folder <--output>/<its name> with
                         objects, `min_score`, as --score says; of each instance its number, class, score, box
                         [x1, y1, x2, y2] in pixels, and the mask as a run-length code that pycocotools.mask.decode
                         reads; both are of the upright picture: turned as its EXIF orientation says, as viewers show it.
+                        An object that was found as two classes is there once, the others stand in `also`.
                         With a gallery also `gallery`, `reid`, `metric`, `threshold`, and of each instance `identity`,
-                        null where it is unknown, and `matches`, the nearest identities with their distances; an object
-                        that was found twice, as two classes, is there once. `false_accept_rate`, `true_accept_rate`:
-                        the shares of pairs of two objects and of one that may pass the threshold, and did, when the
-                        ReID network was validated; null where the threshold is not its own
+                        null where it is unknown, and `matches`, the nearest identities with their distances; of
+                        those of one identity that lie on each other, the nearest. `false_accept_rate`,
+                        `true_accept_rate`: the shares of pairs of two objects and of one that may pass the threshold,
+                        and did, when the ReID network was validated; null where the threshold is not its own
     sheet.jpg           six panels: the picture; boxes with class and score; masks; masks over the picture; masks and
                         classes; all together. Each is a file, too: original, boxes, masks, overlay, classes, all.
                         With a gallery: the scene, its instances numbered, and beside each number its best matches;
@@ -104,7 +105,7 @@ def get_parser():
     group.add_argument("--compare", action="store_true", help="do two pictures show the same object?")
     group.add_argument("--build-gallery", metavar="FOLDER", help="make --gallery out of the pictures in a folder")
     group.add_argument("--add", action="store_true", help="with --build-gallery: add them to a gallery that exists")
-    group.add_argument("--remove", nargs="+", metavar="IDENTITY", help="take identities out of --gallery")
+    group.add_argument("--remove", nargs="+", metavar="NAME", help="take identities or pictures out of --gallery")
     group.add_argument("--merge", nargs="+", metavar="FILE", help="make --gallery out of these")
     group = parser.add_argument_group("networks")
     group.add_argument(
@@ -237,6 +238,7 @@ def show_picture(folder, title, picture, detector, identifier, about):
     """
     found, most = find_instances(detector, picture, about["min_score"]) if detector else (whole_picture(picture), None)
     note = f"; {most} is as many as the network returns, there may be more" if most else ""
+    found = matching.one_per_object(found)
     if identifier:
         named = matching.identify_instances(identifier, picture, found)
         return write_identities(folder, title, picture, *named, identifier, about, note)
@@ -402,6 +404,11 @@ def build_gallery(args, device):
 
 def say_written(path):
     with gallery.open_gallery(path) as written:
+        twins = written.twins()
+        if twins:
+            one, other = (f"{written.source(row)} (of {written.identity_of(row)})" for row in twins[0])
+            count = f"{len(twins)} picture{'s' * (len(twins) != 1)}"
+            say(f"in it once more under another path: {count}, the first {one} as {other}; --remove PATH takes one out")
         say(f"written to {path}: {matching.size_of(written)}")
 
 
@@ -434,7 +441,7 @@ def list_gallery(args):
 
 
 def change_gallery(args):
-    """Take identities out of a gallery, or make one out of several."""
+    """Take identities or pictures out of a gallery, or make one out of several."""
     if args.remove:
         count = gallery.remove_from_gallery(args.gallery, args.remove)
         say(f"removed: {count} picture{'s' * (count != 1)}")

@@ -290,6 +290,19 @@ def test_a_gallery_grows_and_is_merged(run, build, whole):
     assert code == 0 and len(identities("one.gallery")) == 4
 
 
+def test_a_picture_that_moved_is_said_and_can_be_taken_out(run, build, whole):
+    Path("moved").mkdir()
+    shutil.copy("bags/red/1.png", "moved/other.png")
+    there, moved = (Path(path).absolute() for path in ("bags/red/1.png", "moved/other.png"))
+    code, out, _ = build("--add", folder="moved")
+    twice = f"it once more under another path: 1 picture, the first {moved} (of other) as {there} (of red)"
+    assert code == 0 and f"\nin {twice}; --remove PATH takes one out\n" in out
+    Path("bags/red/1.png").unlink()
+    code, out, _ = run(demo, "--gallery", "bags.gallery", "--remove", "bags/red/1.png")
+    assert code == 0 and "removed: 1 picture\n" in out and "once more" not in out
+    assert identities() == {"0010": 1, "blue": 1, "red": 1, "other": 1}
+
+
 def test_an_empty_gallery_answers_in_one_line_and_takes_new_entries(run, build, whole, checkpoints):
     run(demo, "--gallery", "bags.gallery", "--remove", "0010", "blue", "red")
     assert identities() == {}
@@ -480,7 +493,7 @@ BUILD = ["--build-gallery", "bags"]
         ([*BUILD, "--gallery", "x", "--no-masks", "--segment", "mask.pth"], "looked for: leave out --segment"),
         ([*BUILD, "--gallery", "empty"], "empty is a folder: give another name"),
         (["empty", "--gallery", "bags.gallery"], "give 'empty/**'"),
-        (["--gallery", "bags.gallery", "--remove", "green"], "no identity 'green'"),
+        (["--gallery", "bags.gallery", "--remove", "green"], "no identity 'green' and no picture "),
         (["--remove", "green"], "--remove: give the file with --gallery FILE"),
         (["--gallery", "x", "--merge", "bags.gallery", "none.gallery"], "none.gallery: no such gallery"),
         (["--gallery", "x", "--merge", "bags.gallery", "--remove", "y"], "--merge: not an option together with"),
