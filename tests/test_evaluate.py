@@ -467,6 +467,7 @@ def test_a_broken_picture_is_named_and_may_be_left_out(run, baggage, tmp_path):
     victim.write_bytes(victim.read_bytes()[:200])
     options = [*RAW, "--dataset", "mvb", "--data", data, "--output", tmp_path / "results"]
     assert victim.name in refused(run, *options)
+    assert not (tmp_path / "results").exists()
     code, said, err = run(evaluate, *options, "--skip-broken")
     assert code == 0, err
     assert "1 of 6 gallery pictures left out" in said

@@ -47,6 +47,7 @@ class _Group(NamedTuple):
 
 _group: _Group | None = None  # set by setup(), unset by cleanup()
 _main_first_calls = 0
+_undo_on_input_error: list[Callable[[], None]] = []
 
 
 def setup(device: str | None = None, timeout_minutes: float = 10) -> torch.device:
@@ -149,11 +150,14 @@ def run_script(main: Callable[[Any], None], args: Any) -> None:
     rank 0 speaks at once; the others wait a few seconds, in which torchrun, having seen rank 0 exit, stops them. So
     what fails on every rank is reported once, and what fails on rank 3 alone still is, as `error (rank 3): ...`.
     """
+    _undo_on_input_error.clear()
     try:
         main(args)
     except KeyboardInterrupt:
         _exit_after_failure(130)
     except InputError as error:
+        for undo in reversed(_undo_on_input_error):
+            undo()
         _wait_for_main()
         who = "error" if is_main() else f"error (rank {rank()})"
         _say_line(f"{who}: {printable(error)}")
@@ -163,6 +167,11 @@ def run_script(main: Callable[[Any], None], args: Any) -> None:
         _say_line(f"error: {error}")
         _exit_after_failure(1)
     cleanup()
+
+
+def undo_on_input_error(undo: Callable[[], None]) -> None:
+    """Have `run_script` call this where an InputError ends the run, on the rank that raises it."""
+    _undo_on_input_error.append(undo)
 
 
 def _end_after_fault(report: Callable, kind: type, error: BaseException, trace: TracebackType | None) -> NoReturn:
