@@ -8,22 +8,23 @@ from collections import Counter
 
 from PIL import Image
 
-from core.data.coco_checks import check_box
+from core.data.coco_checks import BrokenEntries, EntryFault, check_box
 from core.data.images import EXIF_ORIENTATION, MOST_HEADERS, SWAPS_SIDES, TO_UPRIGHT, open_image, read_stored_image
 from core.errors import InputError
 
 
-def settle_view(pictures, entries, path, check_sizes, upright):
+def settle_view(pictures, entries, path, skip_broken, upright):
     """The view of those pictures that don't tell: that of most of the others, or else `upright`.
 
     At most `MOST_HEADERS` pictures are looked at, spread evenly. One whose header can't be read passes: reading it
     will tell.
 
     Args:
-        pictures: image id -> picture. Those without width and height are given the size of their view.
+        pictures: image id -> picture. Those without width and height are given the size of their view, in place.
         entries: image id -> annotations of the picture, as in the file.
         path: of the annotation file.
-        check_sizes: whether a width and height that fit neither view are refused.
+        skip_broken: a width and height that fit neither view are not refused, and pictures without them that can't be
+            read are taken out of `pictures`.
 
     Returns:
         (whether it is the upright view, lines for the log)
@@ -34,23 +35,33 @@ def settle_view(pictures, entries, path, check_sizes, upright):
     sized = [picture for picture in pictures.values() if picture.width is not None]
     unsized = [picture for picture in pictures.values() if picture.width is None]
     count = min(len(sized), MOST_HEADERS)
-    views = Counter(_view_by_header(sized[place * len(sized) // count], check_sizes) for place in range(count))
-    measured = [_view_by_objects(picture.path, entries[picture.id], path) for picture in unsized]
-    views.update(view for view, _ in measured)
+    views = Counter(_view_by_header(sized[place * len(sized) // count], not skip_broken) for place in range(count))
+    measured, errors = {}, []
+    for picture in unsized:
+        try:
+            measured[picture.id] = _view_by_objects(picture.path, entries[picture.id])
+        except InputError as error:
+            errors.append(error)
+            del pictures[picture.id]
+    if errors and not skip_broken:
+        raise BrokenEntries(str(errors[0]) + (f" (and {len(errors) - 1} more like it)" if len(errors) > 1 else ""))
+    views.update(view for view, _ in measured.values())
     if views["upright"] != views["stored"]:
         upright = views["upright"] > views["stored"]
-    for picture, (view, sizes) in zip(unsized, measured, strict=True):
+    for number, (view, sizes) in measured.items():
         width, height = sizes["upright" if view == "upright" or view == "either" and upright else "stored"]
-        pictures[picture.id] = picture._replace(width=width, height=height)
+        pictures[number] = pictures[number]._replace(width=width, height=height)
     notes = []
-    if unsized:
-        notes.append(f"{path}: images without width and height ({len(unsized)}): those of the pictures themselves")
+    if measured:
+        notes.append(f"{path}: images without width and height ({len(measured)}): those of the pictures themselves")
+    if errors:
+        notes.append(f"{path}: pictures that can't be read, left out ({len(errors)}), such as {errors[0]}")
     if views["either"]:
         name = "upright" if upright else "stored"
         others = views["upright"] + views["stored"]
         notes.append(
             f"{path}: pictures with an EXIF orientation that width and height don't settle ({views['either']} of "
-            f"{count + len(unsized)} looked at): outlines are taken to lie on the {name} picture, as "
+            f"{count + len(measured)} looked at): outlines are taken to lie on the {name} picture, as "
             + (f"in {views[name]} of {others} others" if others else "no other picture tells")
         )
     return upright, notes
@@ -74,7 +85,7 @@ def _view_by_header(picture, check_sizes):
     return _one_view(fitting, turn) if fitting else None
 
 
-def _view_by_objects(path, entries, annotations):
+def _view_by_objects(path, entries):
     """(view as `_view_by_header` names it, sizes of the views) of a picture without width and height: run lengths have
     its size, and boxes lie within it."""
     image, turn = read_stored_image(path)
@@ -83,7 +94,10 @@ def _view_by_objects(path, entries, annotations):
     def fits(entry, width, height):
         if isinstance(entry.get("segmentation"), dict):
             return entry["segmentation"].get("size") == [height, width]
-        _, _, x2, y2 = check_box(entry.get("bbox"), f"{annotations}, annotation {entry['id']}")
+        try:
+            _, _, x2, y2 = check_box(entry.get("bbox"), "")
+        except EntryFault:  # it is said where the annotations are read
+            return True
         return x2 <= width + 2 and y2 <= height + 2  # some are drawn a little too large
 
     fitting = [view for view, size in sizes.items() if all(fits(entry, *size) for entry in entries)]
@@ -101,8 +115,8 @@ def _one_view(fitting, turn):
 
 
 def wrong_size(path, found, said):
-    """The InputError about a picture of another (width, height) than the annotation file says."""
-    return InputError(
+    """The error about a picture of another (width, height) than the annotation file says."""
+    return BrokenEntries(
         f"{path}: the picture has {found[0]}x{found[1]} pixels and the annotation file says {said[0]}x{said[1]}; "
         "correct width and height there, or give the picture that was annotated"
     )

@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from core.data.coco import CocoData, coco_ground_truth, coco_paths, for_training, read_coco, split_coco
+from core.data.coco_checks import BrokenEntries
 from core.data.coco_images import CocoImages, collate_detection, split_broken
 from core.data.detection_transforms import build_detection_transform
 from core.data.images import bits_in_use
@@ -45,13 +46,13 @@ def load_data(args, say=print):
     The scenes are made where they are missing. What leaks (`core.data.leaks`) is said.
     Raises InputError for whatever is wrong with the files.
     """
-    paths, check_sizes = _settled_paths(args, say), not args.skip_broken
-    train = read_coco(paths["train_annotations"], paths["train_images"], check_sizes=check_sizes)
+    paths = _settled_paths(args, say)
+    train = _read(paths["train_annotations"], paths["train_images"], args)
     if args.skip_broken:
         train = without_broken(train, say)
     if paths["val_annotations"]:
-        how = {"categories": train.categories, "check_sizes": check_sizes, "upright": train.upright}
-        val = read_coco(paths["val_annotations"], paths["val_images"], **how)
+        how = {"categories": train.categories, "upright": train.upright}
+        val = _read(paths["val_annotations"], paths["val_images"], args, **how)
         val = without_broken(val, say) if args.skip_broken else val
     elif args.val_fraction:
         train, val = split_coco(train, args.val_fraction, args.seed)
@@ -59,13 +60,21 @@ def load_data(args, say=print):
         val = None
         say("no validation data: the run trains without evaluation (--val-fraction 0.1 holds a tenth of it out)")
     train, val = with_bits_in_use([train, val], say)
-    train = for_training(train)
-    for part in (train, val):
-        for note in part.notes if part else ():
-            say(note)
+    for note in train.notes:
+        say(note)
+    train = for_training(train._replace(notes=[]))
+    for note in train.notes + (val.notes if val else []):
+        say(note)
     for line in distributed.on_main(lambda: detection_leaks(train, val)) if val else ():
         say(line)
     return DetectionData(train, val, paths)
+
+
+def _read(annotations, images, args, **how):
+    try:
+        return read_coco(annotations, images, skip_broken=args.skip_broken, **how)
+    except BrokenEntries as error:
+        raise InputError(f"{error} (--skip-broken leaves out what can't be used)") from error
 
 
 def with_bits_in_use(parts, say, bits=None):
@@ -263,7 +272,7 @@ def load_evaluation_data(args, trained_with, say, view):
     if images:
         is_own = Path(images).resolve() == Path(trained_with.get("val_images") or "").resolve()
         view = view if is_own else {}
-        data = read_coco(annotations, images, check_sizes=not args.skip_broken, upright=view.get("upright", True))
+        data = _read(annotations, images, args, upright=view.get("upright", True))
         for note in data.notes:
             say(note)
         (data,) = with_bits_in_use([data], say, view.get("bits"))
