@@ -326,11 +326,33 @@ def _shorter_side(box):
     return min(x2 - x1, y2 - y1)
 
 
+def without_empty_categories(parts):
+    """The parts of a set, of the same categories, without those that have no object in any part.
+
+    Returns:
+        (list of `CocoData`, names of the categories left out, shortened, or "")
+    """
+    found = {one.label for part in parts for picture in part.pictures for one in picture.annotations}
+    labels = {old: new for new, old in enumerate(sorted(found), 1)}
+    empty = [category for label, category in enumerate(parts[0].categories, 1) if label not in labels]
+    if not empty:
+        return parts, ""
+
+    def relabelled(part):
+        pictures = [
+            picture._replace(annotations=[one._replace(label=labels[one.label]) for one in picture.annotations])
+            for picture in part.pictures
+        ]
+        return part._replace(pictures=pictures, categories=[part.categories[label - 1] for label in labels])
+
+    return [relabelled(part) for part in parts], _name_list(empty)
+
+
 def split_coco(data, val_fraction, seed):
     """Cut the pictures into (train, val), a function of `seed` alone; both keep the file's order, train the notes.
 
     A picture goes to val only if every category in it is left in train, so val may be smaller than asked for, but
-    has one picture at least.
+    has one picture at least. It has one with an object, if need be one more than asked for, where train can spare it.
 
     Args:
         val_fraction: share of the pictures, 0 < val_fraction < 1.
@@ -355,6 +377,9 @@ def split_coco(data, val_fraction, seed):
         if len(val) < wanted and (left[labels] > 1).all():
             left[labels] -= 1
             val.add(index)
+    if not any(present[index] for index in val):
+        spare = [index for index in order if present[index] and (left[list(present[index])] > 1).all()]
+        val.update(spare[:1])
     val = val or {order[0]}
     train = [picture for index, picture in enumerate(data.pictures) if index not in val]
     return data._replace(pictures=train), data._replace(

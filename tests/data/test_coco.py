@@ -936,7 +936,7 @@ def test_an_outline_with_more_points_than_a_picture_has_room_for():
     zigzag = np.stack([np.tile([0, 4000], 5000), np.arange(10_000) % 2900], 1).ravel().tolist()
     with pytest.raises(InputError, match="here: an outline can have 2,000,000 pixels of length, found 40,000,000"):
         check_outline([zigzag], 4000, 3000, "here")
-    assert check_outline([zigzag[:800]] * 2, 4000, 3000, "here")  # of less than two million
+    assert check_outline([zigzag[:400]] * 2, 4000, 3000, "here")  # of less than two million
 
 
 def test_an_outline_that_is_all_of_it_far_away_is_empty(write):

@@ -12,13 +12,17 @@ from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from core.data import coco_images
 from core.data.coco import CocoAnnotation, CocoCategory, CocoData, CocoPicture, for_training, read_coco
 from core.data.coco_images import CocoImages, collate_detection, load_picture, read_as_annotated, split_broken
+from core.data.detection_transforms import build_detection_transform
 from core.data.images import TO_UPRIGHT
 from core.data.loading import batches
 from core.data.samplers import AspectRatioBatches, KeyedBatches
 from core.errors import InputError
 from core.layers.masks import mask_boxes
+from core.layers.shapes import fitted_size
+from core.models.mask_rcnn import MaskRCNN, resize_target
 
 HEAVY = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomCrop((20, 20), pad_if_needed=True), v2.ColorJitter(0.5)])
 
@@ -193,6 +197,42 @@ def test_a_strip_keeps_a_pixel_of_its_shorter_side(tmp_path):
     Image.new("RGB", (500, 1)).save(tmp_path / "a.png")
     data = CocoData([CocoPicture(1, str(tmp_path / "a.png"), 500, 1, [])], [CocoCategory(1, "bag")], "a.json", [], {})
     assert CocoImages(data, max_side=100)[0]["image"].shape == (3, 1, 100)
+
+
+@pytest.mark.parametrize("max_side", [None, 300])
+@pytest.mark.parametrize("fit", [(100, 120), (97, 400), (390, 1000)])
+def test_masks_are_decoded_at_the_size_that_the_network_sees(photograph, max_side, fit):
+    """They are what the network makes of whole ones: to the last bit where the picture is not shrunk."""
+    item = CocoImages(photograph, build_detection_transform(1, flip=1.0), max_side=max_side, fit=fit)[0]
+    whole = CocoImages(photograph, build_detection_transform(1, flip=1.0))[0]
+    seen = fitted_size(*item["image"].shape[1:], *fit)
+    expected = seen if seen < item["image"].shape[1:] else item["image"].shape[1:]
+    assert item["target"]["masks"].shape == (2, *expected)
+    masks = resize_target(whole["target"], whole["image"], expected)["masks"]
+    if max_side is None:
+        assert torch.equal(item["target"]["masks"], masks) and torch.equal(item["image"], whole["image"])
+    else:
+        assert (item["target"]["masks"] != masks).float().mean() < 0.03
+
+
+def test_the_network_takes_masks_of_its_size(photograph):
+    fit, losses = (96, 128), []
+    network = MaskRCNN("resnet18", 3, min_size=fit[0], max_size=fit[1], rpn_pre_nms_top_n_train=50).train()
+    for images in (CocoImages(photograph, fit=fit), CocoImages(photograph)):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            losses.append(network([images[0]["image"]], [images[0]["target"]]))
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.reset_running_stats()
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(("most", "side"), [(2**27, 500), (2 * 300 * 200, 300), (2 * 30 * 20, 250)])
+def test_many_objects_share_what_their_masks_may_take(photograph, monkeypatch, most, side):
+    monkeypatch.setattr(coco_images, "MOST_PIXELS", most)
+    item = CocoImages(photograph, max_side=500)[0]
+    assert item["image"].shape[2] == side and item["target"]["masks"].shape[1:] == item["image"].shape[1:]
 
 
 # --- Randomness and workers
