@@ -30,10 +30,10 @@ from core.data.coco_checks import (
     check_reference,
     check_size,
     entries_by_id,
+    fault_line,
     merge_by_file,
     number_ids,
     read_json,
-    settle_faults,
 )
 from core.data.coco_files import find_pictures
 from core.data.coco_masks import check_against_masks, encode_mask, in_pixels
@@ -137,7 +137,7 @@ def read_coco(annotations, images, *, categories=None, skip_broken=False, uprigh
     }
     listed = list(starmap(CocoCategory, names.items()))
     ordered, labels = _own_labels(listed) if categories is None else _labels_by_name(listed, categories, annotations)
-    pictures, first_ids, lines = _read_pictures(content, annotations, images, skip_broken)
+    pictures, first_ids, lines, broken = _read_pictures(content, annotations, images)
     notes += lines
     listed, faults, entries = (
         entries_by_id(content, "annotations", annotations),
@@ -155,7 +155,7 @@ def read_coco(annotations, images, *, categories=None, skip_broken=False, uprigh
                 entries[first].append(entry)
         except EntryFault as fault:
             faults.append(fault)
-    upright, lines = settle_view(pictures, entries, annotations, skip_broken, upright)
+    upright, lines, line = settle_view(pictures, entries, annotations, not skip_broken, upright)
     notes += lines
     crowds = [entry.get("iscrowd", 0) for some in entries.values() for entry in some]
     if all_crowds := bool(crowds) and all(crowd == 1 for crowd in crowds):
@@ -170,7 +170,10 @@ def read_coco(annotations, images, *, categories=None, skip_broken=False, uprigh
                 picture.annotations.append(found._replace(crowd=found.crowd and not all_crowds))
             except EntryFault as fault:
                 faults.append(fault)
-    notes += settle_faults(faults, len(listed), "annotations", annotations, skip_broken)
+    broken = [line for line in (*broken, line, fault_line(faults, len(listed), "annotations", annotations)) if line]
+    if broken and not skip_broken:
+        raise BrokenEntries(f"{'; '.join(broken)}; correct or remove what is at fault")
+    notes = [f"left out: {line}" for line in broken] + notes
     notes += in_pixels(pictures, annotations) + check_against_masks(pictures.values(), annotations)
     return CocoData(list(pictures.values()), ordered, str(annotations), notes, {}, upright)
 
@@ -217,10 +220,10 @@ def _name_list(categories):
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def _read_pictures(content, annotations, images, skip):
-    """As `merge_by_file`: CocoPicture still without annotations, and some without size; the id of an entry that is left
-    out leads to None. Raises InputError where entries of one file disagree, and without `skip` where one is at fault or
-    not on the disk."""
+def _read_pictures(content, annotations, images):
+    """As `merge_by_file`: CocoPicture still without annotations, and some without size; the id of an entry that can't
+    be used leads to None. Also lines about these. Raises InputError where there are no others, or entries of one file
+    disagree."""
     if not os.path.isdir(images):
         raise InputError(f"{images}: no such folder; give the folder with the pictures of {annotations}")
     listed, names, sizes, faults = entries_by_id(content, "images", annotations), {}, {}, []
@@ -231,22 +234,19 @@ def _read_pictures(content, annotations, images, skip):
             names[number] = check_name(entry, "file_name", where)
         except EntryFault as fault:
             faults.append(fault)
-    notes = settle_faults(faults, len(listed), "images", annotations, skip)
+    broken = [fault_line(faults, len(listed), "images", annotations)]
     paths, line, why = find_pictures(names, images)
-    notes += [f"{annotations}: {line}"] if line else []
+    notes = [f"{annotations}: {line}"] if line else []
     missing = [name for number, name in names.items() if number not in paths]
     if missing:
         line = f"{annotations}: {len(missing)} of {len(listed)} pictures listed there are not on disk"
-        line += f"{', left out' * skip}, the first is {os.path.join(images, missing[0])}; {why}"
-        if not skip:
-            raise BrokenEntries(line)
-        notes.append(line)
+        broken.append(f"{line}, the first is {os.path.join(images, missing[0])}; {why}")
     if not paths:
-        raise InputError(f"{annotations}: none of its pictures can be used: {'; '.join(notes)}")
+        raise InputError("; ".join(filter(None, broken)))
     pictures, first_ids, lines = merge_by_file(
         {number: CocoPicture(number, path, *sizes[number], []) for number, path in paths.items()}, annotations
     )
-    return pictures, dict.fromkeys(listed) | first_ids, notes + lines
+    return pictures, dict.fromkeys(listed) | first_ids, notes + lines, broken
 
 
 def _picture_of(entry, first_ids, where):

@@ -19,7 +19,7 @@ MIN_SIDE = 0.01
 
 
 class EntryFault(InputError):
-    """What is wrong with one entry. kind: what `settle_faults` counts together, by default the start of the reason."""
+    """What is wrong with one entry. kind: what `fault_line` counts together, by default the start of the reason."""
 
     def __init__(self, where, reason, kind=None):
         super().__init__(f"{where}: {reason}")
@@ -30,22 +30,11 @@ class BrokenEntries(InputError):
     """Pictures or annotations of a file can't be used, which `read_coco` leaves out if it is asked to."""
 
 
-def settle_faults(faults, total, what, path, skip=None):
-    """Raise what is wrong with the entries of a file in one line: of each kind how many, and the first.
+def fault_line(faults, total, what, path):
+    """One line about a list of `EntryFault`: of each kind how many, and the first; "" where there are none.
 
-    Args:
-        faults: list of `EntryFault`, empty for most files.
-        total, what: how many entries there are, and of what, for the line.
-        skip: whether the caller leaves them out: then the line is for the log. None: they can't be left out.
-
-    Returns:
-        list of lines: one where there are faults.
-
-    Raises:
-        BrokenEntries, or InputError where they can't be left out.
+    total, what: how many entries there are, and of what.
     """
-    if not faults:
-        return []
     kinds = {}
     for fault in faults:
         kinds.setdefault(fault.kind, []).append(str(fault).removeprefix(f"{path}, "))
@@ -53,12 +42,7 @@ def settle_faults(faults, total, what, path, skip=None):
     for first, *others in kinds.values():
         entry, _, reason = first.partition(": ")
         listed.append(f"{entry}{f' and {len(others)} more' if others else ''}: {reason}")
-    if skip:
-        return [f"{path}: {len(faults)} of {total} {what} at fault, left out: {'; '.join(listed)}"]
-    error = InputError if skip is None else BrokenEntries
-    if len(faults) == 1:
-        raise error(f"{path}, {listed[0]}; correct or remove it")
-    raise error(f"{path}: {len(faults)} of {total} {what} are at fault: {'; '.join(listed)}; correct or remove them")
+    return f"{path}: {len(faults)} of {total} {what} at fault: {'; '.join(listed)}" if faults else ""
 
 
 def read_json(path):
@@ -143,7 +127,8 @@ def entries_by_id(content, key, path):
         else:
             found[number] = entry
             entry["id"] = number
-    settle_faults(faults, len(entries), key, path)
+    if faults:
+        raise InputError(f"{fault_line(faults, len(entries), key, path)}; correct or remove them")
     return found
 
 

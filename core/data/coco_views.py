@@ -8,43 +8,42 @@ from collections import Counter
 
 from PIL import Image
 
-from core.data.coco_checks import BrokenEntries, EntryFault, check_box
+from core.data.coco_checks import EntryFault, check_box
 from core.data.images import EXIF_ORIENTATION, MOST_HEADERS, SWAPS_SIDES, TO_UPRIGHT, open_image, read_stored_image
 from core.errors import InputError
 
 
-def settle_view(pictures, entries, path, skip_broken, upright):
+def settle_view(pictures, entries, path, check_sizes, upright):
     """The view of those pictures that don't tell: that of most of the others, or else `upright`.
 
     At most `MOST_HEADERS` pictures are looked at, spread evenly. One whose header can't be read passes: reading it
     will tell.
 
     Args:
-        pictures: image id -> picture. Those without width and height are given the size of their view, in place.
+        pictures: image id -> picture. Changed in place: those without width and height are given the size of their
+            view, or taken out where they can't be read.
         entries: image id -> annotations of the picture, as in the file.
         path: of the annotation file.
-        skip_broken: a width and height that fit neither view are not refused, and pictures without them that can't be
-            read are taken out of `pictures`.
+        check_sizes: whether a width and height that fit neither view are a fault.
 
     Returns:
-        (whether it is the upright view, lines for the log)
-
-    Raises:
-        InputError: sizes are refused, or a picture without width and height can't be read.
+        (whether it is the upright view, lines for the log, a line about pictures that are at fault or "")
     """
     sized = [picture for picture in pictures.values() if picture.width is not None]
     unsized = [picture for picture in pictures.values() if picture.width is None]
     count = min(len(sized), MOST_HEADERS)
-    views = Counter(_view_by_header(sized[place * len(sized) // count], not skip_broken) for place in range(count))
-    measured, errors = {}, []
+    views, measured, errors = Counter(), {}, []
+    for place in range(count):
+        try:
+            views[_view_by_header(sized[place * len(sized) // count], check_sizes)] += 1
+        except InputError as error:
+            errors.append(error)
     for picture in unsized:
         try:
             measured[picture.id] = _view_by_objects(picture.path, entries[picture.id])
         except InputError as error:
             errors.append(error)
             del pictures[picture.id]
-    if errors and not skip_broken:
-        raise BrokenEntries(str(errors[0]) + (f" (and {len(errors) - 1} more like it)" if len(errors) > 1 else ""))
     views.update(view for view, _ in measured.values())
     if views["upright"] != views["stored"]:
         upright = views["upright"] > views["stored"]
@@ -54,8 +53,6 @@ def settle_view(pictures, entries, path, skip_broken, upright):
     notes = []
     if measured:
         notes.append(f"{path}: images without width and height ({len(measured)}): those of the pictures themselves")
-    if errors:
-        notes.append(f"{path}: pictures that can't be read, left out ({len(errors)}), such as {errors[0]}")
     if views["either"]:
         name = "upright" if upright else "stored"
         others = views["upright"] + views["stored"]
@@ -64,7 +61,8 @@ def settle_view(pictures, entries, path, skip_broken, upright):
             f"{count + len(measured)} looked at): outlines are taken to lie on the {name} picture, as "
             + (f"in {views[name]} of {others} others" if others else "no other picture tells")
         )
-    return upright, notes
+    more = f" (and {len(errors) - 1} more of {count + len(unsized)} looked at)" if len(errors) > 1 else ""
+    return upright, notes, f"{errors[0]}{more}" if errors else ""
 
 
 def _view_by_header(picture, check_sizes):
@@ -115,8 +113,8 @@ def _one_view(fitting, turn):
 
 
 def wrong_size(path, found, said):
-    """The error about a picture of another (width, height) than the annotation file says."""
-    return BrokenEntries(
+    """The InputError about a picture of another (width, height) than the annotation file says."""
+    return InputError(
         f"{path}: the picture has {found[0]}x{found[1]} pixels and the annotation file says {said[0]}x{said[1]}; "
         "correct width and height there, or give the picture that was annotated"
     )

@@ -87,8 +87,8 @@ def load_data(args, say=print):
 def _check_measurable(val):
     if all(annotation.crowd for picture in val.pictures for annotation in picture.annotations):
         raise InputError(
-            f"{val.annotations_path}: no object to evaluate on in its {len(val.pictures)} pictures for validation (crowd "
-            "regions are none); give others by --val-images and --val-annotations or by --val-fraction, or none"
+            f"{val.annotations_path}: no object to evaluate on in its {len(val.pictures)} pictures for validation "
+            "(crowd regions are none); give others by --val-images and --val-annotations or by --val-fraction, or none"
         )
 
 
