@@ -10,7 +10,6 @@ import pickle
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torchvision import tv_tensors
@@ -115,7 +114,7 @@ def load_picture(picture, with_targets=True, max_side=None, fit=None, **view):
         boxes *= torch.tensor([width / picture.width, height / picture.height] * 2)
         labels = torch.tensor([annotation.label for annotation in picture.annotations], dtype=torch.int64)
         fitted = fitted_size(height, width, *fit) if fit else (height, width)
-        masks = _masks(picture, *min(fitted, (height, width)), "nearest" if fit else "nearest-exact")
+        masks = _masks(picture, *min(fitted, (height, width)))
         kept = masks.flatten(1).any(1).bool() if shrunk else slice(None)
         loaded["boxes"] = tv_tensors.BoundingBoxes(boxes[kept], format="XYXY", canvas_size=(height, width))
         loaded["labels"] = labels[kept]
@@ -171,21 +170,17 @@ def split_broken(data):
     return data._replace(pictures=readable), [error for error in problems if error is not None]
 
 
-def _masks(picture, height, width, mode):
-    """uint8 (G, height, width), 0 or 1: the masks of a picture's objects; of each area the pixel that `mode` takes, of
-    `torch.nn.functional.interpolate`.
+def _masks(picture, height, width):
+    """uint8 (G, height, width), 0 or 1: the masks of a picture's objects; of each pixel's area, the value in the middle
+    ("nearest exact"), so that mirrored masks are those of the mirrored picture.
 
     One object at a time: all masks of a large picture together would take many times the picture's own memory.
     """
     masks = torch.empty(len(picture.annotations), height, width, dtype=torch.uint8)
     is_whole = (height, width) == (picture.height, picture.width)
-    rows, columns = _taken(picture.height, height, mode), _taken(picture.width, width, mode)
+    rows = ((np.arange(height) + 0.5) * picture.height / height).astype(np.int64)
+    columns = ((np.arange(width) + 0.5) * picture.width / width).astype(np.int64)
     for mask, annotation in zip(masks, picture.annotations, strict=True):
         stored = coco_mask.decode(encode_mask(annotation.segmentation, picture.width, picture.height))  # by columns
         mask.copy_(torch.from_numpy(stored if is_whole else stored.T[columns][:, rows].T))
     return masks
-
-
-def _taken(side, new_side, mode):
-    """Which of a side's pixels make those of the new one."""
-    return F.interpolate(torch.arange(float(side))[None, None], new_side, mode=mode)[0, 0].long().numpy()
