@@ -127,7 +127,7 @@ def read_coco(annotations, images, *, categories=None, skip_broken=False, uprigh
 
     Raises:
         InputError: the file or a picture is missing, or the file is not as the format wants it. It is `BrokenEntries`
-            where `skip_broken` helps.
+            where `skip_broken` leaves some objects.
     """
     content = read_json(annotations)
     notes = number_ids(content, annotations)
@@ -172,7 +172,8 @@ def read_coco(annotations, images, *, categories=None, skip_broken=False, uprigh
                 faults.append(fault)
     broken = [line for line in (*broken, line, fault_line(faults, len(listed), "annotations", annotations)) if line]
     if broken and not skip_broken:
-        raise BrokenEntries(f"{'; '.join(broken)}; correct or remove what is at fault")
+        error = BrokenEntries if any(picture.annotations for picture in pictures.values()) else InputError
+        raise error(f"{'; '.join(broken)}; correct or remove what is at fault")
     notes = [f"left out: {line}" for line in broken] + notes
     notes += in_pixels(pictures, annotations) + check_against_masks(pictures.values(), annotations)
     return CocoData(list(pictures.values()), ordered, str(annotations), notes, {}, upright)

@@ -73,5 +73,5 @@ def _why(candidates, by_name, lost, folder):
         return f"{alike} may be meant: correct file_name, or give the folder that the names start from"
     return (
         f"nor is one like it in {folder} or below, in another case or Unicode form, with / for \\ or of another "
-        "suffix: is it the right folder, and is the set complete?"
+        "suffix: check the folder, and whether the set is complete"
     )

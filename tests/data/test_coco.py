@@ -1112,7 +1112,7 @@ def test_pictures_that_are_not_there_or_at_fault_are_left_out_where_that_is_want
     )
     del data["images"][-2:]
     path, images = write(data)
-    with pytest.raises(BrokenEntries, match=r"2 of 4 pictures .*gone.png; nor is one like it in .*right folder"):
+    with pytest.raises(BrokenEntries, match=r"2 of 4 pictures .*gone.png; nor is one like it in .*check the folder"):
         read_coco(path, images)
     data["images"] = data["images"][2:]
     with pytest.raises(InputError, match=": 2 of 2 pictures"):
@@ -1184,7 +1184,7 @@ def test_pictures_are_found_where_it_is_beyond_doubt(tmp_path, names, files):
         (["train/a.png", "train/b.png"], ["val/a.png", "val/b.png"], 0, "val/a.png may be meant"),
         (["a.PNG"], ["a.png", "A.png"], 0, "a.png may be meant"),
         (["a.png", "A.png"], ["a.png"], 1, "a.png may be meant"),
-        (["a.png"], [], 0, "is it the right folder"),
+        (["a.png"], [], 0, "check the folder"),
     ],
 )
 def test_where_there_is_doubt_it_is_said_what_may_be_meant(tmp_path, names, files, found, says):
