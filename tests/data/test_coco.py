@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from core.data.coco import (
 )
 from core.data.coco_checks import BrokenEntries, _total, check_outline
 from core.data.coco_files import find_pictures
+from core.data.coco_images import CocoImages
 from core.data.coco_views import MOST_HEADERS
 from core.errors import InputError
 
@@ -1239,3 +1241,108 @@ def test_objects_that_are_all_flagged_as_crowds_are_objects(write):
     data["annotations"].append(annotation(30))  # one is not: the others may well be crowds
     kept = for_training(read_coco(*write(data)))
     assert len(annotations_of(kept)) == 1 and "crowd regions (2); a crowd region is of many" in kept.notes[0]
+
+
+# --- Whatever else a file may hold
+
+STRANGE = [
+    *(
+        None,
+        True,
+        0,
+        -1,
+        1,
+        2,
+        5,
+        18,
+        0.5,
+        3.0,
+        1e5,
+        1e300,
+        2**31,
+        2**63,
+        -(2**64),
+        10**400,
+        float("nan"),
+        float("inf"),
+    ),
+    *(
+        "",
+        "a",
+        "a.png",
+        "..",
+        "a\0b",
+        "\ud800",
+        "x" * 300,
+        "5",
+        "o" * 99,
+        "\u00e9",
+        [],
+        [[]],
+        [[[]]],
+        [1],
+        [1, 2, 3, 4],
+    ),
+    *(
+        [[1, 2, 3, 4]],
+        [[1, 2, 3, 4, 5, 6]],
+        [[0, 0, 1e5, 0, 0, 1e5]] * 3,
+        [-1e5, -1e5, 1e5, 1e5],
+        [None] * 6,
+        ["1"] * 6,
+    ),
+    *(
+        [1e5] * 4,
+        [30, 40],
+        {},
+        {"size": [30, 40]},
+        {"size": [30.0, 40.0], "counts": [1200]},
+        {"size": [], "counts": ""},
+    ),
+    *({"size": [2**31, 2**31], "counts": [2**62]}, {"size": [30, 40], "counts": [0] * 9}, {"id": 1}, compressed()),
+]
+
+
+def places(value, place=()):
+    """Where something can be changed: keys into the content, from the outside in."""
+    found = []
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        found += [(*place, key), *places(value[key], (*place, key))]
+    return found
+
+
+def changed_at_random(generator):
+    data = deepcopy(content())
+    for _ in range(generator.integers(1, 4)):
+        listed = places(data)
+        *outer, last = listed[generator.integers(len(listed))]
+        inner = data
+        for key in outer:
+            inner = inner[key]
+        action = generator.integers(5)
+        if action == 0:
+            del inner[last]
+        elif action == 1 and isinstance(inner, list):
+            inner.append(deepcopy(inner[last]))
+        else:
+            inner[last] = deepcopy(STRANGE[generator.integers(len(STRANGE))])
+    return data
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_damaged_file_is_read_or_refused_in_one_line(write, seed):
+    """By hand: more seeds, of 150 files each."""
+    generator = np.random.default_rng(seed)
+    outcomes = []
+    for _ in range(150):
+        path, images = write(changed_at_random(generator))
+        for skip_broken in (False, True):
+            try:
+                data = for_training(read_coco(path, images, skip_broken=skip_broken))
+                coco_ground_truth(data)
+                CocoImages(data)[0]
+                outcomes.append("read")
+            except InputError as error:
+                assert "\n" not in str(error) and len(str(error)) < 2000
+                outcomes.append("refused")
+    assert {"read", "refused"} == set(outcomes)
