@@ -39,7 +39,7 @@ from core.data.coco_files import find_pictures
 from core.data.coco_masks import check_against_masks, encode_mask, in_pixels
 from core.data.coco_views import settle_view
 from core.data.randomness import derive_seed
-from core.data.samples import clip_box
+from core.data.samples import clip_box, listed_path
 from core.errors import InputError
 
 
@@ -232,9 +232,11 @@ def _read_pictures(content, annotations, images):
         where = f"{annotations}, image {number}"
         try:
             sizes[number] = check_size(entry, where)
-            names[number] = check_name(entry, "file_name", where)
+            names[number] = name = check_name(entry, "file_name", where)
         except EntryFault as fault:
             faults.append(fault)
+        else:
+            listed_path(images, name, f"{where}: file_name {name!r:.200}")
     broken = [fault_line(faults, len(listed), "images", annotations)]
     paths, line, why = find_pictures(names, images)
     notes = [f"{annotations}: {line}"] if line else []

@@ -21,7 +21,7 @@ def find_pictures(names, folder):
     Returns:
         (image id -> path of those that are found; line for the log, or ""; what is known of the first that is not)
     """
-    paths = {number: os.path.join(folder, name) for number, name in names.items()}
+    paths = {number: os.path.normpath(os.path.join(folder, name)) for number, name in names.items()}
     missing = set(missing_on_disk(paths.values()))
     if not missing:
         return paths, "", ""
