@@ -227,7 +227,7 @@ def add_picture_options(group):
 
 def add_broken_options(group):
     """What is done about pictures that can't be read, or are too large."""
-    group.add_argument("--skip-broken", action="store_true", help="leave unreadable pictures out instead of stopping")
+    group.add_argument("--skip-broken", action="store_true", help="leave out what can't be read, and faulty annotations")
     add_size_limit(group)
 
 
