@@ -129,6 +129,22 @@ def load_teacher(args, device, say):
     return Teacher(network, tuple(state["input_size"]), state)
 
 
+def check_students(args, teacher):
+    """Raises InputError for students, and lessons, that can't be, before data are made."""
+    student = reid_training.settle(args)
+    other = reid_training.settle(second_student(args)) if args.teacher == "mutual" else student
+    build_distillation(
+        args.kd, student, teacher.network if teacher else other, **arguments_of(build_distillation, args)
+    )
+
+
+def second_student(args):
+    """The options of the student that --teacher mutual adds."""
+    model = args.teacher_model or args.model
+    neck = args.neck if model == args.model else MODELS[model].neck
+    return changed(args, backbone=args.teacher_backbone or args.backbone, model=model, neck=neck)
+
+
 def check_classes(args, teacher, data):
     """Raises InputError where logits are learned from a teacher whose classes are not those of the student."""
     if "logits" not in parse_distillation(args.kd):
@@ -151,10 +167,8 @@ def build_students(args, data, teacher, say):
     """
     built = [reid_training.build_network(args, data, say)]
     if args.teacher == "mutual":
-        second = {"backbone": args.teacher_backbone or args.backbone, "model": args.teacher_model or args.model}
-        second["neck"] = args.neck if second["model"] == args.model else MODELS[second["model"]].neck
         with seeded("second student", args.seed):
-            built.append(reid_training.build_network(changed(args, **second), data, say))
+            built.append(reid_training.build_network(second_student(args), data, say))
     how = arguments_of(build_distillation, args)
     how["gather"] = distributed.gather_with_gradient if args.gather else None
     students = []
@@ -254,6 +268,7 @@ def main(args):
     settle_distillation(args)
     say, name = Announcer(), args.name
     teacher = load_teacher(args, device, say)
+    check_students(args, teacher)
     data = reid_training.load_data(args, say)
     args.name = name or args.name.replace("reid", "kd", 1)
     say(f"distillation: {args.kd}" + f", teacher {args.teacher}" * bool(args.teacher))

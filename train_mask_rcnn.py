@@ -28,8 +28,8 @@ from core.engine.optim import build_optimizer, build_scheduler
 from core.engine.options import arguments_of
 from core.engine.step import Step, autocast, memory_format
 from core.errors import InputError
-from core.models.detection_weights import load_detection_weights
-from core.models.mask_rcnn import BACKBONES, NORMS, MaskRCNN
+from core.models.detection_weights import PUBLISHED_COCO, load_detection_weights
+from core.models.mask_rcnn import BACKBONES, NORMS, SIZE_DIVISIBLE, MaskRCNN
 
 RECIPES = {
     # He et al. 2017 and Lin et al. 2017 as torchvision's reference trains them: 12 epochs of COCO.
@@ -169,6 +169,21 @@ def network_options(args, num_classes, pretrained):
 SHAPES = ("backbone_name", "num_classes", "anchor_sizes", "aspect_ratios", "box_roi_output_size")
 
 
+def check_network(args):
+    """Raises InputError for options that no network can have, and for --weights, before data are made."""
+    built = network_options(args, 2, pretrained=args.weights != "none")
+    with torch.device("meta"):
+        network = MaskRCNN(**built)
+    is_published = args.weights == "coco" and args.backbone_name in PUBLISHED_COCO
+    if args.weights not in ("none", "imagenet") and not is_published and not args.resume:
+        load_detection_weights(network, args.weights, args.backbone_name, [(1, "object")])
+    if args.epochs and built["norm"] == "batch" and args.batch_size == 1 and min(built["min_size"]) <= SIZE_DIVISIBLE:
+        raise InputError(
+            f"--batch-size 1 with --min-size {args.min_size}: BatchNorm sees a single value in the last stage; give a "
+            "larger one, or --norm frozen"
+        )
+
+
 def build_network(args, categories, say):
     """The network with the weights it starts from.
 
@@ -275,6 +290,8 @@ def main(args):
     seed_everything(args.seed, args.deterministic)
     if args.norm == "sync" and device.type != "cuda":
         raise InputError(f"--norm sync works on CUDA alone, this run is on {device.type}")
+    check_loggers(args)
+    check_network(args)
     say = Announcer()
     data = load_data(args, say)
     if args.augmentation_preview:
@@ -282,7 +299,6 @@ def main(args):
     train_loader = detection.build_train_loader(args, data.train, device)
     eval_loader = data.val and detection.build_eval_loader(data.val, device, workers=args.workers)
 
-    check_loggers(args)
     folder, resumed = open_run(args.output, args.name, args.resume) if args.resume else (None, None)
     state = load_checkpoint(resumed, "mask_rcnn") if resumed else None
     if state:

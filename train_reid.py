@@ -25,6 +25,7 @@ from core.engine.reid_training import (
     build_step,
     default_recipe,
     load_data,
+    settle,
 )
 from core.engine.step import autocast, memory_format
 from core.errors import InputError
@@ -70,6 +71,7 @@ def main(args):
     seed_everything(args.seed, args.deterministic)
     if args.sync_batch_norm and device.type != "cuda":
         raise InputError(f"--sync-batch-norm works on CUDA alone, this run is on {device.type}")
+    settle(args)  # what is wrong with the options is said before data are made
     say = Announcer()
     data = load_data(args, say)
     network, criterion, network_options = build_network(args, data, say)

@@ -196,8 +196,9 @@ def main(args):
         distance_in = reid.network_from_checkpoint(args.feature_distance, device, state)
     if args.weights:
         return translate_alone(distance_in, args, device, say)
+    check_loggers(args)
+    networks, network_options = build_networks(args)  # what no network can be is said before data are made
     domains = translation.load_domains(args, say)
-    networks, network_options = build_networks(args)
     networks = networks.to(device, memory_format=memory_format(args))
     loader = translation.BothDomains(args, *domains, device)
     generator_step, judge_step = (
@@ -206,7 +207,6 @@ def main(args):
     )
     pools = {name: ImagePool(args.pool) for name in ("target_pool", "source_pool")}
 
-    check_loggers(args)
     folder, resumed = open_run(args.output, args.name, args.resume)
     if resumed:
         state = load_checkpoint(resumed, "gan")

@@ -25,11 +25,12 @@ from core.data.transforms import build_transform
 from core.engine import distributed, options, reid, reid_pictures
 from core.engine.checkpoint import check_same_network, restore
 from core.engine.epoch import Epoch, seed_everything
-from core.engine.log import Announcer
+from core.engine.log import Announcer, check_loggers
 from core.engine.optim import build_optimizer, build_scheduler
 from core.engine.options import arguments_of
 from core.engine.pseudo_labels import PseudoLabels, column_of, load_domains
 from core.engine.reid_run import ReIDRun
+from core.engine.reid_training import dry_run
 from core.engine.step import Step, autocast, memory_format
 from core.errors import InputError
 from core.layers.norm import group_batch_norm, to_domain_specific, use_domain
@@ -142,17 +143,17 @@ def settle(args):
         args.ema = args.ema or 0.999
 
 
+def network_options(args):
+    """The arguments of `build_reid_model`."""
+    own = {"backbone": args.backbone, "num_classes": int(args.method in WITH_CLASSIFIER), "with_mask": False}
+    return own | arguments_of(build_reid_model, args)
+
+
 def build_networks(args, num_domains, device, say):
     """([network], network options): two networks for mmt."""
-    network_options = {
-        "backbone": args.backbone,
-        "num_classes": int(args.method in WITH_CLASSIFIER),
-        "with_mask": False,
-    }
-    network_options |= arguments_of(build_reid_model, args)
-    networks = []
+    own, networks = network_options(args), []
     for number in range(2 if args.method == "mmt" else 1):
-        network = build_reid_model(**network_options)
+        network = build_reid_model(**own)
         with distributed.main_first():  # one process downloads, the others find the file
             report = load_weights(network, args.weights, args.backbone)
         if not number:
@@ -162,7 +163,7 @@ def build_networks(args, num_domains, device, say):
         if num_domains > 1:
             network = to_domain_specific(network, num_domains)
         networks.append(network.to(device, memory_format=memory_format(args)))
-    return networks, {**network_options, "num_domains": num_domains}
+    return networks, {**own, "num_domains": num_domains}
 
 
 def set_batch_norm_group(network, args, device):
@@ -326,12 +327,14 @@ def main(args):
     device = distributed.setup(args.device, args.timeout)  # joins the process group, where torchrun started one
     seed_everything(args.seed, args.deterministic)
     settle(args)
+    check_loggers(args)
+    dry_run(args, network_options(args), args.batch_norm_group or args.ids_per_batch * args.images_per_id)
     say = Announcer()
     domains = load_domains(args, say)
     last = domains[-1].data
     args.dataset, args.data, args.protocol = last.name, last.root, last.protocol  # what evaluate.py takes by itself
     args.name = args.name or f"{args.method}-{last.name}-{args.backbone}"
-    networks, network_options = build_networks(args, len(domains), device, say)
+    networks, options_of_network = build_networks(args, len(domains), device, say)
     loader, samplers = build_train_loader(args, domains, device)
     processes, batch = distributed.world_size(), args.ids_per_batch * args.images_per_id
     say(
@@ -342,9 +345,9 @@ def main(args):
     for network in (*networks, *(average.module for average in step.averages)):
         set_batch_norm_group(network, args, device)
     label_loaders = [reid.build_eval_loader(args, domain.data.train, device) for domain in domains]
-    pseudo = PseudoLabels(domains, label_loaders, samplers, step, network_options, args, device)
+    pseudo = PseudoLabels(domains, label_loaders, samplers, step, options_of_network, args, device)
 
-    run = UnsupervisedRun(args, say, networks[0], network_options, pseudo, step, domains, loader, device)
+    run = UnsupervisedRun(args, say, networks[0], options_of_network, pseudo, step, domains, loader, device)
     models = None
     for epoch in run.epochs():
         renewed = (epoch - 1) % args.label_every == 0

@@ -533,19 +533,17 @@ def test_one_picture_of_each_identity_without_triplets(run, baggage, tmp_path, a
 def test_gathered_batches_of_one_identity_each_have_triplets(monkeypatch):
     """Two processes with --gather see two identities together, and without it each its own."""
     monkeypatch.setattr(train_reid.distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(train_reid.reid, "load_data", lambda *_, **__: None)
 
-    def load(*arguments):
+    def settle(*arguments):
         parse = train_reid.options.parse
         args = parse(train_reid.get_parser(), train_reid.RECIPES, train_reid.default_recipe, list(arguments))
-        return train_reid.load_data(args, lambda _: None)
+        return train_reid.settle(args)
 
     with pytest.raises(InputError, match="--gather"):
-        load("--ids-per-batch", "1")
-    with pytest.raises(AttributeError):  # the check is passed: and None is no data
-        load("--ids-per-batch", "1", "--gather")
+        settle("--ids-per-batch", "1")
+    settle("--ids-per-batch", "1", "--gather")
     with pytest.raises(InputError, match="has 2 and 1"):
-        load("--ids-per-batch", "1", "--gather", "--images-per-id", "1")
+        settle("--ids-per-batch", "1", "--gather", "--images-per-id", "1")
 
 
 def test_one_sub_folder_for_each_bag_is_enough(run, tmp_path):

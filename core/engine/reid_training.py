@@ -2,7 +2,10 @@
 
 import torch
 
+from core.data.transforms import build_transform
 from core.engine import distributed, reid
+from core.engine.checkpoint import load_checkpoint
+from core.engine.log import check_loggers
 from core.engine.object_masks import predicted_masks
 from core.engine.optim import build_optimizer, build_scheduler, parameter_groups
 from core.engine.options import arguments_of
@@ -96,16 +99,27 @@ def default_recipe(args):
     return "quick" if args.data is None and args.dataset in (None, *reid.BACKGROUNDS) else "bot"
 
 
-def load_data(args, say):
-    """`ReIDData`, said in a few lines so that a person can stop a run that is not the one they meant.
+def settle(args):
+    """Options that hang on others; the network as `dry_run` leaves it.
 
-    What was settled goes into `args`, which the run folder and the checkpoints keep.
+    Raises InputError for what is wrong whatever the data are, before any are made.
     """
     published = MODELS[args.model]
     args.backbone, args.neck = args.backbone or published.backbone, args.neck or published.neck
     args.dropout = published.dropout if args.dropout is None else args.dropout
     args.loss = args.loss or "+".join(LOSSES[args.recipe][: 1 + args.backbone.endswith("_with_mask")])
-    check_pairs(args)
+    check_loggers(args)
+    check_masks(args)
+    if args.mask_checkpoint:
+        load_checkpoint(args.mask_checkpoint, "mask_rcnn")
+    return check_batch(args)
+
+
+def load_data(args, say):
+    """`ReIDData`, said in a few lines so that a person can stop a run that is not the one they meant.
+
+    What was settled goes into `args`, which the run folder and the checkpoints keep.
+    """
     if args.recipe == "quick":
         say(
             "recipe quick: small pictures and few epochs, for a whole run in minutes; --dataset and --data name your "
@@ -123,7 +137,7 @@ def load_data(args, say):
     if processes <= identities < args.ids_per_batch * processes:
         wanted, args.ids_per_batch = args.ids_per_batch, identities // processes
         say(f"--ids-per-batch {wanted} is more than the {identities} identities give: it is {args.ids_per_batch} now")
-        check_pairs(args)
+        check_batch(args)
     batch = args.ids_per_batch * args.images_per_id
     say(
         f"batch: {args.ids_per_batch} identities x {args.images_per_id} pictures x {processes} processes "
@@ -136,24 +150,65 @@ def load_data(args, say):
     return data
 
 
-def check_pairs(args):
-    """Raises InputError where the loss compares pictures, and what it sees together has nothing to compare."""
-    identities = args.ids_per_batch * (distributed.world_size() if args.gather else 1)
+def check_batch(args):
+    """Raises InputError where the loss compares pictures and a batch has none to compare, and as `dry_run`."""
+    identities = args.ids_per_batch * (distributed.world_size() if args.gather else 1)  # that the loss sees together
     if args.epochs and needs_pairs(args.loss) and min(identities, args.images_per_id) < 2:
         raise InputError(
             f"--loss {args.loss} compares two identities or more with two pictures of each, a batch has {identities} "
             f"and {args.images_per_id}: give more --ids-per-batch (or --gather), --images-per-id, or another --loss"
         )
+    normalised = 0 if args.freeze_batch_norm or args.sync_batch_norm else args.ids_per_batch * args.images_per_id
+    return dry_run(args, network_options(args, num_classes=2), normalised)
+
+
+def dry_run(args, network_options, normalised):
+    """The network that the options mean, after a batch has gone through it on torch's meta device: nothing is computed.
+
+    normalised: pictures that BatchNorm sees at a time; 0: it doesn't learn.
+    Returns the network. Raises InputError for options that make none, for pictures that it can't take, for --weights.
+    """
+    build_transform(args.height, args.width, training=True, **arguments_of(build_transform, args))
+    with torch.random.fork_rng(devices=[]):
+        with torch.device("meta"):
+            network = build_reid_model(**network_options)
+        images = torch.zeros(max(normalised, 1), 3, args.height, args.width, device="meta")
+        try:
+            network.train(bool(normalised and args.epochs))(images)
+        except ValueError as error:  # torch's, of BatchNorm
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise InputError(
+                f"BatchNorm sees a single value, that of {normalised} picture of {args.height}x{args.width} pixels: "
+                "give it more pictures at a time"
+            ) from error
+    if args.weights not in ("none", "imagenet"):
+        load_weights(network, args.weights, network_options["backbone"])
+    return network
+
+
+def check_masks(args):
+    """Raises InputError for options of masks that don't go together."""
+    wants_mask = needs_mask(args.loss)
+    if (args.mask_target == "predicted") != bool(args.mask_checkpoint):
+        raise InputError("--mask-target predicted and --mask-checkpoint PATH belong together: give both or neither")
+    if args.mask_checkpoint and not wants_mask and not args.hide_background:
+        raise InputError(
+            "--mask-target predicted: nothing would use the masks: use a --backbone ..._with_mask, or --hide-background"
+        )
+    if wants_mask and not args.backbone.endswith("_with_mask"):
+        raise InputError(f"--loss {args.loss} needs a mask: use --backbone {args.backbone}_with_mask")
+    if args.mask_decoder != "full" and not wants_mask:
+        raise InputError(f"--mask-decoder {args.mask_decoder}: use a --backbone ..._with_mask and a --loss with a mask")
+    if args.mask_pooling != "off" and not wants_mask:
+        raise InputError(
+            f"--mask-pooling {args.mask_pooling} needs a mask that is learned: use a --backbone ..._with_mask, and a "
+            "--loss with a mask in it such as 1*combined_mask"
+        )
 
 
 def settled_mask_target(args, data):
     """What masks are regressed on; None where no loss regresses masks. Raises InputError where needed masks lack."""
-    if (args.mask_target == "predicted") != bool(args.mask_checkpoint):
-        raise InputError("--mask-target predicted and --mask-checkpoint PATH belong together: give both or neither")
-    if args.mask_checkpoint and not needs_mask(args.loss) and not args.hide_background:
-        raise InputError(
-            "--mask-target predicted: nothing would use the masks: use a --backbone ..._with_mask, or --hide-background"
-        )
     has_masks = bool(args.mask_checkpoint) or all(sample.mask is not None for sample in data.train)
     if args.hide_background and not has_masks:
         raise InputError(
@@ -164,31 +219,24 @@ def settled_mask_target(args, data):
     return wanted if needs_mask(args.loss) else None
 
 
+def network_options(args, num_classes):
+    """The arguments of `build_reid_model`. A classifier or decoder that no loss asks for would be a parameter without
+    gradient, which DDP refuses."""
+    own = {"backbone": args.backbone, "num_classes": num_classes if needs_logits(args.loss) else 0}
+    own |= {**arguments_of(build_reid_model, args), "with_mask": needs_mask(args.loss)}
+    return {**own, "cosine": needs_cosines(args.loss)}
+
+
 def build_network(args, data, say):
     """(network with its weights, loss, arguments of the network); a decoder only where a loss asks for masks."""
-    wants_mask, has_decoder = needs_mask(args.loss), args.backbone.endswith("_with_mask")
-    if wants_mask and not has_decoder:
-        raise InputError(f"--loss {args.loss} needs a mask: use --backbone {args.backbone}_with_mask")
-    if has_decoder and not wants_mask:
+    wants_mask = needs_mask(args.loss)
+    if args.backbone.endswith("_with_mask") and not wants_mask:
         say(f"no loss in {args.loss} uses a mask: no mask decoder is built")
-    if args.mask_decoder != "full" and not wants_mask:
-        raise InputError(f"--mask-decoder {args.mask_decoder}: use a --backbone ..._with_mask and a --loss with a mask")
-    if args.mask_pooling != "off" and not wants_mask:
-        raise InputError(
-            f"--mask-pooling {args.mask_pooling} needs a mask that is learned: use a --backbone ..._with_mask, and a "
-            "--loss with a mask in it such as 1*combined_mask"
-        )
     if wants_mask and args.mask_threshold and args.mask_target != "gaussian":
         say(f"--mask-threshold is for Gaussian targets: every pixel counts with --mask-target {args.mask_target}")
-    # A classifier or decoder that no loss asks for would be a parameter without gradient, which DDP refuses.
     num_classes = len({sample.id for sample in data.train})
-    network_options = {"backbone": args.backbone, "num_classes": num_classes if needs_logits(args.loss) else 0}
-    network_options |= {**arguments_of(build_reid_model, args), "with_mask": wants_mask}
-    network_options["cosine"] = needs_cosines(args.loss)
-    network = build_reid_model(**network_options)
-    with torch.inference_mode():
-        network.eval()(torch.zeros(1, 3, args.height, args.width))  # more parts than rows are refused before any work
-    network.train()
+    options = network_options(args, num_classes)
+    network = build_reid_model(**options)
     with distributed.main_first():  # one process downloads, the others find the file
         report = load_weights(network, args.weights, args.backbone)
     say(f"warning: {report.message}" if report.warning else report.message)
@@ -199,7 +247,7 @@ def build_network(args, data, say):
     how = arguments_of(build_loss, args) | {"gather": distributed.gather_with_gradient if args.gather else None}
     how |= {"logit_names": network.logit_names, "feature_names": network.feature_names}
     how["mask_threshold"] = args.mask_threshold if args.mask_target == "gaussian" else 0.0
-    return network, build_loss(args.loss, num_classes, network.feature_dim, **how), network_options
+    return network, build_loss(args.loss, num_classes, network.feature_dim, **how), options
 
 
 def build_loaders(args, data, device, say):
