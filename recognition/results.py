@@ -64,7 +64,7 @@ def write_identities(folder, title, picture, found, cuts, matches, identifier, a
     known = found, cuts, pictured, identifier.threshold
     identification_sheet(folder / "sheet.jpg", picture, *known, title, caption)
     labels = [printable(row["identity"] or "unknown") for row in rows]
-    named = [{**one, "label": label} for one, label in zip(found, labels, strict=True)]
+    named = [{**one, "label": label, "also": ()} for one, label in zip(found, labels, strict=True)]
     drawn = draw_instances(picture, named, scores=False)
     return make_card(folder, title, caption, drawn, {"identities": save(folder / "identities", drawn)})
 
@@ -82,7 +82,11 @@ def rows_of(found):
     """What instances.json says of each instance; number: the one beside it on the sheet."""
     keys = {"class": "label", "category_id": "category_id", "score": "score", "box": "box", "mask": "rle"}
     return [
-        {"number": number, **{word: one[key] for word, key in keys.items()}}
+        {
+            "number": number,
+            **{word: one[key] for word, key in keys.items()},
+            "also": [{"class": name, "score": score} for name, score in one["also"]],
+        }
         for number, one in enumerate(found, start=1)
     ]
 

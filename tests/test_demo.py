@@ -356,7 +356,7 @@ def test_without_any_weights_one_line_says_how_to_get_some(run, photos, monkeypa
     code, _, err = run(demo, photos)
     assert code == 2 and err.count("\n") == 1
     for part in (
-        "nothing is trained yet",
+        "no network that finds objects is trained yet",
         "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
         "no connection",
         "`python train_mask_rcnn.py`",

@@ -11,7 +11,6 @@ A camera is a view on one side of security: camera 2 * view + (1 after security)
 """
 
 import json
-import os
 import re
 
 from core.data.images import folder_entries
@@ -20,6 +19,7 @@ from core.data.samples import (
     Sample,
     check_on_disk,
     clip_box,
+    listed_path,
     read_pictures,
     read_text,
     relabel,
@@ -72,11 +72,7 @@ def image_folder(split, side):
 
 def picture_path(root, split, side, name):
     """Path of the picture that an entry of MVB_train or MVB_val names; InputError where it leads out of its folder."""
-    folder = os.path.normpath(os.path.join(root, image_folder(split, side)))
-    path = os.path.normpath(os.path.join(folder, name))
-    if not path.startswith(os.path.join(folder, "")):
-        raise InputError(f"image_name leads out of {image_folder(split, side)}; name a picture in it")
-    return path
+    return listed_path(image_folder(split, side), name, "image_name", root)
 
 
 def parse_name(file_name):

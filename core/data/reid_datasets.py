@@ -12,7 +12,16 @@ from typing import NamedTuple
 from core.data.folder import PARTS, VAL_FRACTION, load_folder, load_pictures
 from core.data.mot17 import cut_persons
 from core.data.mvb import INSIDE, load_mvb
-from core.data.samples import ReIDDataset, Sample, check_on_disk, find_root, read_pictures, read_text, relabel
+from core.data.samples import (
+    ReIDDataset,
+    Sample,
+    check_on_disk,
+    find_root,
+    listed_path,
+    read_pictures,
+    read_text,
+    relabel,
+)
 from core.errors import InputError
 
 
@@ -107,10 +116,10 @@ def read_list(path, folder, suffix="", camera_of=lambda picture: 0, may_lack=Fal
             continue
         try:
             picture, identity = line.split()
-            camera = camera_of(picture)
-            samples.append(Sample(os.path.join(folder, picture + suffix), int(identity), camera, name=identity))
+            sample = Sample(picture + suffix, int(identity), camera_of(picture), name=identity)
         except (ValueError, IndexError) as error:
             raise InputError(f"{path}, line {number}: {line.strip()!r} is not '<picture> <identity>'") from error
+        samples.append(sample._replace(path=listed_path(folder, sample.path, f"{path}, line {number}: {picture}")))
     if not samples:
         raise InputError(f"{path}: lists no pictures")
     return check_on_disk(samples, path, may_lack)

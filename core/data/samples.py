@@ -1,12 +1,15 @@
 """What a re-identification data set is made of, and what every reader of one needs."""
 
 import os
+import re
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 from core.data.images import folder_entries, list_images
 from core.errors import InputError
+
+DRIVE = re.compile(r"[A-Za-z]:[\\/]")  # of Windows
 
 
 class Sample(NamedTuple):
@@ -117,6 +120,18 @@ def read_text(path):
         raise InputError(f"{path}: can't be read ({error.strerror}); the data set needs it") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not a text file; the data set needs it") from error
+
+
+def listed_path(folder, name, what, root=""):
+    """Path of a picture that a list names, from `folder` (below `root`) on. what: the field, for the message.
+
+    Raises InputError where it leads out of there, as POSIX or as Windows reads it: a list may come from anywhere.
+    """
+    top = os.path.normpath(os.path.join(root, folder))
+    paths = [os.path.normpath(os.path.join(top, spelling)) for spelling in (name, name.replace("\\", "/"))]
+    if DRIVE.match(name) or not all(path.startswith(os.path.join(top, "")) for path in paths):
+        raise InputError(f"{what} leads out of {folder}; name a picture in it")
+    return paths[0]
 
 
 def check_on_disk(samples, listing, may_lack=False):

@@ -23,6 +23,7 @@ LOSSES += ("semihard_triplet", "multi_similarity", "circle", "ranked_list", "cen
 LOSSES += ("gaussian_mask", "focal_mask", "combined_mask")
 MASK_DECODERS = ("full", "light")
 MASK_POOLINGS = ("off", "soft", "branch")
+MAX_MEGAPIXELS = 200.0
 METRICS = ("euclidean", "cosine")
 MODELS = ("bot", "lmbn_n", "lmbn_r", "pcb", "mgn", "pyramid")
 NECKS = ("bnneck", "none")
@@ -90,6 +91,10 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, argv=None):
         """The trap: an empty value, of a shell variable that isn't set, would pass for an option that isn't given."""
         args = super().parse_args(argv)
+        if "max_megapixels" in args:
+            from core.data.images import limit_megapixels  # here, so that --help needs nothing of it
+
+            limit_megapixels(args.max_megapixels)
         for name, value in vars(args).items():
             if value == "" or (isinstance(value, list) and "" in value):
                 self.error(f"{name.replace('_', '-')}: a value is empty; give one, or leave the option out")
@@ -265,7 +270,7 @@ def add_domain_options(parser):
     group.add_argument("--height", type=positive_int, default=256, help="picture height in the networks, pixels")
     group.add_argument("--width", type=positive_int, default=128, help="picture width in the networks, pixels")
     group.add_argument("--workers", type=non_negative_int, default=2, help="readers of each set, per rank")
-    group.add_argument("--skip-broken", action="store_true", help="leave unreadable pictures out instead of stopping")
+    add_broken_options(group)
     group.add_argument("--batch-size", type=positive_int, default=8, help="pictures of each set, per process")
     group.add_argument("--iterations-per-epoch", type=non_negative_int, default=0, help="batches; 0: all of both sets")
     group.add_argument("--flip", type=fraction, default=0.5, help="probability of mirroring")
@@ -276,10 +281,21 @@ def add_picture_options(group):
     group.add_argument("--height", type=positive_int, default=256, help="picture height in pixels after resizing")
     group.add_argument("--width", type=positive_int, default=128, help="picture width in pixels after resizing")
     group.add_argument("--workers", type=non_negative_int, default=2, help="processes that read pictures, per rank")
-    group.add_argument("--skip-broken", action="store_true", help="leave unreadable pictures out instead of stopping")
+    add_broken_options(group)
     group.add_argument(
         "--val-fraction", type=fraction, default=VAL_FRACTION, help="identities held out of a folder without test"
     )
+
+
+def add_broken_options(group):
+    """What is done about pictures that can't be read, or are too large."""
+    group.add_argument("--skip-broken", action="store_true", help="leave unreadable pictures out instead of stopping")
+    add_size_limit(group)
+
+
+def add_size_limit(group):
+    text = "millions of pixels; a picture with more is refused: each takes 4 to 20 bytes of memory, by its format"
+    group.add_argument("--max-megapixels", type=positive_float, default=MAX_MEGAPIXELS, help=text)
 
 
 def add_published_options(parser):

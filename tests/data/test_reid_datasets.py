@@ -210,6 +210,14 @@ def test_msmt17_in_both_versions(tmp_path, folder, train, test):
         load_reid_dataset("msmt17", root)
 
 
+@pytest.mark.parametrize("name", ["../0000001", "/0000001", "..\\0000001", "C:\\0000001", "a/../../0000001"])
+def test_a_listed_picture_that_leads_out_of_its_folder_is_refused(tmp_path, name):
+    write_vehicleid(tmp_path)
+    (tmp_path / "train_test_split" / "test_list_800.txt").write_text(f"0000004 20\n{name} 21\n")
+    with pytest.raises(InputError, match=r"test_list_800.txt, line 2: .* leads out of .*image; name a picture in it"):
+        load_reid_dataset("vehicleid", tmp_path)
+
+
 @pytest.mark.parametrize("folder", ["train/0000", "train/0001"])
 def test_a_listed_folder_without_permission_is_named(tmp_path, no_right_to, folder):
     for part in ("train", "val", "query", "gallery"):

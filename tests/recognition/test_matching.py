@@ -115,7 +115,7 @@ def scene_of(*places, size=(40, 60)):
         picture.paste(plain(color, x2 - x1, 20), (x1, 10))
         mask = np.zeros((size[1], size[0]), np.uint8, order="F")
         mask[16:24, x1:x2] = 1
-        found.append({"box": [x1, 10, x2, 30], "rle": rle_codec.encode(mask), "label": color})
+        found.append({"box": [x1, 10, x2, 30], "rle": rle_codec.encode(mask), "label": color, "score": 0.5, "also": []})
     return picture, found
 
 
@@ -131,7 +131,8 @@ def test_who_the_instances_of_a_scene_are(tmp_path, with_masks):
     picture, found = scene_of(("green", 5, 15), ("red", 20, 36))
     with gallery.open_gallery(path) as known:
         identifier = matching.Identifier(known, network, 0.5, 1)
-        kept, cuts, matches = matching.identify_instances(identifier, picture, [*found, found[0]])
+        objects = matching.one_per_object([*found, found[0]])
+        kept, cuts, matches = matching.identify_instances(identifier, picture, objects)
     assert kept == found
     assert [one[0]["identity"] for one in matches] == ["green", "red"]
     assert all((one[0]["distance"] < 0.5) == one[0]["accepted"] for one in matches)
@@ -149,8 +150,10 @@ def test_nothing_to_identify(colors):
         ([], "no instances"),
         (["a"], "1 instance: a"),
         (["a", None, "b", None], "4 instances: a, b, 2 unknown"),
+        (["a", "a", "b", "a", "a"], "5 instances: a x4, b"),
+        (["a", "a", *"bcdefggh"], "10 instances: a x2, b, c, d, e, f, 3 more"),
         ([None], "1 instance: 1 unknown"),
-        (["a"] * 9, "9 instances: a, a, a, a, a, a, 3 more"),
+        (["a"] * 9, "9 instances: a x9"),
     ],
 )
 def test_a_scene_in_words(names, words):
@@ -223,12 +226,34 @@ def test_an_object_found_as_two_classes_is_there_once():
         mask[:, x1:x2] = 1
         return rle_codec.encode(mask)
 
-    found = [{"rle": rle(*ends), "label": name} for name, *ends in (("a", 0, 10), ("b", 1, 11), ("c", 6, 16))]
-    empty = {"rle": rle(0, 0), "label": "empty"}
-    assert [one["label"] for one in matching.one_per_object([*found, empty, empty])] == [
-        "a",
-        "c",
-        "empty",
-        "empty",
+    places = (("a", 0, 10), ("b", 1, 11), ("c", 6, 16), ("a", 0, 9), ("d", 0, 11), ("b", 0, 10), ("none", 0, 0))
+    found = [
+        {"rle": rle(*ends), "label": name, "score": 0.9 - 0.1 * number} for number, (name, *ends) in enumerate(places)
     ]
+    kept = matching.one_per_object([*found, found[-1]])
+    assert [one["label"] for one in kept] == ["a", "c", "none", "none"]
+    assert [one["also"] for one in kept] == [[("b", 0.8), ("d", 0.5)], [], [], []]
     assert matching.one_per_object([]) == []
+
+
+@pytest.mark.parametrize(
+    "instances, kept",
+    [
+        ([("x", 0, 10, 0.3), ("x", 0, 30, 0.1)], [1]),  # a part that lies in the whole, found first
+        ([("x", 0, 30, 0.2), ("x", 2, 6, 0.1), ("x", 20, 28, 0.3)], [1]),  # two parts of one whole
+        ([("x", 0, 10, 0.1), ("x", 6, 16, 0.2)], [0, 1]),  # side by side, one a little behind the other
+        ([("x", 0, 10, 0.1), ("x", 20, 30, 0.1)], [0, 1]),
+        ([("x", 0, 10, 0.1), ("y", 0, 10, 0.1)], [0, 1]),
+        ([(None, 0, 10, 0.1), (None, 2, 8, 0.1), ("x", 2, 8, 0.1)], [0, 1, 2]),  # nobody knows whose parts these are
+        ([], []),
+    ],
+)
+def test_instances_of_one_identity_that_lie_on_each_other_are_one(instances, kept):
+    masks = np.zeros((len(instances), 10, 40), np.uint8)
+    for mask, (_, start, end, _) in zip(masks, instances, strict=True):
+        mask[:, start:end] = 1
+    found = [{"rle": rle_codec.encode(np.asfortranarray(mask))} for mask in masks]
+    matches = [
+        [{"identity": name or "x", "distance": far, "accepted": name is not None}] for name, *_, far in instances
+    ]
+    assert matching.one_per_identity(found, matches) == kept
