@@ -1,49 +1,29 @@
-"""Train a re-identification network without labels (USL), or with the labels of another domain (UDA).
+"""Train a re-identification network without labels, or with another domain's.
 
 One process, one GPU or the CPU:
-    torchrun train_unsupervised.py --method cluster_contrast --target market1501:PATH
-    torchrun train_unsupervised.py --method spcl --source dukemtmc:PATH --target market1501:PATH
-    torchrun train_unsupervised.py --method cluster_contrast --target pictures:FOLDER --weights checkpoint.pth
+    torchrun train_unsupervised.py --target market1501:PATH
+    torchrun train_unsupervised.py --method spcl --source dukemtmc:PATH \\
+        --target market1501:PATH
+    torchrun train_unsupervised.py --target pictures:FOLDER --weights FILE
 All GPUs of a machine, here 4 (P is per process: 4 x 4 identities):
-    bash run_ddp.sh train_unsupervised.py --method spcl --target market1501:PATH --ids-per-batch 4
+    bash run_ddp.sh train_unsupervised.py --target NAME:PATH --ids-per-batch 4
 Several machines, the same line on each (NODE_RANK 0, 1, ...):
-    NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 bash run_ddp.sh train_unsupervised.py --target msmt17:PATH --amp bf16
+    NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 \\
+        bash run_ddp.sh train_unsupervised.py --target msmt17:PATH --amp bf16
 
-Each epoch the pictures of the target are clustered by what the network sees, and the clusters are learned as if they
-were identities. Identities that the target's data name only judge the result. Everything lands in runs/<name>/.
+Each epoch the pictures of the target are clustered by what the network sees,
+and the clusters are learned as if they were identities. Identities that the
+target's data name only judge the result. Everything lands in runs/<name>/.
 """
 
 import sys
 
-import torch
-from torch import nn
-
-from core.data.loading import build_loader
-from core.data.reid_images import ReIDImages, collate
-from core.data.samplers import JointBatches, LabelSampler
-from core.data.transforms import build_transform
-from core.engine import distributed, options, reid, reid_pictures
-from core.engine.checkpoint import check_same_network, restore
-from core.engine.epoch import Epoch, seed_everything
-from core.engine.log import Announcer, check_loggers
-from core.engine.optim import build_optimizer, build_scheduler
+from core.engine import options
 from core.engine.options import arguments_of
-from core.engine.pseudo_labels import PseudoLabels, column_of, load_domains
-from core.engine.reid_run import ReIDRun
-from core.engine.reid_training import dry_run
-from core.engine.step import Step, autocast, memory_format
-from core.errors import InputError
-from core.layers.norm import group_batch_norm, to_domain_specific, use_domain
-from core.losses import CrossEntropyLoss, SoftCrossEntropyLoss, SoftmaxTripletLoss, SoftSoftmaxTripletLoss, TripletLoss
-from core.models.reid import build_reid_model
-from core.models.weights import load_weights
-from core.retrieval.agreement import AGREEMENT_NAMES
-from core.retrieval.ranking import METRIC_NAMES
 
 # Neighbors in the Jaccard distance up to which pictures are near, where --eps gives none.
 EPS = {"strong_baseline": [0.6], "uda_tp": [0.6], "mmt": [0.7], "spcl": [0.58, 0.6, 0.62], "cluster_contrast": [0.6]}
 WITH_CLASSIFIER = ("strong_baseline", "mmt")
-
 # OpenUnReID on 4 GPUs of 16 pictures; of each set of the run as many.
 OPENUNREID = {
     "height": 256, "width": 128, "ids_per_batch": 16, "images_per_id": 4, "iterations_per_epoch": 400,
@@ -114,6 +94,34 @@ def get_parser():
     options.add_reid_evaluation_options(parser)
     options.add_run_options(parser)
     return parser
+
+
+if __name__ == "__main__":
+    options.answer_help(get_parser(), RECIPES, PUBLISHED)  # before torch is imported, which takes seconds
+
+import torch
+from torch import nn
+
+from core.data.loading import build_loader
+from core.data.reid_images import ReIDImages, collate
+from core.data.samplers import JointBatches, LabelSampler
+from core.data.transforms import build_transform
+from core.engine import distributed, reid, reid_pictures
+from core.engine.checkpoint import check_same_network, restore
+from core.engine.epoch import Epoch, seed_everything
+from core.engine.log import Announcer, check_loggers
+from core.engine.optim import build_optimizer, build_scheduler
+from core.engine.pseudo_labels import PseudoLabels, column_of, load_domains
+from core.engine.reid_run import ReIDRun
+from core.engine.reid_training import dry_run
+from core.engine.step import Step, autocast, memory_format
+from core.errors import InputError
+from core.layers.norm import group_batch_norm, to_domain_specific, use_domain
+from core.losses import CrossEntropyLoss, SoftCrossEntropyLoss, SoftmaxTripletLoss, SoftSoftmaxTripletLoss, TripletLoss
+from core.models.reid import build_reid_model
+from core.models.weights import load_weights
+from core.retrieval.agreement import AGREEMENT_NAMES
+from core.retrieval.ranking import METRIC_NAMES
 
 
 def settle(args):

@@ -23,7 +23,7 @@ from PIL import Image
 import evaluate
 import train_reid
 from core.data.images import list_images
-from core.engine import reid_run, reid_training
+from core.engine import recipes, reid_run, reid_training
 from core.engine.checkpoint import load_checkpoint
 from core.errors import InputError
 from core.losses import build_loss, needs_pairs
@@ -117,16 +117,16 @@ def test_options_win_over_recipes_and_recipes_are_the_published_ones():
 def test_every_recipe_fits_its_options_and_its_loss():
     parser = train_reid.get_parser()
     known = vars(parser.parse_args([]))
-    for name, recipe in reid_training.RECIPES.items():
+    for name, recipe in recipes.RECIPES.items():
         assert set(recipe) <= set(known), name
-        for loss in reid_training.LOSSES[name]:
+        for loss in recipes.LOSSES[name]:
             assert min(recipe["ids_per_batch"], recipe["images_per_id"]) > 1 or not needs_pairs(loss), name
         args = SimpleNamespace(**{**known, **recipe})
         network = torch.nn.ModuleDict({"backbone": torch.nn.Linear(1, 1), "head": torch.nn.Linear(1, 1)})
-        criterion = build_loss("+".join(reid_training.LOSSES[name]), 2, 1, margin=args.margin)
+        criterion = build_loss("+".join(recipes.LOSSES[name]), 2, 1, margin=args.margin)
         step = reid_training.build_step(network, criterion, args, torch.device("cpu"), 1)
         assert step.scheduler.get_last_lr()[-1] <= max(args.lr, args.head_lr)
-    assert set(reid_training.PUBLISHED) <= set(reid_training.RECIPES) == set(reid_training.LOSSES)
+    assert set(recipes.PUBLISHED) <= set(recipes.RECIPES) == set(recipes.LOSSES)
 
 
 EVERYTHING = [

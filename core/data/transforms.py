@@ -19,7 +19,6 @@ from core.errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-ERASING_VALUES = ("mean", "zero", "noise")
 
 
 def build_transform(

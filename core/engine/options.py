@@ -16,6 +16,7 @@ from core.errors import InputError
 ATTENTIONS = ("se", "cbam", "channel", "spatial", "position_self", "channel_self")
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet50_ibn_a", "resnet101_ibn_a")
 BACKBONES += ("osnet_x1_0", "osnet_x0_75", "osnet_x0_5", "osnet_x0_25", "osnet_ibn_x1_0", "osnet_ain_x1_0")
+DISTILLATION_LOSSES = ("logits", "features", "attention", "relational", "similarity", "retrieval", "self")
 ERASING_VALUES = ("mean", "zero", "noise")
 FEATURE_ERASINGS = ("off", "batch", "top")
 LOSSES = ("cross_entropy", "focal", "arcface", "cosface", "circle_softmax", "triplet", "softmax_triplet")
