@@ -360,6 +360,11 @@ def add_reid_evaluation_options(parser):
         help="share of the pairs of two objects that may pass as one: it sets the distance up to which two pictures "
         "show the same object",
     )
+    group.add_argument(
+        "--false-accept-of-others",
+        action="store_true",
+        help="let that share hold for other objects than these, too: the upper end of its interval is at most it",
+    )
     return group
 
 
