@@ -131,9 +131,7 @@ def test_an_object_seen_as_two_classes_is_shown_once(run, checkpoint, photos, mo
     masks[0, 10:60, 10:60] = masks[1, 12:62, 10:60] = masks[2, 10:60, 100:150] = 1
     found = [
         {"box": [0, 0, 9, 9], "category_id": number, "label": name, "score": score, "rle": encode(mask)}
-        for number, name, score, mask in zip(
-            (2, 7, 1), ("fig", "hazel nut", "date"), (0.86, 0.57, 0.55), masks, strict=True
-        )
+        for (number, name, score), mask in zip(classes, masks, strict=True)
     ]
     texts = set()
     monkeypatch.setattr(demo, "find_instances", lambda *_: (found, None))
