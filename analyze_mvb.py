@@ -54,6 +54,7 @@ def get_parser():
     )
     parser.add_argument("--samples", type=options.positive_int, default=6, help="identities on the sheet of views")
     parser.add_argument("--workers", type=options.positive_int, default=8, help="threads that read pictures")
+    options.add_size_limit(parser)
     return parser
 
 

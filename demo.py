@@ -146,6 +146,7 @@ def get_parser():
         "--no-masks", action="store_true", help="gallery and comparison: whole pictures, nothing cut out"
     )
     group.add_argument("--output", default="runs/demo", metavar="FOLDER", help="folder for the results")
+    options.add_size_limit(group)
     options.add_device_options(parser, timeout=False)
     return parser
 
@@ -153,7 +154,7 @@ def get_parser():
 def choose_use(args):
     """Which of `USES` is asked for. Raises InputError for options that don't belong together, or are missing."""
     parser = get_parser()
-    given = [name for name in parser.given(args) if name not in ("device", "amp")]
+    given = [name for name in parser.given(args) if name not in ("device", "amp", "max_megapixels")]
     use = next((name for name in USES if name in given), "pictures")
     strange = [name for name in given if name != use and name not in USES[use]]
     if strange:

@@ -54,7 +54,7 @@ EXPANSION_OPTIONS = ("expansion_k", "expansion_alpha")
 RERANK_OPTIONS = ("k1", "k2", "lambda_value")
 REID_OPTIONS = ("backbone", "model", "dataset", "height", "width", "protocol", "distance", "eval_batch_size")
 REID_OPTIONS += ("feature", "flip", "query_expansion", *EXPANSION_OPTIONS, "rerank", *RERANK_OPTIONS, "save_features")
-REID_OPTIONS += ("rank_list", "activation_map", "embedding_plot", "complexity")
+REID_OPTIONS += ("val_fraction", "rank_list", "activation_map", "embedding_plot", "complexity")
 REID_OPTIONS += ("false_accept_rate", "false_accept_of_others")
 DETECTION_OPTIONS = ("images", "annotations", "predictions", "score")
 ALWAYS = ("output", "device", "timeout", "workers")
@@ -86,14 +86,14 @@ def get_parser():
     )
     group = options.add_reid_data_options(parser)
     group.description = (
-        "by default as in the checkpoint: --height and --width (both 64 for --raw-pixels), and --dataset and --data\n"
-        "where neither is given. --dataset takes several, NAME:PATH each; put the checkpoints before it"
+        "by default as in the checkpoint: --height and --width (both 64 for --raw-pixels), --val-fraction; --dataset\n"
+        "and --data where neither is given. --dataset takes several, NAME:PATH each; put the checkpoints before it"
     )
     dataset = next(action for action in group._group_actions if action.dest == "dataset")
     dataset.nargs, dataset.metavar = "+", "NAME[:PATH]"
     group = options.add_reid_evaluation_options(parser)
     group.description = "by default as in the checkpoint: --distance (euclidean for --raw-pixels)"
-    parser.set_defaults(height=None, width=None, distance=None)
+    parser.set_defaults(height=None, width=None, distance=None, val_fraction=None)
     group = parser.add_argument_group("answers of ReID")
     group.add_argument("--feature", choices=["before", "after"], default="after", help="the neck: what is compared")
     group.add_argument("--flip", action="store_true", help="average with the embedding of the mirrored picture")
@@ -220,6 +220,8 @@ def load_network(args, state, device):
 def evaluate_reid(args, state, device, say):
     """Each network on each data set; of more than one pair a table of all against all."""
     check_reid_options(args)
+    if args.val_fraction is None:  # as where it was trained, so that what it learned from is not asked for
+        args.val_fraction = (state["args"] if state else {}).get("val_fraction", options.VAL_FRACTION)
     networks = []
     for path in args.checkpoint or [None]:
         state = read_state(path, args, say, "reid") if networks else state  # the first was read already

@@ -89,7 +89,7 @@ def get_parser():
         group.add_argument(f"--{split}-annotations", metavar="FILE", help="their annotations, COCO JSON with masks")
     group.add_argument("--val-fraction", type=options.fraction_below_one, default=0.0, help="part of train held out")
     group.add_argument("--workers", type=options.non_negative_int, default=2, help="processes that read, per rank")
-    group.add_argument("--skip-broken", action="store_true", help="leave unreadable pictures out instead of stopping")
+    options.add_broken_options(group)
 
     group = parser.add_argument_group("batches and augmentation")
     group.add_argument(

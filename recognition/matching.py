@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from pycocotools import mask as rle_codec
-from torchvision.transforms.v2 import functional
 
+from core.data.transforms import to_image
 from core.engine.object_masks import object_mask
 from core.engine.step import autocast
 from core.retrieval.distance import pairwise_distance
@@ -53,7 +53,7 @@ def embed(encoder, pictures, thumbnail=SHEET_THUMBNAIL):
         batch.clear()
 
     for picture in pictures:
-        batch.append(encoder.transform({"image": functional.to_image(picture)})["image"].as_subclass(torch.Tensor))
+        batch.append(encoder.transform({"image": to_image(picture)})["image"].as_subclass(torch.Tensor))
         picture = picture.copy()
         picture.thumbnail((thumbnail, thumbnail))
         thumbnails.append(picture)

@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 import torch
 from pycocotools import mask as coco_mask
-from torchvision.transforms.v2.functional import pil_to_tensor
 
-from core.data.transforms import build_transform
+from core.data.transforms import build_transform, to_image
 from core.engine import detection, reid
 from core.engine.checkpoint import check_checkpoint, fingerprint, load_checkpoint
 from core.engine.published import load_state
@@ -176,7 +175,7 @@ def find_instances(detector, picture, score):
         (instances, most): a list of dicts, as `core.engine.detection.instances_of` makes them; and how many the network
         returns at most, of all labels, where it did: there may be more. None where it found fewer.
     """
-    image = (pil_to_tensor(picture).float() / 255).to(detector.device)  # (3, H, W)
+    image = to_image(picture).as_subclass(torch.Tensor).to(detector.device).float().div_(255)  # (3, H, W)
     with autocast(detector.device, detector.amp):
         (found,) = detector.network([image], min_score=score)
     most = detector.network.options["box_detections_per_img"]

@@ -15,6 +15,7 @@ from itertools import chain, product
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -468,7 +469,6 @@ def refused(run, *arguments):
         (["--weights", "no/such/file.pth"], "no such file: no/such/file.pth"),
         (["--sync-batch-norm"], "--sync-batch-norm works on CUDA alone"),
         (["--resume", "no/such/file.pth"], "no such file"),
-        (["--ids-per-batch", "7"], "set ids_per_batch to 6"),
         (["--device", "tpu"], "unknown device 'tpu'"),
         (["--sigma-ratio", "0"], "argument --sigma-ratio: '0' is not a finite number above 0"),
         (["--mask-pooling", "soft"], "--mask-pooling soft needs a mask that is learned"),
@@ -546,6 +546,28 @@ def test_gathered_batches_of_one_identity_each_have_triplets(monkeypatch):
         load("--ids-per-batch", "1", "--gather")
     with pytest.raises(InputError, match="has 2 and 1"):
         load("--ids-per-batch", "1", "--gather", "--images-per-id", "1")
+
+
+def test_one_sub_folder_for_each_bag_is_enough(run, tmp_path):
+    """Nobody split them: some are held out, the batch fits the others, and `evaluate.py` holds out the same."""
+    for bag in range(5):
+        (tmp_path / "bags" / str(bag)).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (32, 32), (50 * bag, 90, 99 * number)).save(tmp_path / "bags" / str(bag) / f"{number}.png")
+    data = ["--dataset", "folder", "--data", tmp_path / "bags"]
+    small = [*SMALL, "--ids-per-batch", 16, "--epochs", 1, "--output", tmp_path / "runs", "--val-fraction", 0.4]
+    code, out, err = run(train_reid, *data, *small)
+    assert code == 0, err
+    assert f"{tmp_path / 'bags'} has no folder test: 2 of its 5 identities are held out" in out
+    assert "--ids-per-batch 16 is more than the 3 identities give: it is 3 now" in out and "batch: 3 identities" in out
+    best, features = tmp_path / "runs" / "reid-folder-resnet18" / "best.pth", tmp_path / "features.npz"
+    learned = load_checkpoint(best)["identities"]
+    for named in ([], data):
+        code, out, err = run(evaluate, best, *named, "--device", "cpu", "--workers", 0, "--save-features", features)
+        assert code == 0 and "query 2 pictures of 2 identities" in out, err
+        with np.load(features) as saved:
+            tested = {Path(path).parent.name for path in saved["gallery_paths"]}
+        assert tested == set("01234").difference(learned) and len(learned) == 3
 
 
 def test_an_empty_folder_and_one_without_usable_names(run, tmp_path):

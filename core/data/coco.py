@@ -32,7 +32,7 @@ from core.data.coco_checks import (
 from core.data.coco_masks import check_against_masks, encode_mask
 from core.data.coco_views import settle_view
 from core.data.randomness import derive_seed
-from core.data.samples import check_on_disk, clip_box
+from core.data.samples import check_on_disk, clip_box, listed_path
 from core.errors import InputError
 
 
@@ -195,7 +195,8 @@ def _read_pictures(content, annotations, images):
     pictures = {}
     for number, entry in entries_by_id(content, "images", annotations).items():
         where = f"{annotations}, image {number}"
-        path = os.path.join(images, check_name(entry, "file_name", where))
+        name = check_name(entry, "file_name", where)
+        path = listed_path(images, name, f"{where}: file_name {name!r:.200}")
         pictures[number] = CocoPicture(number, path, *check_size(entry, where), [])
     check_on_disk(pictures.values(), annotations)
     return merge_by_file(pictures, annotations)

@@ -19,6 +19,7 @@ from core.data.coco_views import wrong_size
 from core.data.images import read_stored_image
 from core.data.loading import PictureDataset, find_broken
 from core.data.randomness import seeded
+from core.data.transforms import to_image
 from core.errors import InputError
 
 
@@ -99,7 +100,7 @@ def load_picture(picture, with_targets=True, max_side=None, **view):
     image = _at_most(read_as_annotated(picture.path, picture.width, picture.height, **view), max_side)
     width, height = image.size
     shrunk = image.size != (picture.width, picture.height)
-    loaded = {"image": functional.to_image(image)}
+    loaded = {"image": to_image(image)}
     if with_targets:
         boxes = torch.tensor([annotation.box for annotation in picture.annotations], dtype=torch.float32).reshape(-1, 4)
         boxes *= torch.tensor([width / picture.width, height / picture.height] * 2)

@@ -7,11 +7,14 @@ of zero area on the border remains, and a mask of zeros.
 
 import math
 
+import numpy as np
 import torch
 from torch import nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
+
+from core.data.images import strips
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -88,6 +91,14 @@ def build_transform(
     if cutout > 0:
         steps.append(OnImage(v2.RandomErasing(cutout, scale=(1 / 12, 1 / 12), ratio=(1, 1), value=value)))
     return v2.Compose(steps)
+
+
+def to_image(picture):
+    """PIL image in mode RGB -> `tv_tensors.Image`, uint8 (3, H, W); a huge one costs no copies on the way."""
+    pixels = np.empty((picture.height, picture.width, 3), np.uint8)
+    for top, strip in strips(picture):
+        pixels[top : top + strip.height] = strip
+    return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
 
 
 def denormalise(image, mean=IMAGENET_MEAN, std=IMAGENET_STD):

@@ -118,7 +118,7 @@ def all_options(args):
 
 # Options that say where and how a run is done, not what it computes.
 RUN_ALONE = {"name", "output", "resume", "data", "workers", "device", "timeout", "eval_every", "eval_batch_size"}
-RUN_ALONE |= {"tensorboard", "wandb", "recipe", "compile", "skip_broken"}
+RUN_ALONE |= {"tensorboard", "wandb", "recipe", "compile", "skip_broken", "max_megapixels"}
 
 
 def changed_options(saved, args, without_effect=()):

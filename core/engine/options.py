@@ -11,6 +11,8 @@ import shutil
 import sys
 import textwrap
 
+from core.data.folder import VAL_FRACTION
+from core.data.images import MAX_MEGAPIXELS, limit_megapixels
 from core.data.transforms import ERASING_VALUES
 from core.engine.optim import OPTIMIZERS, SCHEDULES, WARMUPS
 from core.errors import InputError
@@ -58,6 +60,8 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, argv=None):
         """The trap: an empty value, of a shell variable that isn't set, would pass for an option that isn't given."""
         args = super().parse_args(argv)
+        if "max_megapixels" in args:
+            limit_megapixels(args.max_megapixels)
         for name, value in vars(args).items():
             if value == "" or (isinstance(value, list) and "" in value):
                 self.error(f"{name.replace('_', '-')}: a value is empty; give one, or leave the option out")
@@ -215,7 +219,21 @@ def add_picture_options(group):
     group.add_argument("--height", type=positive_int, default=256, help="picture height in pixels after resizing")
     group.add_argument("--width", type=positive_int, default=128, help="picture width in pixels after resizing")
     group.add_argument("--workers", type=non_negative_int, default=2, help="processes that read pictures, per rank")
+    add_broken_options(group)
+    group.add_argument(
+        "--val-fraction", type=fraction, default=VAL_FRACTION, help="identities held out of a folder without test"
+    )
+
+
+def add_broken_options(group):
+    """What is done about pictures that can't be read, or are too large."""
     group.add_argument("--skip-broken", action="store_true", help="leave unreadable pictures out instead of stopping")
+    add_size_limit(group)
+
+
+def add_size_limit(group):
+    text = "millions of pixels; a picture with more is refused: each takes 4 to 20 bytes of memory, by its format"
+    group.add_argument("--max-megapixels", type=positive_float, default=MAX_MEGAPIXELS, help=text)
 
 
 def add_published_options(parser):

@@ -105,12 +105,7 @@ def load_data(args, say):
     args.backbone, args.neck = args.backbone or published.backbone, args.neck or published.neck
     args.dropout = published.dropout if args.dropout is None else args.dropout
     args.loss = args.loss or "+".join(LOSSES[args.recipe][: 1 + args.backbone.endswith("_with_mask")])
-    identities = args.ids_per_batch * (distributed.world_size() if args.gather else 1)  # that the loss sees together
-    if args.epochs and needs_pairs(args.loss) and min(identities, args.images_per_id) < 2:
-        raise InputError(
-            f"--loss {args.loss} compares two identities or more with two pictures of each, a batch has {identities} "
-            f"and {args.images_per_id}: give more --ids-per-batch (or --gather), --images-per-id, or another --loss"
-        )
+    check_pairs(args)
     if args.recipe == "quick":
         say(
             "recipe quick: small pictures and few epochs, for a whole run in minutes; --dataset and --data name your "
@@ -123,7 +118,13 @@ def load_data(args, say):
     args.name = args.name or f"reid-{args.dataset}-{network}"
     where = data.root if isinstance(data.root, str) else " and ".join(data.root)
     say(f"data: {data.name} in {where}: {reid.describe(data)}; protocol {data.protocol}")
-    processes, batch = distributed.world_size(), args.ids_per_batch * args.images_per_id
+    processes = distributed.world_size()
+    identities = len({sample.id for sample in data.train})
+    if processes <= identities < args.ids_per_batch * processes:
+        wanted, args.ids_per_batch = args.ids_per_batch, identities // processes
+        say(f"--ids-per-batch {wanted} is more than the {identities} identities give: it is {args.ids_per_batch} now")
+        check_pairs(args)
+    batch = args.ids_per_batch * args.images_per_id
     say(
         f"batch: {args.ids_per_batch} identities x {args.images_per_id} pictures x {processes} processes "
         f"x {args.accumulate} batches an update = {batch * processes * args.accumulate} pictures"
@@ -133,6 +134,16 @@ def load_data(args, say):
     target = f", mask target {args.mask_target}" if args.mask_target else ""
     say(f"network: {network}; loss: {args.loss}{target}")
     return data
+
+
+def check_pairs(args):
+    """Raises InputError where the loss compares pictures, and what it sees together has nothing to compare."""
+    identities = args.ids_per_batch * (distributed.world_size() if args.gather else 1)
+    if args.epochs and needs_pairs(args.loss) and min(identities, args.images_per_id) < 2:
+        raise InputError(
+            f"--loss {args.loss} compares two identities or more with two pictures of each, a batch has {identities} "
+            f"and {args.images_per_id}: give more --ids-per-batch (or --gather), --images-per-id, or another --loss"
+        )
 
 
 def settled_mask_target(args, data):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,10 @@ def rle(**fields):
     return change("annotations", 1, segmentation=compressed() | fields)
 
 
+LEADING_OUT = [
+    "/a.png", "//server/a.png", "../a.png", "more/../../a.png", "..", "more/../../images-2/a.png", "..\\a.png",
+    "more\\..\\..\\a.png", "\\\\server\\a.png", "\\a.png", "C:\\a.png", "d:/a.png",
+]  # fmt: skip
 FAULTS = [
     (change("annotations", 1, image_id=77), "annotation 7: image 77 is not listed"),
     (change("annotations", 1, category_id=77), "annotation 7: category 77 is not listed"),
@@ -218,6 +223,10 @@ FAULTS = [
     (change("images", 0, file_name=""), "image 5: needs file_name"),
     (change("images", 0, file_name="c.png"), "1 of 2 pictures .*c.png"),
     (change("images", 0, file_name="gone/a.png"), "1 of 2 pictures .*gone/a.png"),
+    *(
+        (change("images", 0, file_name=name), "image 5: file_name .* leads out of .*; name a picture in it")
+        for name in LEADING_OUT
+    ),
     (change("images", 0, id=None), r"images\[0\]: needs an id"),
     (append("images", "a.png"), r"images\[2\]: needs an id"),
     (remove("categories", 0, "name"), "category 18: needs name"),
@@ -903,3 +912,18 @@ def test_real_photographs(shared_data):
         for entry in picture.annotations:
             ours = coco_mask.decode(entry.segmentation)
             assert np.array_equal(ours, reference.annToMask(reference.anns[entry.id]))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names that Windows has not")
+@pytest.mark.parametrize(
+    "name", ["./a.png", "more/../a.png", "1:02:03.png", "..a.png", "a..png", "more\\a.png", ".../a.png"]
+)
+def test_a_strange_name_of_a_picture_in_the_folder_is_read(write, name):
+    data = content()
+    data["images"][0]["file_name"] = name
+    path, images = write(data)
+    target = os.path.join(images, name)
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    if not os.path.exists(target):
+        shutil.copy(os.path.join(images, "a.png"), target)
+    assert os.path.samefile(read_coco(path, images).pictures[0].path, target)

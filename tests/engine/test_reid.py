@@ -33,6 +33,7 @@ OPTIONS = {
     "schedule": "step", "milestones": [], "step_size": 9, "gamma": 0.1, "min_lr": 0.0, "warmup_steps": 0,
     "warmup_factor": 0.0, "clip_gradient": 0.0, "accumulate": 1, "ema": 0.0, "amp": "off", "channels_last": False,
     "center_lr": 0.5, "dataset": None, "data": None, "protocol": None, "skip_broken": False, "loss": "cross_entropy",
+    "val_fraction": 0.2,
     "hide_background": 0.0, "mask_checkpoint": None, "head_lr": 0.0,
 }  # fmt: skip
 
@@ -238,7 +239,7 @@ def data(baggage):
 def read_instead(monkeypatch, dataset):
     """Whatever the data's name and folder, this is what is read."""
     monkeypatch.setattr(reid, "find_dataset", lambda name, root: root)
-    monkeypatch.setattr(reid, "load_reid_dataset", lambda name, root: dataset)
+    monkeypatch.setattr(reid, "load_reid_dataset", lambda name, root, val_fraction: dataset)
 
 
 def test_load_data_returns_what_it_settled(baggage, monkeypatch, tmp_path):
