@@ -144,7 +144,7 @@ def to_jpeg(picture):
 def from_jpeg(content):
     """PIL picture, or None where a gallery keeps none, or a damaged one."""
     try:
-        with open_image(io.BytesIO(content), formats=("JPEG",)) as image:  # a gallery may come from anywhere
+        with open_image(content, formats=("JPEG",)) as image:  # a gallery may come from anywhere
             return image.convert("RGB")
     except InputError:
         return None

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torchvision.transforms.v2.functional import pil_to_tensor
+from pycocotools import mask as coco_mask
 
-from core.data.transforms import build_transform
+from core.data.transforms import build_transform, to_image
 from core.engine import detection, reid
 from core.engine.checkpoint import check_checkpoint, fingerprint, load_checkpoint
 from core.engine.published import load_state
@@ -128,8 +128,8 @@ def published_file(was_asked):
         if was_asked:
             raise InputError(f"no published COCO weights: put {url} ({error}) into {folder}") from error
         raise NothingTrained(
-            f"nothing is trained yet: {TRAIN_MASKS} trains the network that finds objects, {TRAIN_REID} the one that "
-            f"recognises them; or put {url} ({error}) into {folder}, or give --segment PATH"
+            f"no network that finds objects is trained yet: {TRAIN_MASKS} trains one ({TRAIN_REID} the one that "
+            f"recognises them); or put {url} ({error}) into {folder}, or give --segment PATH"
         ) from error
 
 
@@ -175,7 +175,7 @@ def find_instances(detector, picture, score):
         (instances, most): a list of dicts, as `core.engine.detection.instances_of` makes them; and how many the network
         returns at most, of all labels, where it did: there may be more. None where it found fewer.
     """
-    image = (pil_to_tensor(picture).float() / 255).to(detector.device)  # (3, H, W)
+    image = to_image(picture).as_subclass(torch.Tensor).to(detector.device).float().div_(255)  # (3, H, W)
     with autocast(detector.device, detector.amp):
         (found,) = detector.network([image], min_score=score)
     most = detector.network.options["box_detections_per_img"]
@@ -184,3 +184,12 @@ def find_instances(detector, picture, score):
     found = {name: value[kept] for name, value in found.items()}
     instances = detection.instances_of(found, (picture.height, picture.width), detector.categories)
     return instances, most if is_full else None
+
+
+def whole_picture(picture):
+    """A PIL picture as one instance, in the form of `find_instances`: of no class and without a score."""
+    width, height = picture.size
+    rle = coco_mask.frPyObjects({"size": [height, width], "counts": [0, height * width]}, height, width)
+    rle["counts"] = rle["counts"].decode("ascii")
+    box = [0.0, 0.0, float(width), float(height)]
+    return [{"box": box, "category_id": None, "label": "the whole picture", "score": None, "rle": rle}]

@@ -1,20 +1,25 @@
 """Pictures from files: every kind that people have, as 8-bit RGB, or one clear line about the file at fault."""
 
+import functools
+import io
 import os
 import re
 import stat
 import struct
 import sys
+import warnings
 import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 from PIL import Image, ImageChops, UnidentifiedImageError
 from tqdm import tqdm
 
+from core.data.damage import END_OF_JPEG, has_all_scans, without_metadata
 from core.errors import InputError
+from core.files import printable
 
 # fmt: off
 IMAGE_SUFFIXES = (
@@ -78,6 +83,11 @@ MIRRORS_X = {TO_UPRIGHT[orientation] for orientation in (2, 3, 6, 7)}
 MIRRORS_Y = {TO_UPRIGHT[orientation] for orientation in (3, 4, 7, 8)}
 
 
+# Of a picture, unless `limit_megapixels` says otherwise. Phones have fewer; a file of 1 KB may have any number.
+MAX_MEGAPIXELS = 200.0
+LIMIT = "CAROUSEL_MAX_MEGAPIXELS"  # in the environment, which workers inherit, however they are started
+STRIP = 2**20  # pixels that are converted at a time, so that a huge picture is not held in several modes
+
 # Pictures whose headers are read before a run: that takes a second on a disk, and many times that over a network.
 MOST_HEADERS = 2000
 
@@ -107,17 +117,32 @@ def read_image(path, bits=16):
 def read_stored_image(path, bits=16):
     """Read a picture as it is stored, which is what boxes and masks are measured on, and how to turn it upright.
 
+    Metadata that can't be read doesn't matter. Of a JPEG the end may be missing, which is said, but no pixel.
+
     Returns:
         (PIL image in mode RGB, `Image.Transpose` or None). Boxes are turned by `turn_box`.
 
     Raises:
         InputError, as `read_image`.
     """
-    with open_image(path) as image:
-        has_more = bits < 16 and _is_deep(image)  # than the high byte; asked first: getexif() may load the picture
-        turn = TO_UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION))  # before load(), in which a TIFF forgets it
-        low = _low_bytes(path) if has_more and not image.mode.startswith("I") else None
-        image.load()
+    try:
+        return _read_stored(path, bits)
+    except InputError:
+        with suppress(InputError, OSError):  # of the second try; what is raised is about the file as it is
+            mended = _mended(path)
+            if mended is not None:
+                return _read_stored(mended, bits)
+        raise
+
+
+def _read_stored(file, bits):
+    with open_image(file) as image:
+        has_more = bits < 16 and _is_deep(image)  # than the high byte; asked before it is loaded
+        low = _low_bytes(file) if has_more and not image.mode.startswith("I") else None
+        if image.format != "TIFF":
+            image.load()  # what a PNG has behind its pixels is known then
+        turn = turn_of(image)
+        image.load()  # in which a TIFF forgets its orientation
         if has_more and _highest(image) >= 2**bits:
             raise ValueError(f"its values reach {_highest(image):,}, those of its set use {bits} bits: store all alike")
         picture = _to_rgb(image, bits, low)
@@ -126,33 +151,84 @@ def read_stored_image(path, bits=16):
     return picture, turn
 
 
+def turn_of(image):
+    """How an opened PIL image is turned upright, None where its EXIF orientation says nothing, or nothing readable."""
+    try:
+        return TO_UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION))
+    except BROKEN_FILE_ERRORS:
+        return None
+
+
+def _mended(path):
+    """The bytes of a file that can't be read, without what hindered that; None where its pixels are damaged."""
+    if not os.path.isfile(path):
+        return None
+    with open(path, "rb") as file:
+        data = file.read()
+    if not data.startswith(b"\xff\xd8"):
+        return without_metadata(data)
+    data = data.removesuffix(END_OF_JPEG[:1])
+    # Where pixels are missing, the decoder makes them of whatever comes next, and two of that differ.
+    noise = np.random.default_rng(0).integers(0, 255, 256, np.uint8).tobytes()
+    ends = (data + between + END_OF_JPEG for between in (b"", noise))
+    if not has_all_scans(data) or ImageChops.difference(*(_read_stored(end, 16)[0] for end in ends)).getbbox():
+        return None
+    _say_once(f"{path}: the end of the file is missing, and nothing of the picture; it is read")
+    return data + END_OF_JPEG
+
+
+@functools.cache
+def _say_once(line):
+    tqdm.write(printable(line), file=sys.stderr)
+
+
 @contextmanager
 def open_image(file, formats=FORMATS):
     """The one way to open a picture: `with open_image(path) as image`, a PIL image of which only the header is read.
 
     Args:
-        file: a path, or a binary file object.
+        file: a path, or the bytes of a file.
         formats: Pillow's names of what it may be; one that this Pillow lacks is not recognised.
 
     Raises:
-        InputError: names the file; also for whatever Pillow raises within the `with`, so keep other work out of it.
+        InputError: names the file; it has more pixels than `limit_megapixels` allows; also for whatever Pillow raises
+            within the `with`, so keep other work out of it.
     """
-    Image.init()  # so that `Image.OPEN` is complete
+    _prepare_pillow()
     formats = [name for name in formats if name in Image.OPEN]
+    limit = Image.MAX_IMAGE_PIXELS = round(1e6 * float(os.environ.get(LIMIT, MAX_MEGAPIXELS)))
     try:
-        if not hasattr(file, "read"):
+        if not isinstance(file, bytes):
             _check_file(file)
-        with Image.open(file, formats=formats) as image:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=formats) as image:
+            if image.width * image.height > limit:  # Pillow itself stops at twice as many
+                raise Image.DecompressionBombError
             yield image
     except InputError:
         raise
     except FileNotFoundError as error:
         raise InputError(f"{file}: no such picture; check the path") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f"{file}: has more than {limit / 1e6:g} megapixels; make it smaller, or raise max_megapixels"
+        ) from error
     except BROKEN_FILE_ERRORS as error:
         reason = str(error).replace("\n", " ") or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
             reason = f"no picture format is recognised, of {', '.join(formats)}"
         raise InputError(f"{file}: can't be read as a picture ({reason}); replace or remove it") from error
+
+
+@functools.cache
+def _prepare_pillow():
+    Image.init()  # so that `Image.OPEN` is complete
+    for kind in (UserWarning, RuntimeWarning):  # about damage and size, without the file's name; what matters is raised
+        warnings.filterwarnings("ignore", category=kind, module=r"PIL\.")
+
+
+def limit_megapixels(most):
+    """Pictures of more millions of pixels are refused from now on, by this process and those that it starts."""
+    os.environ[LIMIT] = str(most)
 
 
 def _check_file(path):
@@ -228,7 +304,7 @@ def _highest(image):
     """The highest value of a picture of 16 bits: of grey; of colour, whose high bytes Pillow keeps, the highest that it
     can be. Transparency doesn't count."""
     if image.mode.startswith("I"):
-        return int(np.asarray(image).max())
+        return max(int(np.asarray(strip).max()) for _, strip in strips(image))
     bands = zip(image.getbands(), image.getextrema(), strict=True)
     return max(high for band, (_, high) in bands if band != "A") * 256 + 255
 
@@ -250,11 +326,29 @@ def _low_bytes(path):
         return image
 
 
+def strips(image):
+    """Yields (rows above it, PIL image) of an image from top to bottom, in strips of `STRIP` pixels or a row."""
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
 def _to_rgb(image, bits, low):
-    """Loaded PIL image of any mode -> RGB. The trap: Pillow's own conversion of 16-bit grey clips at 255.
+    """Loaded PIL image of any mode -> RGB.
 
     low: of 16-bit colour that uses less, `_low_bytes`; `image` itself holds the high ones.
     """
+    if image.mode == "RGB" and low is None and not image.has_transparency_data:
+        return image._new(image.im)  # the pixels without the file's decoder; public ways copy them
+    picture = Image.new("RGB", image.size)
+    for top, strip in strips(image):
+        below = low and low.crop((0, top, image.width, top + strip.height))
+        picture.paste(_strip_to_rgb(strip, bits, below), (0, top))
+    return picture
+
+
+def _strip_to_rgb(image, bits, low):
+    """The trap: Pillow's own conversion of 16-bit grey clips at 255."""
     if low is not None:
         high = image.point(lambda value: value << 16 - bits)
         image = ImageChops.add(high, low.point(lambda value: value >> bits - 8))

@@ -18,6 +18,7 @@ from core.data.images import read_stored_image, turn_box
 from core.data.loading import PictureDataset, find_broken
 from core.data.randomness import seeded
 from core.data.samples import clip_box
+from core.data.transforms import to_image
 from core.errors import InputError
 
 # The object's box (x1, y1, x2, y2) where the data have none: the picture less a quarter on each side. It is the first
@@ -106,7 +107,7 @@ def load_sample(sample, with_mask=False):
         mask = mask.transpose(turn) if with_mask else None
     canvas = picture.size[::-1]
     loaded = {
-        "image": functional.to_image(picture),
+        "image": to_image(picture),
         "box": tv_tensors.BoundingBoxes([box], format="XYXY", canvas_size=canvas, dtype=torch.float32),
     }
     if with_mask:

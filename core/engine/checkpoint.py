@@ -9,8 +9,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -176,7 +178,7 @@ def all_options(args):
 
 # Options that say where and how a run is done, not what it computes.
 RUN_ALONE = {"name", "output", "resume", "data", "workers", "device", "timeout", "eval_every", "eval_batch_size"}
-RUN_ALONE |= {"tensorboard", "wandb", "recipe", "compile", "skip_broken"}
+RUN_ALONE |= {"tensorboard", "wandb", "recipe", "compile", "skip_broken", "max_megapixels"}
 
 
 def changed_options(saved, args, without_effect=()):
@@ -222,7 +224,8 @@ def restore(state, path, *holders):
 def open_run(output, name, resume=None):
     """Choose the run folder (rank 0 chooses, all ranks learn) and the checkpoint to continue from.
 
-    A folder that exists is never written into, except to resume the run in it: `name`, `name-2`, `name-3`, ...
+    A folder that exists is never written into, except to resume the run in it: `name`, `name-2`, `name-3`, ... One that
+    is new goes again where an InputError ends the run before it has saved anything.
 
     Args:
         resume: None, "auto" (last.pth of the latest run under this name; where all died before it, the latest folder
@@ -233,7 +236,19 @@ def open_run(output, name, resume=None):
 
     Raises InputError where there is nothing to resume and no launcher that begins and restarts runs by one command.
     """
-    return distributed.on_main(lambda: _choose_run(Path(output), name, resume))
+    folder, checkpoint, made = distributed.on_main(lambda: _choose_run(Path(output), name, resume))
+    distributed.undo_on_input_error(partial(_remove_unused, made))
+    return folder, checkpoint
+
+
+def _remove_unused(made):
+    """Remove new folders, the deepest first: one without files, or a training's that has finished no epoch."""
+    with suppress(OSError):
+        for folder in made:
+            if (folder / "args.json").is_file() and not (folder / "last.pth").exists():
+                shutil.rmtree(folder)
+            else:
+                folder.rmdir()
 
 
 def lock_run(folder):
@@ -302,22 +317,23 @@ def _choose_run(output, name, resume):
     if resume not in (None, "auto"):
         if not Path(resume).is_file():
             raise InputError(f"--resume {resume}: no such file; without a path the run's newest checkpoint is taken")
-        return Path(resume).resolve().parent, Path(resume)
+        return Path(resume).resolve().parent, Path(resume), []
     if resume == "auto":
         folders = _runs_named(output, name)
         for folder in folders:
             if os.path.isfile(folder / "last.pth"):
-                return folder, folder / "last.pth"
+                return folder, folder / "last.pth", []
         for folder in folders:
             if _died_early(folder):
-                return folder, None
+                return folder, None, []
         if not distributed.is_restarted():
             raise InputError(_nothing_to_resume(output, name))
     folder, number = output / name, 2
     while True:
+        made = [folder, *(path for path in folder.parents if not os.path.exists(path))]
         try:
             folder.mkdir(parents=True)
-            return folder, None
+            return folder, None, made
         except OSError as error:
             if not os.path.isdir(folder):
                 raise InputError(_why_no_folder(folder, error)) from error

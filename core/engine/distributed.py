@@ -57,6 +57,7 @@ class _Group(NamedTuple):
 _group: _Group | None = None  # set by setup(), unset by cleanup()
 _main_first_calls = 0
 _last_words: Callable[[], str] = str  # set by at_termination()
+_undo_on_input_error: list[Callable[[], None]] = []
 
 
 def setup(device: str | None = None, timeout_minutes: float = 10) -> torch.device:
@@ -162,6 +163,7 @@ def run_script(main: Callable[[Any], None], args: Any) -> None:
     rank 0 exit, stops them. So what fails on every rank is reported once, and what fails on rank 3 alone still is, as
     `error (rank 3): ...`. The line goes into torchrun's error file, too, so that its report has it.
     """
+    _undo_on_input_error.clear()
     at_termination(str)
     terminate = signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -187,6 +189,8 @@ def _report(error: BaseException) -> int | None:
     line = str(error) if isinstance(error, CollectiveError) else _bad_input(error)
     if line is None:
         return None
+    for undo in reversed(_undo_on_input_error if not isinstance(error, CollectiveError) else ()):
+        undo()
     _wait_for_main()
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         extra = {"timestamp": str(int(time.time())), "py_callstack": line}  # what the report shows
@@ -218,6 +222,11 @@ def at_termination(words: Callable[[], str]) -> None:
     """What a process stopped by SIGTERM says behind "stopped by SIGTERM"."""
     global _last_words
     _last_words = words
+
+
+def undo_on_input_error(undo: Callable[[], None]) -> None:
+    """Have `run_script` call this where an InputError ends the run, on the rank that raises it."""
+    _undo_on_input_error.append(undo)
 
 
 def _end_after_fault(report: Callable, kind: type, error: BaseException, trace: TracebackType | None) -> NoReturn:

@@ -4,7 +4,7 @@ from contextlib import suppress
 
 from core.engine import distributed
 from core.engine.checkpoint import changed_options, load_checkpoint, open_run, save_run
-from core.engine.log import RunLog, check_loggers
+from core.engine.log import RunLog
 from core.errors import InputError, as_written
 
 
@@ -34,7 +34,6 @@ class Run:
 
     def __init__(self, args, say, step, metrics, without_effect=(), opened=None):
         self.args, self.step, self.start, self.best = args, step, say.start, -1.0
-        check_loggers(args)
         self.folder, path, state = opened or open_or_resume(args, self.kind)
         self.resumed, unfinished = state is not None, None
         if self.resumed:

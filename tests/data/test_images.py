@@ -16,6 +16,7 @@ from core.data.images import (
     TO_UPRIGHT,
     bits_in_use,
     folder_entries,
+    limit_megapixels,
     list_files,
     list_images,
     open_image,
@@ -25,6 +26,8 @@ from core.data.images import (
     turn_box,
     walk_folders,
 )
+from core.data.transforms import to_image
+from core.engine.options import Parser, add_size_limit
 from core.errors import InputError
 
 
@@ -445,8 +448,7 @@ def test_a_format_that_this_pillow_lacks_is_one_line(tmp_path, monkeypatch):
     [KeyError("x"), IndexError(), AttributeError("a"), AssertionError(), OverflowError("o"), ZeroDivisionError(),
      RuntimeError("r"), NotImplementedError(), RecursionError(), MemoryError(), SystemError("s"), EOFError(),
      BufferError(), SyntaxError("two\nlines"), TypeError(), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x"),
-     UnboundLocalError("u"), ImportError("i"), OSError(5, "Input/output error"), zlib.error("z"), struct.error("t"),
-     Image.DecompressionBombError("b")],
+     UnboundLocalError("u"), ImportError("i"), OSError(5, "Input/output error"), zlib.error("z"), struct.error("t")],
 )  # fmt: skip
 def test_whatever_a_decoder_raises_is_a_broken_picture(tmp_path, monkeypatch, error):
     def fail(image):
@@ -496,6 +498,100 @@ def test_damaged_bytes_of_every_format_are_a_picture_or_one_line(tmp_path):
                 assert re.fullmatch(rf"{re.escape(str(path))}[: ].+", str(error)), (name, trial)
                 counts["broken"] += 1
     assert min(counts.values()) > 50
+
+
+# Size
+
+
+@pytest.fixture
+def limit(monkeypatch):
+    """Function: pictures of more pixels than this are refused."""
+    monkeypatch.setenv(images.LIMIT, "200")
+    return lambda pixels: limit_megapixels(pixels / 1e6)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # silenced once a process, pytest undoes it
+def test_one_limit_of_pixels_for_all_formats(tmp_path, limit):
+    for name, path in written(tmp_path).items():  # 32 x 24
+        if is_read(name):
+            limit(768)
+            assert read_image(path).size == (32, 24)
+            for most in (767, 383, 10):  # Pillow has a warning of its own, and from twice as many on an error
+                limit(most)
+                line = f"{path}: has more than {most / 1e6:g} megapixels; make it smaller, or raise max_megapixels"
+                assert broken_line(path) == line, name
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_small_file_of_a_huge_picture_is_refused_by_its_header(tmp_path):
+    bomb = deep_png(tmp_path / "a.png", np.zeros((1, 1, 1))).read_bytes()
+    start = bomb[:16] + struct.pack(">II", 10**6, 201) + bomb[24:29]
+    (tmp_path / "a.png").write_bytes(start + struct.pack(">I", zlib.crc32(start[12:])) + bomb[33:])
+    assert "has more than 200 megapixels" in broken_line(tmp_path / "a.png")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_the_option_raises_the_limit(tmp_path, limit):
+    path = save(tmp_path / "a.png", colour_picture())  # 48 pixels
+    parser = Parser("", "x")
+    add_size_limit(parser)
+    parser.parse_args(["--max-megapixels", "4.7e-5"])
+    assert "more than 4.7e-05 megapixels" in broken_line(path)
+    parser.parse_args(["--max-megapixels", "4.8e-5"])
+    read_image(path)
+    parser.parse_args([])
+    assert os.environ[images.LIMIT] == "200.0"
+
+
+def test_pillow_s_own_warnings_are_not_shown(tmp_path, limit):
+    """They name no file; of size there is one limit, and what is wrong with a file is raised."""
+    limit(48)
+    exif = b"Exif\0\0II*\0\x08\0\0\0\xff\xff"
+    path = save(tmp_path / "a.png", colour_picture(), exif=exif)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        images._prepare_pillow.cache_clear()
+        read_image(path)
+    images._prepare_pillow.cache_clear()
+    assert caught == []
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="the peak of memory is read from Linux")
+@pytest.mark.parametrize(
+    ("mode", "suffix", "bytes_a_pixel"),
+    [("RGB", "bmp", 4), ("L", "bmp", 5), ("1", "png", 5), ("P", "gif", 5), ("RGBA", "tif", 8), ("LA", "tif", 8),
+     ("CMYK", "tif", 8), ("I;16", "tif", 6)],
+)  # fmt: skip
+def test_a_huge_picture_is_held_once_as_it_is_stored_and_once_as_rgb(
+    tmp_path, monkeypatch, mode, suffix, bytes_a_pixel
+):
+    monkeypatch.setattr(images, "STRIP", 2**16)
+    path, side = tmp_path / f"a.{suffix}", 2000
+    Image.new(mode, (side, side)).save(path)
+    read_image(path)  # what is loaded and made once
+    before = peak_of_memory(reset=True)
+    picture = read_image(path)
+    assert peak_of_memory() - before < (bytes_a_pixel + 0.6) * side**2
+    before = peak_of_memory(reset=True)
+    assert to_image(picture).shape == (3, side, side)
+    assert peak_of_memory() - before < 3.6 * side**2
+
+
+def peak_of_memory(reset=False):
+    """Bytes that this process has held at most, since the last reset."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+def test_strips_change_no_value(tmp_path, monkeypatch):
+    paths = [(path, 16) for name, path in written(tmp_path).items() if is_read(name)]
+    paths += [(deep_png(tmp_path / f"{channels}.png", deep_values(12, channels)), 12) for channels in (1, 3)]
+    whole = [np.asarray(read_image(*how)) for how in paths]
+    monkeypatch.setattr(images, "STRIP", 64)  # two rows, or eight
+    for how, expected in zip(paths, whole, strict=True):
+        np.testing.assert_array_equal(np.asarray(read_image(*how)), expected)
+        np.testing.assert_array_equal(to_image(read_image(*how)).permute(1, 2, 0), expected)
 
 
 # Folders
