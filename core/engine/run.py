@@ -66,7 +66,8 @@ class Run:
             evaluated = epoch % args.eval_every == 0 or epoch == args.epochs
             row |= self._evaluate() if evaluated else {}
             self.log.epoch(row)
-            best = max(row.get(self.score, -1.0), self.best)
+            score = row.get(self.score, -1.0)
+            best = score if score > self.best else self.best  # it may be nan
             state = self._state(best, evaluated)
             if distributed.is_main():
                 save_run(self.folder, state, improved=best > self.best)

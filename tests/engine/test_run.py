@@ -77,7 +77,8 @@ def read_log(folder):
 
 @pytest.mark.parametrize(
     ("scores", "best", "of_epoch"),
-    [((0.9, 0.5, 0.8, 0.85), 0.9, 0), ((0.1, 0.5, 0.8, 0.7), 0.8, 2), ((0.5, 0.5, 0.4, 0.5), 0.5, 0)],
+    [((0.9, 0.5, 0.8, 0.85), 0.9, 0), ((0.1, 0.5, 0.8, 0.7), 0.8, 2), ((0.5, 0.5, 0.4, 0.5), 0.5, 0)]
+    + [((0.2, 0.6, float("nan"), 0.4), 0.6, 1)],
 )
 def test_the_best_is_the_best_what_it_begins_with_too(train, tmp_path, scores, best, of_epoch):
     assert train(scores).best == best
