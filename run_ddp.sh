@@ -20,6 +20,8 @@
 #   MASTER_PORT      a free port on machine 0 (29500; on one machine, any free port is taken)
 #   MAX_RESTARTS     how often all processes are started again after a failure; give the script --resume (0).
 #                    On several machines torchrun then hands out the ranks itself: keep runs/ on a disk that all share
+#   LOGLEVEL         set, e.g. to INFO, torchrun speaks, too; otherwise it ends as the first rank did that failed: with
+#                    exit code 2 after bad input, 143 after SIGTERM
 #   PYTHON           the interpreter whose torch is used (python3)
 #   OMP_NUM_THREADS  CPU threads of each process (cores / processes)
 #   NCCL_*           passed on as they are. Nothing is switched off here: NCCL uses P2P and InfiniBand where it finds them.
