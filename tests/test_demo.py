@@ -15,7 +15,6 @@ from pycocotools import mask as rle_codec
 
 import demo
 from core.data.images import read_image
-from core.engine.checkpoint import REQUIRED
 from core.errors import InputError
 from core.models import weights
 from core.models.mask_rcnn import MaskRCNN
@@ -328,7 +327,8 @@ def test_what_is_no_checkpoint_under_runs_is_named_and_passed_over(run, photos):
     save_checkpoint(Path("runs/blind/last.pth"), OPTIONS, epoch=7)
     save_checkpoint(Path("runs/old/best.pth"), OPTIONS, epoch=1)
     save_checkpoint(Path("runs/old/last.pth"), OPTIONS, epoch=2)
-    reid = {**dict.fromkeys(REQUIRED["reid"]), "kind": "reid"}
+    reid = {"kind": "reid", "model": {}, "ema": [], "network": {}, "identities": [], "distance": "cosine", "args": {}}
+    reid |= {"input_size": [8, 4], "normalisation": {"mean": [0.5] * 3, "std": [0.5] * 3}, "epoch": 1, "best": 0.5}
     for name, content in (("foreign", {"weight": torch.zeros(2)}), ("part", {"kind": "mask_rcnn"}), ("reid", reid)):
         Path("runs", name).mkdir()
         torch.save(content, Path("runs", name, "best.pth"))

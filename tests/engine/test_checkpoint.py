@@ -13,7 +13,6 @@ import torch
 
 from core.engine import checkpoint, distributed
 from core.engine.checkpoint import (
-    REQUIRED,
     fingerprint,
     load_checkpoint,
     lock_run,
@@ -28,7 +27,9 @@ from core.engine.checkpoint import (
 from core.errors import InputError
 from core.files import atomic_write
 
-STATE = {**dict.fromkeys(REQUIRED["reid"]), "kind": "reid", "epoch": 3, "model": {"weight": torch.arange(4.0)}}
+STATE = {"kind": "reid", "epoch": 3, "best": 0.5, "model": {"weight": torch.arange(4.0)}, "ema": [], "network": {}}
+STATE |= {"input_size": [64, 32], "normalisation": {"mean": [0.5] * 3, "std": [0.5] * 3}, "identities": ["red"]}
+STATE |= {"distance": "cosine", "args": {}}
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
@@ -519,7 +520,7 @@ def test_a_mask_rcnn_without_input_size_has_a_fingerprint():
 
 def test_weights_alone_are_a_checkpoint_of_the_same_network(tmp_path):
     """Of a network with averaged weights those are kept, under the plain name."""
-    state = {key: None for key in REQUIRED["reid"]} | {"kind": "reid", "network": {"backbone": "x"}, "bits": 12}
+    state = STATE | {"network": {"backbone": "x"}, "bits": 12}
     state |= {"model": {"w": torch.zeros(3)}, "ema": [{"module.w": torch.ones(3), "n_averaged": torch.tensor(1)}]}
     state |= {"optimizers": [1], "scheduler": {}, "scaler": {}, "loss": {"centers": torch.zeros(9)}}
     alone = weights_alone(state)
