@@ -34,6 +34,7 @@ from core.data.coco_views import settle_view
 from core.data.randomness import derive_seed
 from core.data.samples import check_on_disk, clip_box, listed_path
 from core.errors import InputError
+from core.files import printable
 
 
 class CocoCategory(NamedTuple):
@@ -120,7 +121,7 @@ def read_coco(annotations, images, *, categories=None, check_sizes=True, upright
     """
     content = read_json(annotations)
     listed = [
-        CocoCategory(number, check_name(category, "name", f"{annotations}, category {number}"))
+        CocoCategory(number, printable(check_name(category, "name", f"{annotations}, category {number}")))
         for number, category in entries_by_id(content, "categories", annotations).items()
     ]
     ordered, labels = _own_labels(listed) if categories is None else _labels_by_name(listed, categories, annotations)

@@ -28,6 +28,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.rendezvous import rendezvous
 
 from core.engine.attendance import Attendance
+from core.engine.terminal import guard_streams
 from core.errors import InputError
 from core.files import printable
 
@@ -151,6 +152,7 @@ def run_script(main: Callable[[Any], None], args: Any) -> None:
     what fails on every rank is reported once, and what fails on rank 3 alone still is, as `error (rank 3): ...`.
     """
     _undo_on_input_error.clear()
+    guard_streams()
     try:
         main(args)
     except KeyboardInterrupt:
@@ -166,6 +168,8 @@ def run_script(main: Callable[[Any], None], args: Any) -> None:
         _wait_for_main()
         _say_line(f"error: {error}")
         _exit_after_failure(1)
+    finally:
+        sys.stdout.flush()
     cleanup()
 
 
@@ -271,7 +275,7 @@ def main_first(timeout_minutes: float = 60) -> Iterator[None]:
             yield
         except BaseException as error:  # nothing is caught for good: the others are told, then it goes on its way
             kind = "input" if isinstance(error, InputError) else "failed"
-            _group.store.set(key, f"{kind} {error or type(error).__name__}")
+            _group.store.set(key, f"{kind} {printable(error) or type(error).__name__}")
             raise
         _group.store.set(key, "done ")
         return
