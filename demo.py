@@ -2,44 +2,61 @@
 
 Boxes, classes and masks of one picture, several, a folder, a pattern:
     python demo.py photo.jpg
-    python demo.py photos/ "more/**/*.jpg" --segment runs/MASKS/best.pth --score 0.7 --classes suitcase backpack
+    python demo.py photos/ "more/**/*.jpg" --segment runs/MASKS/best.pth \\
+        --score 0.7 --classes suitcase backpack
 A gallery out of pictures of one object each, and who of it is in a scene:
     python demo.py --build-gallery bags/ --gallery bags.gallery
-    python demo.py scene.jpg --gallery bags.gallery --segment runs/MASKS/best.pth --reid runs/REID/best.pth
+    python demo.py scene.jpg --gallery bags.gallery
     python demo.py --build-gallery new/ --gallery bags.gallery --add
-    python demo.py --gallery bags.gallery                                # who is in it
-    python demo.py --gallery bags.gallery --remove 0010 red-samsonite
     python demo.py --gallery all.gallery --merge bags.gallery more.gallery
+Who is in it; and identities, pictures or folders out of it:
+    python demo.py --gallery bags.gallery
+    python demo.py --gallery bags.gallery --remove 0010 bags/blue/2.jpg
 Do two pictures show the same object?
     python demo.py a.jpg b.jpg --compare
 
---segment is the network that finds objects: a checkpoint of train_mask_rcnn.py, torchvision's COCO file of Mask R-CNN,
-or the word coco, which fetches that file. Without it the one that the gallery was built with is taken, or the newest
-best.pth of a Mask R-CNN under runs/ (last.pth of a run that was not evaluated), and where there is none, the published
-COCO weights. --reid is the one that recognises them, a checkpoint of train_reid.py, or else the one that the gallery
+--segment is the network that finds objects: a checkpoint of train_mask_rcnn.py,
+torchvision's COCO file of Mask R-CNN, or the word coco, which fetches that
+file. Without it the one that the gallery was built with is taken, or the newest
+best.pth of a Mask R-CNN under runs/ (last.pth of a run that was not evaluated),
+and where there is none, the published COCO weights. --reid is the one that
+recognises them, a checkpoint of train_reid.py, or else the one that the gallery
 was built with, or the newest under runs/.
 
-In a gallery's folder each sub-folder is an identity; pictures beside them are of the identity that an MVB name says
-(0010_g_1.jpg), or that their own name is. Objects are cut out along their masks, unless --no-masks is given.
+In a gallery's folder each sub-folder is an identity; pictures beside them are
+of the identity that an MVB name says (0010_g_1.jpg), or that their own name is.
+Objects are cut out along their masks, unless --no-masks is given. What joins a
+gallery is taken as its pictures were. A photograph of one object is searched
+for as a whole with --no-masks, and where the gallery's pictures are whole,
+unless --segment, --score or --classes asks for the objects in it.
 
 For each picture there is a folder <--output>/<its name> with
-    instances.json      `picture`, its path as it was given, `width`, `height`; `segment`, the network that found the
-                        objects, `min_score`, as --score says; of each instance its number, class, score, box
-                        [x1, y1, x2, y2] in pixels, and the mask as a run-length code that pycocotools.mask.decode
-                        reads; both are of the upright picture: turned as its EXIF orientation says, as viewers show it.
-                        With a gallery also `gallery`, `reid`, `metric`, `threshold`, and of each instance `identity`,
-                        null where it is unknown, and `matches`, the nearest identities with their distances; an object
-                        that was found twice, as two classes, is there once. `false_accept_rate`, `true_accept_rate`:
-                        the shares of pairs of two objects and of one that may pass the threshold, and did, when the
-                        ReID network was validated; null where the threshold is not its own
-    sheet.jpg           six panels: the picture; boxes with class and score; masks; masks over the picture; masks and
-                        classes; all together. Each is a file, too: original, boxes, masks, overlay, classes, all.
-                        With a gallery: the scene, its instances numbered, and beside each number its best matches;
-                        identities.jpg is the scene alone
-and index.html shows them all, those that are done where the run is stopped. Two pictures that are compared leave
-comparison.jpg and comparison.json: `same`, true or false, null without a threshold; `answer`, that in words;
-`distance`; `similarity`, their cosine, null where the network has another metric; `cut_out`, whether they were cut out
-along masks; and the networks, threshold and rates as above. A folder that exists is never overwritten, the next free
+    instances.json: `picture`, its path as it was given, `width`, `height`;
+        `segment`, the network that found the objects, `min_score`, as --score
+        says; of each instance its number, class, score, box [x1, y1, x2, y2] in
+        pixels, and the mask as a run-length code that pycocotools.mask.decode
+        reads; both are of the upright picture: turned as its EXIF orientation
+        says, as viewers show it. An object that was found as two classes is
+        there once, the others stand in `also`. With a gallery also `gallery`,
+        `reid`, `metric`, `threshold`, and of each instance `identity`, null
+        where it is unknown, and `matches`, the nearest identities with their
+        distances; of those of one identity that lie on each other, the nearest.
+        `false_accept_rate`, `true_accept_rate`: the shares of pairs of two
+        objects and of one that may pass the threshold, and did, when the ReID
+        network was validated on `identities`; `false_accept_interval`, what may
+        pass of others, at 95 % confidence; null where the threshold is not its
+        own
+    sheet.jpg: six panels: the picture; boxes with class and score; masks; masks
+        over the picture; masks and classes; all together. Each is a file, too:
+        original, boxes, masks, overlay, classes, all. With a gallery: the
+        scene, its instances numbered, and beside each number its best matches;
+        identities.jpg is the scene alone
+and index.html shows them all, those that are done where the run is stopped. Two
+pictures that are compared leave comparison.jpg and comparison.json: `same`,
+true or false, null without a threshold; `answer`, that in words; `distance`;
+`similarity`, their cosine, null where the network has another metric;
+`cut_out`, whether they were cut out along masks; and the networks, threshold
+and rates as above. A folder that exists is never overwritten, the next free
 number is added.
 """
 
@@ -48,48 +65,9 @@ import os
 import sys
 from contextlib import nullcontext
 
-from tqdm import tqdm
+from core.engine import options
 
-from core.data.images import (
-    IMAGE_SUFFIXES,
-    bits_in_use,
-    folder_entries,
-    list_files,
-    list_images,
-    read_image,
-    say_unread,
-)
-from core.engine import distributed, options
-from core.engine.checkpoint import open_output
-from core.engine.log import progress_is_shown
-from core.errors import InputError
-from core.files import distinct_names, printable
-from recognition import gallery, gallery_pictures, matching
-from recognition.networks import (
-    TRAIN_MASKS,
-    TRAIN_REID,
-    NothingTrained,
-    find_instances,
-    load_detector,
-    load_encoder,
-)
-from recognition.page import index_page
-from recognition.results import titles_of, write_comparison, write_identities, write_instances
-from recognition.sheets import MOST_MATCHES
-
-# The ways of use, each known by its option, and what else it takes. What has no effect is refused, not ignored.
-ENCODER = ("reid", "backbone", "model")
-USES = {
-    "compare": ("pictures", "segment", *ENCODER, "threshold", "classes", "no_masks", "output"),
-    "build_gallery": ("gallery", "add", "segment", *ENCODER, "classes", "no_masks"),
-    "remove": ("gallery",),
-    "merge": ("gallery",),
-    "gallery": ("pictures", "segment", *ENCODER, "threshold", "matches", "score", "classes", "output"),
-    "pictures": ("segment", "score", "classes", "output"),
-}
-
-LEAST_SCORE = 0.5
-MANY_STRANGERS = 0.1  # of those that nobody knows: above, a person is told that so many pass the threshold
+LEAST_SCORE, LEAST_OF_GALLERY = 0.5, 0.35
 
 
 def get_parser():
@@ -100,7 +78,7 @@ def get_parser():
     group.add_argument("--compare", action="store_true", help="do two pictures show the same object?")
     group.add_argument("--build-gallery", metavar="FOLDER", help="make --gallery out of the pictures in a folder")
     group.add_argument("--add", action="store_true", help="with --build-gallery: add them to a gallery that exists")
-    group.add_argument("--remove", nargs="+", metavar="IDENTITY", help="take identities out of --gallery")
+    group.add_argument("--remove", nargs="+", metavar="NAME", help="take identities or pictures out of --gallery")
     group.add_argument("--merge", nargs="+", metavar="FILE", help="make --gallery out of these")
     group = parser.add_argument_group("networks")
     group.add_argument(
@@ -115,7 +93,7 @@ def get_parser():
     group.add_argument(
         "--score",
         type=options.fraction,
-        help=f"least score of what is shown (default: {LEAST_SCORE}, with a gallery {matching.LEAST_SCORE}); "
+        help=f"least score of what is shown (default: {LEAST_SCORE}, with a gallery {LEAST_OF_GALLERY}); "
         "below the network's own --min-score (0.05 unless trained otherwise) it changes nothing",
     )
     group.add_argument(
@@ -134,13 +112,62 @@ def get_parser():
         "--matches",
         type=options.positive_int,
         default=5,
-        help=f"identities listed for an instance; the sheet shows {MOST_MATCHES} at most",
+        help="identities listed for an instance; the sheet shows 10 at most",
     )
-    group.add_argument("--no-masks", action="store_true", help="gallery and comparison: whole pictures, not cut out")
+    group.add_argument(
+        "--no-masks", action="store_true", help="gallery and comparison: whole pictures, nothing cut out"
+    )
     group.add_argument("--output", default="runs/demo", metavar="FOLDER", help="folder for the results")
     options.add_size_limit(group)
     options.add_device_options(parser, timeout=False)
     return parser
+
+
+if __name__ == "__main__":
+    options.answer_help(get_parser())  # before torch is imported, which takes seconds
+
+from tqdm import tqdm
+
+from core.data.images import (
+    IMAGE_SUFFIXES,
+    bits_in_use,
+    folder_entries,
+    list_files,
+    list_images,
+    read_image,
+    say_unread,
+)
+from core.engine import distributed
+from core.engine.checkpoint import open_output
+from core.engine.log import progress_is_shown
+from core.errors import InputError
+from core.files import distinct_names, printable
+from recognition import gallery, gallery_pictures, matching
+from recognition.networks import (
+    TRAIN_MASKS,
+    TRAIN_REID,
+    NothingTrained,
+    find_instances,
+    load_detector,
+    load_encoder,
+    whole_picture,
+)
+from recognition.page import index_page
+from recognition.results import titles_of, write_comparison, write_identities, write_instances
+
+# The ways of use, each known by its option, and what else it takes. What has no effect is refused, not ignored.
+ENCODER = ("reid", "backbone", "model")
+USES = {
+    "compare": ("pictures", "segment", *ENCODER, "threshold", "classes", "no_masks", "output"),
+    "build_gallery": ("gallery", "add", "segment", *ENCODER, "classes", "no_masks"),
+    "remove": ("gallery",),
+    "merge": ("gallery",),
+    "gallery": ("pictures", "segment", *ENCODER, "threshold", "matches", "score", "classes", "no_masks", "output"),
+    "pictures": ("segment", "score", "classes", "output"),
+}
+OF_OBJECTS = ("segment", "score", "classes")  # which of them are looked for in a picture, and by whom
+
+MANY_STRANGERS = 0.1  # of those that nobody knows: above, a person is told that so many pass the threshold
 
 
 def choose_use(args):
@@ -154,8 +181,11 @@ def choose_use(args):
         homes = [home for home, others in USES.items() if home != "pictures" and set(strange) <= set(others)]
         way = f"it goes with {parser.as_typed(homes)}" if homes else "leave it out"
         raise InputError(f"{parser.as_typed(strange)}: not an option together with {together}; {way}")
-    if args.no_masks and (args.segment or args.classes):
-        raise InputError("--no-masks takes pictures whole, so nothing is looked for: leave out --segment and --classes")
+    without = [name for name in given if name in OF_OBJECTS] if args.no_masks else []
+    if without:
+        raise InputError(
+            f"--no-masks takes pictures whole, so nothing is looked for: leave out {parser.as_typed(without)}"
+        )
     if "gallery" in USES[use] and not args.gallery:
         raise InputError(f"{parser.as_typed([use])}: give the file with --gallery FILE")
     if use == "compare" and len(args.pictures) != 2:
@@ -191,19 +221,15 @@ def say(text):
 def show(args, device):
     """Find the objects in every picture and, with a gallery, say who they are."""
     paths = list_pictures(args.pictures)
-    least = matching.LEAST_SCORE if args.gallery else LEAST_SCORE
+    least = LEAST_OF_GALLERY if args.gallery else LEAST_SCORE
     score = least if args.score is None else args.score
     with (
         open_output(args.output) as output,
         gallery.open_gallery(args.gallery) if args.gallery else nullcontext() as known,
     ):
         identifier = load_identifier(args, device, known) if args.gallery else None
-        detector = load_detector(
-            args.segment or network_of(known, "segment"), device, args.amp, classes_of(args, known)
-        )
-        say(detector.message)
-        if not detector.is_own and not args.segment:
-            say(f"to train for your own objects: {TRAIN_MASKS} finds them, {TRAIN_REID} recognises them")
+        detector = scene_detector(args, device, known)
+        how = f"{detector.message}; score at least {score}" if detector else "pictures are taken whole"
         cards, skipped = [], []
         bits = bits_in_use(paths, say, identifier.encoder.bits if identifier else detector.bits)
         places = list(zip(paths, titles_of(paths), distinct_names(paths, taken={"index.html"}), strict=True))
@@ -217,25 +243,53 @@ def show(args, device):
                     bar.write(f"skipped: {printable(error)}", file=sys.stderr)
                     continue
                 about = {"picture": str(path), "width": picture.width, "height": picture.height}
-                about |= {"segment": detector.path, "min_score": score}
+                about |= {"segment": detector and detector.path, "min_score": score if detector else None}
                 cards.append(show_picture(output / folder, title, picture, detector, identifier, about))
                 bar.write(f"{printable(path)}: {printable(cards[-1].caption)}", file=sys.stdout)
         finally:  # also of a run that is interrupted, what is done is shown
             bar.close()
-            parts = filter(None, (detector.message, f"score at least {score}", identifier))
-            write_page(output, "; ".join(map(str, parts)), cards, skipped, len(paths))
+            write_page(output, f"{how}; {identifier}" if identifier else how, cards, skipped, len(paths))
     stop_for(skipped, len(paths))
 
 
 def show_picture(folder, title, picture, detector, identifier, about):
-    """Find the objects in one picture and, with a `matching.Identifier`, say who they are; returns its card."""
-    found, most = find_instances(detector, picture, about["min_score"])
+    """Find the objects in one picture and, with a `matching.Identifier`, say who they are; returns its card.
+
+    Without a detector the picture is one object.
+    """
+    found, most = find_instances(detector, picture, about["min_score"]) if detector else (whole_picture(picture), None)
     note = f"; {most} is as many as the network returns, there may be more" if most else ""
+    found = matching.one_per_object(found)
     if identifier:
         named = matching.identify_instances(identifier, picture, found)
         return write_identities(folder, title, picture, *named, identifier, about, note)
     classes = [category[1] for category in detector.categories if category]
     return write_instances(folder, title, picture, found, classes, about, note)
+
+
+def scene_detector(args, device, known):
+    """The network that finds objects, said; None where pictures are searched for as a whole in the gallery `known`."""
+    if args.no_masks or (known is not None and not known.masks and not asks_for_objects(args)):
+        if known.masks:
+            say("pictures are taken whole, with their background, and those of the gallery were cut out along masks")
+        else:
+            say("pictures are taken whole, as those of the gallery; --segment NETWORK finds several objects in each")
+        return None
+    try:
+        path = args.segment or network_of(known, "segment")
+        detector = load_detector(path, device, args.amp, classes_of(args, known))
+    except NothingTrained as error:
+        way = "; --no-masks takes a picture as a whole" if known is not None and not asks_for_objects(args) else ""
+        raise NothingTrained(f"{error}{way}") from error
+    say(detector.message)
+    if not detector.is_own and not args.segment:
+        say(f"to train for your own objects: {TRAIN_MASKS} finds them, {TRAIN_REID} recognises them")
+    return detector
+
+
+def asks_for_objects(args):
+    """Whether a person wants objects looked for in pictures, and says how."""
+    return any(getattr(args, name) is not None for name in OF_OBJECTS)
 
 
 def write_page(folder, about, cards, skipped, total):
@@ -290,10 +344,11 @@ def load_identifier(args, device, known):
     say(identifier)
     if threshold is None:
         say("this checkpoint carries no threshold: everyone is unknown; give --threshold")
-    strangers = identifier.strangers_accepted()
+    strangers, may_be_more, identities = identifier.strangers_accepted() or (0, False, 0)
     if strangers > MANY_STRANGERS:
+        share = f"{'at least' if may_be_more else 'about'} {100 * strangers:.0f} %"
         say(
-            f"among so many, about {100 * strangers:.0f} % of strangers find somebody near enough; "
+            f"among so many, {share} of strangers find somebody near enough, as measured on {identities} identities; "
             f"`python evaluate.py {encoder.path} --false-accept-rate RATE` says a smaller --threshold"
         )
     return identifier
@@ -336,9 +391,13 @@ def build_gallery(args, device):
     with gallery.open_gallery(args.gallery) if args.add else nullcontext() as known:
         encoder = encoder_of(args, device, known)
         if args.add:
-            known.require(encoder.fingerprint, encoder.path, masks=not args.no_masks)
+            asked = args.no_masks or asks_for_objects(args)  # else they are taken as those that are there
+            known.require(encoder.fingerprint, encoder.path, masks=not args.no_masks if asked else None)
         say(encoder.message)
-        detector = None if args.no_masks else subject_detector(args, device, known)
+        whole = args.no_masks or (args.add and not known.masks)
+        detector = None if whole else subject_detector(args, device, known)
+        if whole and args.add:
+            say("pictures are taken whole, as those of the gallery")
         names = gallery_pictures.name_identities(paths, args.build_gallery, known.names if args.add else ())
         before = gallery_pictures.pictures_of_each(known) if args.add else {}
         renamed = gallery_pictures.renamed(known, paths, names) if args.add else []
@@ -367,6 +426,11 @@ def build_gallery(args, device):
 
 def say_written(path):
     with gallery.open_gallery(path) as written:
+        twins = written.twins()
+        if twins:
+            one, other = (f"{written.source(row)} (of {written.identity_of(row)})" for row in twins[0])
+            count = f"{len(twins)} picture{'s' * (len(twins) != 1)}"
+            say(f"in it once more under another path: {count}, the first {one} as {other}; --remove PATH takes one out")
         say(f"written to {path}: {matching.size_of(written)}")
 
 
@@ -399,7 +463,7 @@ def list_gallery(args):
 
 
 def change_gallery(args):
-    """Take identities out of a gallery, or make one out of several."""
+    """Take identities or pictures out of a gallery, or make one out of several."""
     if args.remove:
         count = gallery.remove_from_gallery(args.gallery, args.remove)
         say(f"removed: {count} picture{'s' * (count != 1)}")

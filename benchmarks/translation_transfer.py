@@ -4,8 +4,9 @@
     python -m benchmarks.translation_transfer --data ../shared/data --seeds 0 --directions coil100-coil20
 
 Four networks are trained by the same recipe and asked about the target's query and gallery: on the source (direct
-transfer), on the source translated by CycleGAN, by SPGAN, and on the target (the ceiling). A translation takes about
-ten minutes of one core, a network three. Runs, sheets and translated sets stay in --output, and aren't made again.
+transfer), on the source translated by CycleGAN, by SPGAN, and on the target (the ceiling). The first three then go on
+without labels on the target ("+ clusters", cluster_contrast). A translation takes about ten minutes of one core, a
+network three. Runs, sheets and translated sets stay in --output, and aren't made again.
 """
 
 import argparse
@@ -21,6 +22,8 @@ TRANSLATION += ["--iterations-per-epoch", "100", "--schedule", "linear", "--deca
 REID = ["--backbone", "resnet18", "--weights", "none", "--height", "64", "--width", "64", "--pad", "4"]
 REID += ["--ids-per-batch", "8", "--images-per-id", "4", "--epochs", "10", "--iterations-per-epoch", "30"]
 REID += ["--schedule", "cosine", "--warmup-epochs", "0", "--eval-every", "10", "--workers", "1"]
+CLUSTERS = ["--method", "cluster_contrast", "--epochs", "6", "--iterations-per-epoch", "20", "--ids-per-batch", "8"]
+CLUSTERS += ["--recipe", "quick", "--pooling", "avg", "--lr", "1e-4", "--eval-every", "6", "--workers", "1"]
 
 
 def get_parser():
@@ -39,6 +42,16 @@ def trained(data, name, seed, output):
     if not path.exists():
         where = ["--dataset", "market1501", "--data", data, "--output", output, "--name", name]
         run_script("train_reid.py", *where, *REID, "--seed", seed)
+    return path
+
+
+def clustered(checkpoint, target, seed, output):
+    """last.pth of the network in `checkpoint`, gone on without labels on the set in the folder `target`."""
+    name = f"{checkpoint.parent.name}+{target.name}-{seed}"
+    path = output / name / "last.pth"
+    if not path.exists():
+        where = ["--target", f"market1501:{target}", "--weights", checkpoint, "--output", output, "--name", name]
+        run_script("train_unsupervised.py", *where, *CLUSTERS, "--seed", seed)
     return path
 
 
@@ -75,6 +88,7 @@ def main(args):
                 folder, (before, after) = translated(source, target, method, seed, direct, output)
                 network = trained(folder, f"on-{folder.name}", seed, output)
                 rows.append((method, network, f"{before} -> {after}"))
+            rows += [(f"{name} + clusters", clustered(network, target, seed, output), "") for name, network, _ in rows]
             rows.append(("target", trained(target, f"{target.name}-{seed}", seed, output), ""))
             for name, checkpoint, distance in rows:
                 mean_ap, rank1 = asked(checkpoint, target)

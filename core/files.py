@@ -22,12 +22,14 @@ def distinct_names(paths, taken=()):
 
     taken: names that are in use already. Upper and lower case count as one, as some file systems have it.
     """
-    names, taken = [], {name.casefold() for name in taken}
+    names, taken, numbers = [], {name.casefold() for name in taken}, {}
     for path in paths:
-        stem, number = Path(path).stem.strip(".") or "picture", 2  # "..jpg" must not lead out of the folder
-        name = stem
+        name = stem = Path(path).stem.strip(".") or "picture"  # "..jpg" must not lead out of the folder
+        number = numbers.setdefault(stem.casefold(), 1)  # where the search goes on: 20,000 may have one name
         while name.casefold() in taken:
-            name, number = f"{stem}-{number}", number + 1
+            number += 1
+            name = f"{stem}-{number}"
+        numbers[stem.casefold()] = number
         taken.add(name.casefold())
         names.append(name)
     return names

@@ -115,24 +115,34 @@ def add_to_gallery(path, entries, *, fingerprint):
             return len(new) - replaced, replaced
 
 
-def remove_from_gallery(path, identities):
-    """Remove every entry of these identities from the gallery in the file `path`.
+def remove_from_gallery(path, names):
+    """Remove every entry of these identities, of these pictures, or in these folders, from the gallery `path`.
 
     The gallery may become empty; it keeps its network and takes new entries.
+
+    Args:
+        names: each of an identity or, where there is none of this name, of a file or folder that entries come from;
+            it need not be there any more.
 
     Returns:
         how many entries were removed.
 
     Raises:
-        InputError: as `open_gallery`; an identity that is not in it (nothing is removed then).
+        InputError: as `open_gallery`; a name that is neither (nothing is removed then).
     """
     path = resolved(path)
     with sole_writer(path), atomic_write(path) as file, open_gallery(path) as old:
         numbers = {name: number for number, name in enumerate(old.names)}
-        for name in identities:
+        gone = np.isin(old.numbers, [numbers[name] for name in names if name in numbers])
+        for name in names:
             if name not in numbers:
-                raise InputError(f"the gallery {path} has no identity {name!r}; nothing was removed")
-        gone = np.isin(old.numbers, [numbers[name] for name in identities])
+                file_or_folder = os.path.abspath(name)
+                places = tuple(os.path.join(place, "") for place in (name, file_or_folder))
+                here = np.array([f"{source}{os.sep}".startswith(places) for source in old.sources()], bool)  # (N,)
+                if not here.any():
+                    what = f"no identity {name!r} and no picture {file_or_folder}"
+                    raise InputError(f"the gallery {path} has {what}; nothing was removed")
+                gone |= here
         write_gallery(file, path.parent, old.rows(~gone), _header_of(old))
         return int(gone.sum())
 

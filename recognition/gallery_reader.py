@@ -227,11 +227,22 @@ class Gallery:
             )
         self._verify("vectors", checksum)
 
+    def sources(self):
+        """Yield where each row comes from, "" if that was not given."""
+        for start in range(0, len(self), COPIED_ROWS):
+            yield from map(_text, self._items("sources", start, min(len(self), start + COPIED_ROWS)))
+
     def source_digests(self):
         """(N,) `digests_of` the sources; those of rows without a source are digests of ""."""
-        spans = (range(start, min(len(self), start + COPIED_ROWS)) for start in range(0, len(self), COPIED_ROWS))
-        parts = [digests_of(map(_text, self._items("sources", span.start, span.stop))) for span in spans]
-        return np.concatenate(parts or [np.empty(0, "S16")])
+        return digests_of(self.sources())
+
+    def twins(self):
+        """Pairs (row, earlier row) of entries with the same thumbnail: of one picture under two paths, most likely."""
+        sums, sizes = self._sums["thumbnails"], np.diff(self._ends["thumbnails"], prepend=0)
+        order = np.lexsort((sizes, sums))  # stable: equal ones in the order of the rows
+        alike = (np.diff(sums[order]) == 0) & (np.diff(sizes[order]) == 0) & (sizes[order[1:]] > 0)
+        pairs = zip(order[1:][alike].tolist(), order[:-1][alike].tolist(), strict=True)
+        return sorted(pair for pair in pairs if self.thumbnail(pair[0]) == self.thumbnail(pair[1]))
 
     def _items(self, name, start, stop):
         ends = self._ends[name][max(0, start - 1) : stop].tolist()

@@ -4,8 +4,10 @@ A picture of a gallery shows one object; a scene shows any number. Both are cut 
 by their whole boxes, or they could not be compared.
 """
 
+from collections import Counter
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from pycocotools import mask as rle_codec
 
@@ -13,6 +15,7 @@ from core.data.transforms import to_image
 from core.engine.object_masks import object_mask
 from core.engine.step import autocast
 from core.retrieval.distance import pairwise_distance
+from core.retrieval.impostors import strangers_accepted
 from core.retrieval.threshold import as_typed, describe_threshold
 from recognition.cutouts import cut_out
 from recognition.gallery import Gallery
@@ -22,9 +25,11 @@ from recognition.networks import Encoder
 # most strays it is said that nobody knows them: of 163 known bags in 40 validation scenes 107 are named rightly, and 89
 # at 0.5; about as many instances remain there (244) as there are objects (226).
 LEAST_SCORE = 0.35
+RATES = ("false_accept_rate", "true_accept_rate", "identities", "lower", "upper", "strangers")
 BATCH = 32  # pictures that the network sees at once
 SHEET_THUMBNAIL = 256  # pixels of its longer side
 SAME_OBJECT = 0.5  # IoU of two masks; of 81 doubles and strays in 40 scenes 23 remain, of 183 found objects 182
+COVERED = 0.5  # of a mask, by another of the same identity: two of one kind that stand side by side stay two
 
 
 @torch.inference_mode()
@@ -63,15 +68,34 @@ def one_per_object(found):
     """The instances of a scene, the best first, without those whose mask lies on the mask of a better one.
 
     The network suppresses doubles within a class, so an object that looks like two of them is found twice; but it is
-    one object, and has one identity.
+    one object, and has one identity. `also` of each lists the other classes that were seen in it: (label, score).
     """
     masks = [one["rle"] for one in found]
     iou = rle_codec.iou(masks, masks, [0] * len(masks)) if masks else ()  # (N, N)
-    kept = []
-    for number in range(len(found)):
-        if all(iou[number][better] < SAME_OBJECT for better in kept):
-            kept.append(number)
-    return [found[number] for number in kept]
+    kept = {}  # number -> the classes seen in it, each with its best score
+    for number, one in enumerate(found):
+        on = next((better for better in kept if iou[number][better] >= SAME_OBJECT), number)
+        kept.setdefault(on, {}).setdefault(one["label"], one["score"])
+    return [{**found[number], "also": list(classes.items())[1:]} for number, classes in kept.items()]
+
+
+def one_per_identity(found, matches):
+    """Numbers of the instances; of those of the same identity that lie on each other, parts of one object, the nearest.
+
+    An identity may still be there twice, where there are many of its kind.
+    """
+    if not found:
+        return []
+    masks, names = [one["rle"] for one in found], np.array(list(map(answer, matches)), object)
+    share = rle_codec.iou(masks, masks, [1] * len(masks))  # (N, N) of each mask that lies on the other
+    same = (np.maximum(share, share.T) >= COVERED) & (names[:, None] == names) & (names != None)  # noqa: E711
+    objects, before = np.arange(len(found)), None
+    while not np.array_equal(objects, before):  # the parts of one object take its lowest number
+        objects, before = np.where(same, objects, objects[:, None]).min(1), objects
+    nearest = {}
+    for number in sorted(range(len(found)), key=lambda number: matches[number][0]["distance"]):
+        nearest.setdefault(objects[number], number)
+    return sorted(nearest.values())
 
 
 def subject(picture, detector):
@@ -106,15 +130,13 @@ class Identifier(NamedTuple):
         return f"gallery: {size_of(self.gallery)}, {cut}; {self.encoder.message}; {limit}"
 
     def strangers_accepted(self):
-        """The share of strangers that somebody here is near enough to, in [0, 1]; 0 where that is not known.
-
-        The threshold lets a share f of pairs pass, and a stranger is paired with each of n identities: 1 - (1 - f)^n,
-        were these independent.
-        """
-        rates = rates_of(self.encoder, self.threshold)
-        if not rates or self.threshold < 0:
-            return 0.0
-        return 1 - (1 - rates["false_accept_rate"]) ** len(self.gallery.names)
+        """(share of strangers that somebody here is near enough to, in [0, 1]; whether it may be more; the number of
+        identities that it was measured on), or None where nothing is known of the threshold."""
+        rates, identities = rates_of(self.encoder, self.threshold), len(self.gallery.names)
+        if not rates.get("strangers"):
+            return None
+        measured = strangers_accepted(rates["strangers"], identities, len(self.gallery) / identities)
+        return *measured, rates["identities"]
 
 
 def size_of(gallery):
@@ -127,18 +149,19 @@ def identify_instances(identifier, picture, found):
     """Who the instances of a scene are; each is cut out as the pictures of the gallery were.
 
     Args:
-        picture: the scene, PIL. found: its instances, as `recognition.networks.find_instances` gives them.
+        picture: the scene, PIL. found: its instances, as `one_per_object` gives them.
 
     Returns:
-        (found, cuts, matches), of one length: those of `one_per_object`, small copies of their cut-outs, and what
+        (found, cuts, matches), of one length: those of `one_per_identity`, small copies of their cut-outs, and what
         `identify` says of each.
     """
-    found, with_masks = one_per_object(found), identifier.gallery.masks
+    with_masks = identifier.gallery.masks
     cuts = (cut_out(picture, one["box"], one["rle"] if with_masks else None) for one in found)
     features, cuts = embed(identifier.encoder, cuts)
     device = identifier.encoder.device
     matches = identify(identifier.gallery, features, identifier.num_matches, identifier.threshold, device)
-    return found, cuts, matches
+    kept = one_per_identity(found, matches)
+    return tuple([values[number] for number in kept] for values in (found, cuts, matches))
 
 
 def identify(gallery, features, k, threshold, device="cpu"):
@@ -171,11 +194,13 @@ def answer(matches):
 
 
 def describe(matches, limit=6):
-    """A few words about who is in a scene: "3 instances: 0061, 0075, 1 unknown"."""
-    known = [name for name in map(answer, matches) if name is not None]
-    words = known[:limit] + ([f"{len(known) - limit} more"] if len(known) > limit else [])
-    if len(known) < len(matches):
-        words.append(f"{len(matches) - len(known)} unknown")
+    """A few words about who is in a scene: "4 instances: 0061 x2, 0075, 1 unknown"."""
+    known = Counter(name for name in map(answer, matches) if name is not None)
+    words = [f"{name} x{count}" if count > 1 else name for name, count in list(known.items())[:limit]]
+    if len(known) > limit:
+        words.append(f"{sum(list(known.values())[limit:])} more")
+    if known.total() < len(matches):
+        words.append(f"{len(matches) - known.total()} unknown")
     count = f"{len(matches) or 'no'} instance{'s' * (len(matches) != 1)}"
     return f"{count}: {', '.join(words)}" if words else count
 
@@ -235,7 +260,8 @@ def explain_threshold(encoder, threshold):
     if threshold is None:
         return "the checkpoint carries no threshold, --threshold DISTANCE sets one"
     if rates := rates_of(encoder, threshold):
-        return f"{describe_threshold(threshold, **rates)}, on whole validation pictures"
+        named = {name: value for name, value in rates.items() if name != "strangers"}
+        return f"{describe_threshold(threshold, **named)}, on whole validation pictures"
     return f"threshold {threshold:g}"
 
 
@@ -243,9 +269,9 @@ def rates_of(encoder, threshold):
     """What passes this threshold, if it is the checkpoint's own, or {}: of one that a person chose nothing is known.
 
     Returns:
-        dict of false_accept_rate and true_accept_rate, as `core.retrieval.threshold.Threshold` has them.
+        dict of `RATES`, as `core.retrieval.threshold.Threshold` has them; old checkpoints have the first two only.
     """
     known = encoder.threshold
     if known is None or as_typed(known["distance"]) != threshold:
         return {}
-    return {name: known[name] for name in ("false_accept_rate", "true_accept_rate")}
+    return {name: known[name] for name in RATES if name in known}

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from pycocotools import mask as coco_mask
 
 from core.data.transforms import build_transform, to_image
 from core.engine import detection, reid
@@ -127,8 +128,8 @@ def published_file(was_asked):
         if was_asked:
             raise InputError(f"no published COCO weights: put {url} ({error}) into {folder}") from error
         raise NothingTrained(
-            f"nothing is trained yet: {TRAIN_MASKS} trains the network that finds objects, {TRAIN_REID} the one that "
-            f"recognises them; or put {url} ({error}) into {folder}, or give --segment PATH"
+            f"no network that finds objects is trained yet: {TRAIN_MASKS} trains one ({TRAIN_REID} the one that "
+            f"recognises them); or put {url} ({error}) into {folder}, or give --segment PATH"
         ) from error
 
 
@@ -183,3 +184,12 @@ def find_instances(detector, picture, score):
     found = {name: value[kept] for name, value in found.items()}
     instances = detection.instances_of(found, (picture.height, picture.width), detector.categories)
     return instances, most if is_full else None
+
+
+def whole_picture(picture):
+    """A PIL picture as one instance, in the form of `find_instances`: of no class and without a score."""
+    width, height = picture.size
+    rle = coco_mask.frPyObjects({"size": [height, width], "counts": [0, height * width]}, height, width)
+    rle["counts"] = rle["counts"].decode("ascii")
+    box = [0.0, 0.0, float(width), float(height)]
+    return [{"box": box, "category_id": None, "label": "the whole picture", "score": None, "rle": rle}]

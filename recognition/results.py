@@ -1,7 +1,6 @@
 """What demo.py leaves behind: of a picture its sheets, panels, JSON, and card on the page; of two their comparison."""
 
 import json
-import math
 import os
 from collections import Counter
 
@@ -64,7 +63,7 @@ def write_identities(folder, title, picture, found, cuts, matches, identifier, a
     known = found, cuts, pictured, identifier.threshold
     identification_sheet(folder / "sheet.jpg", picture, *known, title, caption)
     labels = [printable(row["identity"] or "unknown") for row in rows]
-    named = [{**one, "label": label} for one, label in zip(found, labels, strict=True)]
+    named = [{**one, "label": label, "also": ()} for one, label in zip(found, labels, strict=True)]
     drawn = draw_instances(picture, named, scores=False)
     return make_card(folder, title, caption, drawn, {"identities": save(folder / "identities", drawn)})
 
@@ -82,15 +81,20 @@ def rows_of(found):
     """What instances.json says of each instance; number: the one beside it on the sheet."""
     keys = {"class": "label", "category_id": "category_id", "score": "score", "box": "box", "mask": "rle"}
     return [
-        {"number": number, **{word: one[key] for word, key in keys.items()}}
+        {
+            "number": number,
+            **{word: one[key] for word, key in keys.items()},
+            "also": [{"class": name, "score": score} for name, score in one["also"]],
+        }
         for number, one in enumerate(found, start=1)
     ]
 
 
 def answers_by(encoder, threshold):
     """By which network and up to which distance two are the same, as the JSON files say it."""
-    rates = dict.fromkeys(("false_accept_rate", "true_accept_rate"))
-    rates |= {name: None if math.isnan(rate) else rate for name, rate in rates_of(encoder, threshold).items()}
+    known = {name: rate for name, rate in rates_of(encoder, threshold).items() if rate == rate}  # nan is unknown
+    rates = {name: known.get(name) for name in ("false_accept_rate", "true_accept_rate", "identities")}
+    rates["false_accept_interval"] = [known.get("lower"), known.get("upper")]
     return {"reid": encoder.path, "metric": encoder.metric, "threshold": threshold, **rates}
 
 

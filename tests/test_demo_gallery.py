@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as rle_codec
 
 import demo
 from core.models import weights
 from core.models.mask_rcnn import MaskRCNN
 from core.models.reid import build_reid_model
-from recognition import gallery_pictures, matching
+from recognition import gallery_pictures
 from recognition.cutouts import cut_out
 from recognition.gallery import open_gallery
 from recognition.networks import TRAIN_MASKS, TRAIN_REID
@@ -174,7 +175,7 @@ def test_everyone_in_a_scene_is_recognised(run, build, checkpoints, links_of):
     """The gallery is made of what the network sees in the scene, each instance an identity: all must be found again."""
     networks = ["--segment", checkpoints["segment"], "--reid", checkpoints["reid"], "--score", 0.1, "--device", "cpu"]
     assert run(demo, "scene.png", *networks[:2], *networks[4:], "--output", "plain")[0] == 0
-    seen = matching.one_per_object([{**one, "rle": one["mask"]} for one in read("plain/scene")["instances"]])
+    seen = read("plain/scene")["instances"]
     assert len(seen) > 1
     Path("cuts").mkdir()
     for number, one in enumerate(seen):
@@ -266,6 +267,24 @@ def test_without_a_threshold_everyone_is_unknown_and_that_is_said(run, place, ch
     assert found and all(one["identity"] is None and one["matches"] for one in found)
 
 
+def test_what_a_threshold_lets_pass_is_said_with_what_it_was_measured_on(run, whole, checkpoints, place):
+    """A stranger meets every picture of every identity; old checkpoints don't say how many pass."""
+    options = ["scene.png", "--gallery", "bags.gallery", "--device", "cpu", "--output", "out"]
+    code, out, _ = run(demo, *options)
+    assert code == 0 and "strangers" not in out
+    assert read("out/scene")["false_accept_interval"] == [None, None]
+    strangers = {"identities": [1, 2], "pictures": [1, 2], "rates": [[0.1, 0.31], [0.2, 0.31]]}
+    measured = THRESHOLD | {"identities": 7, "lower": 0.001, "upper": 0.04, "strangers": strangers}
+    state = torch.load(checkpoints["reid"], weights_only=True)
+    torch.save({**state, "threshold": measured}, "newer.pth")
+    code, out, err = run(demo, *options, "--reid", "newer.pth")
+    assert (code, err) == (0, "")
+    assert "at most 1 % of pairs of two among 7 identities (of others 0.1 to 4 %, at 95 % confidence), on whole" in out
+    assert "among so many, at least 31 % of strangers find somebody near enough, as measured on 7 identities; " in out
+    content = read("out-2/scene")
+    assert (content["identities"], content["false_accept_interval"]) == (7, [0.001, 0.04])
+
+
 def test_a_gallery_grows_and_is_merged(run, build, whole):
     Path("new").mkdir()
     shutil.copy("bags/red/1.png", "new/10_g_7.png")  # 10 is 0010
@@ -287,6 +306,21 @@ def test_a_gallery_grows_and_is_merged(run, build, whole):
     assert code == 2 and "all.gallery" in err
     code, _, _ = run(demo, "--gallery", "one.gallery", "--merge", "one.gallery", "bags.gallery")
     assert code == 0 and len(identities("one.gallery")) == 4
+
+
+def test_a_picture_that_moved_is_said_and_can_be_taken_out(run, build):
+    code, out, _ = build("--no-masks")
+    assert code == 0 and "once more" not in out
+    Path("moved").mkdir()
+    shutil.copy("bags/red/1.png", "moved/other.png")
+    there, moved = (Path(path).absolute() for path in ("bags/red/1.png", "moved/other.png"))
+    code, out, _ = build("--add", folder="moved")
+    twice = f"it once more under another path: 1 picture, the first {moved} (of other) as {there} (of red)"
+    assert code == 0 and f"\nin {twice}; --remove PATH takes one out\n" in out
+    Path("bags/red/1.png").unlink()
+    code, out, _ = run(demo, "--gallery", "bags.gallery", "--remove", "bags/red/1.png")
+    assert code == 0 and "removed: 1 picture\n" in out and "once more" not in out
+    assert identities() == {"0010": 1, "blue": 1, "red": 1, "other": 1}
 
 
 def test_an_empty_gallery_answers_in_one_line_and_takes_new_entries(run, build, whole, checkpoints):
@@ -335,6 +369,69 @@ def test_whole_pictures_and_cut_outs_are_not_mixed(run, build, whole, checkpoint
     assert code == 2 and "cut out along masks" in err
     code, _, err = run(demo, "--gallery", "all.gallery", "--merge", "whole.gallery", "bags.gallery")
     assert code == 2 and "taken whole" in err and not Path("all.gallery").exists()
+
+
+@pytest.mark.parametrize("options", [[], ["--no-masks"]])
+def test_a_photograph_of_one_object_is_searched_for_as_a_whole(run, whole, links_of, options):
+    """Where the gallery's pictures are whole, and nothing that finds objects is there: nor is it asked for."""
+    code, out, err = run(demo, "bags/red/2.png", "scene.png", "--gallery", "bags.gallery", *options, "--device", "cpu")
+    assert (code, err) == (0, "") and "pictures are taken whole, as those of the gallery" in out
+    assert "2.png: 1 instance: red\n" in out
+    content = read("runs/demo/2")
+    assert content["segment"] is content["min_score"] is None
+    (found,) = content["instances"]
+    assert found["identity"] == "red" and found["matches"][0]["distance"] < 1e-4
+    assert found["box"] == [0, 0, 50, 60] and found["score"] is found["category_id"] is None
+    assert rle_codec.decode(found["mask"]).shape == (60, 50) and rle_codec.decode(found["mask"]).all()
+    assert {Path(link).name for link in links_of(Path("runs/demo/index.html"))} >= {"sheet.jpg", "instances.json"}
+
+
+@pytest.mark.parametrize("option", [("--segment", "mask.pth"), ("--score", 0.1), ("--classes", "bag")])
+def test_who_asks_for_objects_gets_those_in_a_picture(run, whole, checkpoints, option):
+    Path("mask.pth").symlink_to(checkpoints["segment"])
+    Path("runs/masks").mkdir(parents=True)
+    shutil.copy("mask.pth", "runs/masks/best.pth")
+    code, out, _ = run(demo, "scene.png", "--gallery", "bags.gallery", *option, "--device", "cpu")
+    assert code == 0 and "finds objects: " in out and "taken whole" not in out
+    assert read("runs/demo/scene")["segment"] in ("mask.pth", "runs/masks/best.pth")
+
+
+def test_a_whole_picture_against_cut_outs_is_said(run, build, checkpoints):
+    build("--segment", checkpoints["segment"])
+    code, out, err = run(demo, "bags/red/1.png", "--gallery", "bags.gallery", "--no-masks", "--device", "cpu")
+    assert (code, err) == (0, "") and len(read("runs/demo/1")["instances"]) == 1
+    assert "pictures are taken whole, with their background, and those of the gallery were cut out along masks" in out
+
+
+def test_without_a_network_that_finds_objects_the_one_that_recognises_them_counts(run, build, checkpoints, monkeypatch):
+    def fetch(url):
+        raise weights.DownloadError("no connection")
+
+    segment = Path("mask.pth")
+    shutil.copy(checkpoints["segment"], segment)
+    build("--segment", segment)
+    segment.unlink()
+    monkeypatch.setattr(weights, "fetch", fetch)
+    save_reid(Path("runs/one/best.pth"), threshold=THRESHOLD)
+    code, _, err = run(demo, "scene.png", "--gallery", "bags.gallery", "--device", "cpu")
+    assert code == 2 and err.count("\n") == 1 and "nothing is trained" not in err
+    assert "error: no network that finds objects is trained yet" in err and "--no-masks" in err
+    code, _, err = run(demo, "scene.png")
+    assert code == 2 and "no network that finds objects is trained yet" in err and "--no-masks" not in err
+
+
+@pytest.mark.parametrize("trained_later", [False, True])
+def test_what_joins_a_gallery_is_taken_as_its_pictures_were(run, build, whole, checkpoints, made, trained_later):
+    """The README's line: --build-gallery new --add, without --no-masks."""
+    if trained_later:
+        Path("runs/masks").mkdir(parents=True)
+        shutil.copy(checkpoints["segment"], "runs/masks/best.pth")
+    shutil.copytree("bags", "new")
+    code, out, err = build("--add", folder="new")
+    assert (code, err) == (0, "") and "pictures are taken whole, as those of the gallery\n" in out
+    with open_gallery("bags.gallery") as gallery:
+        assert len(gallery) == 8 and gallery.info["masks"] is False
+        assert np.array_equal(gallery.vectors(0, 4), gallery.vectors(4, 8))
 
 
 def test_a_broken_picture_is_named_and_the_gallery_has_the_others(build):
@@ -410,13 +507,13 @@ BUILD = ["--build-gallery", "bags"]
         (["scene.png", "none.png", "--compare"], "none.png: no such picture"),
         (["scene.png", "--threshold", 0.3], "--threshold: not an option together with pictures alone; it goes with"),
         (["scene.png", "--no-masks", "--reid", "x"], "--reid, --no-masks: not an option together with pictures alone"),
-        (["scene.png", "--gallery", "bags.gallery", "--no-masks"], "--no-masks: not an option together with --gallery"),
+        (["scene.png", "--gallery", "bags.gallery", "--no-masks", "--score", 0.2], "looked for: leave out --score"),
         (["scene.png", "--gallery", "bags.gallery", "--add"], "together with --gallery; it goes with --build-gallery"),
         (["scene.png", "--gallery", ""], "gallery: a value is empty"),
-        ([*BUILD, "--gallery", "x", "--no-masks", "--segment", "mask.pth"], "leave out --segment and --classes"),
+        ([*BUILD, "--gallery", "x", "--no-masks", "--segment", "mask.pth"], "looked for: leave out --segment"),
         ([*BUILD, "--gallery", "empty"], "empty is a folder: give another name"),
         (["empty", "--gallery", "bags.gallery"], "give 'empty/**'"),
-        (["--gallery", "bags.gallery", "--remove", "green"], "no identity 'green'"),
+        (["--gallery", "bags.gallery", "--remove", "green"], "no identity 'green' and no picture "),
         (["--remove", "green"], "--remove: give the file with --gallery FILE"),
         (["--gallery", "x", "--merge", "bags.gallery", "none.gallery"], "none.gallery: no such gallery"),
         (["--gallery", "x", "--merge", "bags.gallery", "--remove", "y"], "--merge: not an option together with"),

@@ -15,6 +15,7 @@ from itertools import chain, product
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -22,7 +23,7 @@ from PIL import Image
 import evaluate
 import train_reid
 from core.data.images import list_images
-from core.engine import reid_run, reid_training
+from core.engine import recipes, reid_run, reid_training
 from core.engine.checkpoint import load_checkpoint
 from core.errors import InputError
 from core.losses import build_loss, needs_pairs
@@ -116,16 +117,16 @@ def test_options_win_over_recipes_and_recipes_are_the_published_ones():
 def test_every_recipe_fits_its_options_and_its_loss():
     parser = train_reid.get_parser()
     known = vars(parser.parse_args([]))
-    for name, recipe in reid_training.RECIPES.items():
+    for name, recipe in recipes.RECIPES.items():
         assert set(recipe) <= set(known), name
-        for loss in reid_training.LOSSES[name]:
+        for loss in recipes.LOSSES[name]:
             assert min(recipe["ids_per_batch"], recipe["images_per_id"]) > 1 or not needs_pairs(loss), name
         args = SimpleNamespace(**{**known, **recipe})
         network = torch.nn.ModuleDict({"backbone": torch.nn.Linear(1, 1), "head": torch.nn.Linear(1, 1)})
-        criterion = build_loss("+".join(reid_training.LOSSES[name]), 2, 1, margin=args.margin)
+        criterion = build_loss("+".join(recipes.LOSSES[name]), 2, 1, margin=args.margin)
         step = reid_training.build_step(network, criterion, args, torch.device("cpu"), 1)
         assert step.scheduler.get_last_lr()[-1] <= max(args.lr, args.head_lr)
-    assert set(reid_training.PUBLISHED) <= set(reid_training.RECIPES) == set(reid_training.LOSSES)
+    assert set(recipes.PUBLISHED) <= set(recipes.RECIPES) == set(recipes.LOSSES)
 
 
 EVERYTHING = [
@@ -468,7 +469,6 @@ def refused(run, *arguments):
         (["--weights", "no/such/file.pth"], "no such file: no/such/file.pth"),
         (["--sync-batch-norm"], "--sync-batch-norm works on CUDA alone"),
         (["--resume", "no/such/file.pth"], "no such file"),
-        (["--ids-per-batch", "7"], "set ids_per_batch to 6"),
         (["--device", "tpu"], "unknown device 'tpu'"),
         (["--sigma-ratio", "0"], "argument --sigma-ratio: '0' is not a finite number above 0"),
         (["--mask-pooling", "soft"], "--mask-pooling soft needs a mask that is learned"),
@@ -533,19 +533,39 @@ def test_one_picture_of_each_identity_without_triplets(run, baggage, tmp_path, a
 def test_gathered_batches_of_one_identity_each_have_triplets(monkeypatch):
     """Two processes with --gather see two identities together, and without it each its own."""
     monkeypatch.setattr(train_reid.distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(train_reid.reid, "load_data", lambda *_, **__: None)
 
-    def load(*arguments):
+    def settle(*arguments):
         parse = train_reid.options.parse
         args = parse(train_reid.get_parser(), train_reid.RECIPES, train_reid.default_recipe, list(arguments))
-        return train_reid.load_data(args, lambda _: None)
+        return train_reid.settle(args)
 
     with pytest.raises(InputError, match="--gather"):
-        load("--ids-per-batch", "1")
-    with pytest.raises(AttributeError):  # the check is passed: and None is no data
-        load("--ids-per-batch", "1", "--gather")
+        settle("--ids-per-batch", "1")
+    settle("--ids-per-batch", "1", "--gather")
     with pytest.raises(InputError, match="has 2 and 1"):
-        load("--ids-per-batch", "1", "--gather", "--images-per-id", "1")
+        settle("--ids-per-batch", "1", "--gather", "--images-per-id", "1")
+
+
+def test_one_sub_folder_for_each_bag_is_enough(run, tmp_path):
+    """Nobody split them: some are held out, the batch fits the others, and `evaluate.py` holds out the same."""
+    for bag in range(5):
+        (tmp_path / "bags" / str(bag)).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (32, 32), (50 * bag, 90, 99 * number)).save(tmp_path / "bags" / str(bag) / f"{number}.png")
+    data = ["--dataset", "folder", "--data", tmp_path / "bags"]
+    small = [*SMALL, "--ids-per-batch", 16, "--epochs", 1, "--output", tmp_path / "runs", "--val-fraction", 0.4]
+    code, out, err = run(train_reid, *data, *small)
+    assert code == 0, err
+    assert f"{tmp_path / 'bags'} has no folder test: 2 of its 5 identities are held out" in out
+    assert "--ids-per-batch 16 is more than the 3 identities give: it is 3 now" in out and "batch: 3 identities" in out
+    best, features = tmp_path / "runs" / "reid-folder-resnet18" / "best.pth", tmp_path / "features.npz"
+    learned = load_checkpoint(best)["identities"]
+    for named in ([], data):
+        code, out, err = run(evaluate, best, *named, "--device", "cpu", "--workers", 0, "--save-features", features)
+        assert code == 0 and "query 2 pictures of 2 identities" in out, err
+        with np.load(features) as saved:
+            tested = {Path(path).parent.name for path in saved["gallery_paths"]}
+        assert tested == set("01234").difference(learned) and len(learned) == 3
 
 
 def test_an_empty_folder_and_one_without_usable_names(run, tmp_path):

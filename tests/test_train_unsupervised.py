@@ -215,7 +215,7 @@ def test_a_run_of_another_method_or_other_pictures_is_not_continued(run, baggage
     code, _, error = run(train_unsupervised, *line, "--target", f"mvb:{baggage}", "--method", "mmt", "--resume")
     assert code == 2 and "was trained with --method cluster_contrast" in error
     code, _, error = run(train_unsupervised, *line, "--target", f"pictures:{other}", "--resume")
-    assert code == 2 and "it has labels of [24] pictures, the sets of now have" in error
+    assert code == 2 and "its labels are of other pictures ([24]) than those of the sets now" in error
 
 
 def test_averages_share_the_batch_norm_of_several_processes(run, tmp_path, monkeypatch):

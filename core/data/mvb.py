@@ -47,7 +47,10 @@ def load_mvb(root):
     """
     if find_layout(root)[0] == "original":
         return _load_original(root)
-    read = {part: read_pictures(root / folder, parse_name, "0010_p_3.jpg") for part, folder in CONVERTED.items()}
+    read = {
+        part: read_pictures(root / folder, parse_name, "0010_p_3.jpg", may_lack=part == "train")
+        for part, folder in CONVERTED.items()
+    }
     return ReIDDataset(relabel(read["train"]), read["probe"], read["gallery"])
 
 
@@ -80,7 +83,7 @@ def parse_name(file_name):
 
 def _load_original(root):
     train_list = root / "MVB_train" / "Info" / "train.json"
-    train_entries = read_entries(train_list)
+    train_entries = read_entries(train_list) if train_list.exists() or (root / "MVB_train" / "Image").exists() else []
     info = root / "MVB_val" / "Info"
     lists = [info / entry.name for entry in folder_entries(info) if entry.name.endswith(".json")]
     if not lists:
@@ -89,12 +92,12 @@ def _load_original(root):
 
     train = _to_samples(train_entries, root, "MVB_train")
     test = _to_samples(test_entries, root, "MVB_val")
-    check_on_disk(train["g"] + train["p"], train_list)
+    learned = check_on_disk(train["g"] + train["p"], train_list, may_lack=True)
     check_on_disk(test["g"] + test["p"], info)
     for side, part in TEST_PARTS.items():
         if not test[side]:
             raise InputError(f"{info}: no entry with datatype {side!r}, so there is no {part}")
-    return ReIDDataset(relabel(sorted(train["g"] + train["p"])), test["p"], test["g"])
+    return ReIDDataset(relabel(sorted(learned)), test["p"], test["g"])
 
 
 def read_entries(path):

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from functools import partial
 from typing import NamedTuple
 
-from core.data.folder import load_folder, load_pictures
+from core.data.folder import PARTS, VAL_FRACTION, load_folder, load_pictures
 from core.data.mot17 import cut_persons
 from core.data.mvb import INSIDE, load_mvb
 from core.data.samples import (
@@ -61,7 +61,7 @@ MARKET_LAYOUTS = {
     "cuhk03_np": MarketLayout(("detected", "CUHK03_detected", "cuhk03-np", "CUHK03-NP", "cuhk03"), "0001_c1_1.png"),
     # 576 + 200; 37,778, 1,678, 11,579; 20
     "veri776": MarketLayout(
-        ("VeRi", "VeRi_with_plate", "veri", "veri776"),
+        ("VeRi", "VeRi_with_plate", "VeRi-776", "veri", "veri776"),
         "0001_c001_00016450_0.jpg",
         "image_train",
         "image_query",
@@ -78,21 +78,24 @@ MARKET_LAYOUTS = {
 
 
 def load_market_like(layout, root):
-    """Read a data set of MARKET_LAYOUTS. Junk (identity -1) is dropped; distractors (0) stay in the gallery."""
+    """Read a data set of MARKET_LAYOUTS. Junk (identity -1) is dropped; distractors (0) stay in the gallery.
+
+    Here and in the other sets `train` may lack; the set can then be evaluated on."""
 
     def parse(file_name):
         match = MARKET_NAME.match(file_name)
         return match and (match[1], int(match[1]), int(match[2]) - layout.first_camera)
 
     def read(part):
-        samples = read_pictures(os.path.join(root, part), parse, layout.example) if part else []
+        folder, may_lack = os.path.join(root, part or ""), part == layout.train
+        samples = read_pictures(folder, parse, layout.example, may_lack) if part else []
         return [sample for sample in samples if sample.id != JUNK]
 
     train, query, gallery = (read(part) for part in (layout.train, layout.query, layout.gallery))
     return ReIDDataset(relabel(train), query, gallery)
 
 
-def read_list(path, folder, suffix="", camera_of=lambda picture: 0):
+def read_list(path, folder, suffix="", camera_of=lambda picture: 0, may_lack=False):
     """Samples of a text file with lines `<picture> <identity>`.
 
     Args:
@@ -100,11 +103,14 @@ def read_list(path, folder, suffix="", camera_of=lambda picture: 0):
         folder: where the pictures are.
         suffix: what the listed names lack, e.g. ".jpg".
         camera_of: listed name -> camera; ValueError or IndexError where the name does not say.
+        may_lack: where the file, or every picture, is not there, there are no samples.
 
     Raises:
         InputError: the file is missing or empty, a line is of another form, a picture is not on disk.
     """
     samples = []
+    if may_lack and not os.path.exists(path):
+        return samples
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
@@ -116,8 +122,7 @@ def read_list(path, folder, suffix="", camera_of=lambda picture: 0):
         samples.append(sample._replace(path=listed_path(folder, sample.path, f"{path}, line {number}: {picture}")))
     if not samples:
         raise InputError(f"{path}: lists no pictures")
-    check_on_disk(samples, path)
-    return samples
+    return check_on_disk(samples, path, may_lack)
 
 
 MSMT17_FOLDERS = ("train", "test", "mask_train_v2", "mask_test_v2")
@@ -131,14 +136,15 @@ def load_msmt17(root):
     Training takes list_train (30,248) and list_val (2,373) together: the 32,621 of the paper, on which most published
     results stand. torchreid and fast-reid leave list_val out unless told to.
     """
-    train_folder, test_folder = MSMT17_FOLDERS[:2] if (root / "train").is_dir() else MSMT17_FOLDERS[2:]
+    is_first = any((root / folder).is_dir() for folder in MSMT17_FOLDERS[:2])
+    train_folder, test_folder = MSMT17_FOLDERS[:2] if is_first else MSMT17_FOLDERS[2:]
 
-    def read(part, folder):
-        return read_list(
-            root / f"list_{part}.txt", str(root / folder), camera_of=lambda name: int(name.split("_")[2]) - 1
-        )
+    def read(part, folder, may_lack=False):
+        path, camera_of = root / f"list_{part}.txt", lambda name: int(name.split("_")[2]) - 1
+        return read_list(path, str(root / folder), camera_of=camera_of, may_lack=may_lack)
 
-    train = read("train", train_folder) + read("val", train_folder)
+    train = read("train", train_folder, may_lack=True)
+    train += read("val", train_folder) if train else []
     return ReIDDataset(relabel(train), read("query", test_folder), read("gallery", test_folder))
 
 
@@ -150,7 +156,7 @@ def load_vehicleid(root, test_size=800):
     gallery picture of each identity, asks with the others, and repeats.
     """
     lists, folder = root / "train_test_split", str(root / "image")
-    train = read_list(lists / "train_list.txt", folder, ".jpg")
+    train = read_list(lists / "train_list.txt", folder, ".jpg", may_lack=True)
     test = read_list(lists / f"test_list_{test_size}.txt", folder, ".jpg")
     return ReIDDataset(relabel(train), test, list(test))
 
@@ -160,7 +166,7 @@ def load_mot17(root):
     return load_market_like(MarketLayout((), "020001_c2_000001.jpg"), cut_persons(root))
 
 
-VEHICLEID = (("VehicleID_V1.0", "VehicleID", "vehicleid"), ("train_test_split", "image"))
+VEHICLEID = (("VehicleID_V1.0", "PKU-VehicleID", "VehicleID", "vehicleid"), ("train_test_split", "image"))
 # Its reader, and what `find_root` knows it by: published names of its folder, and what lies in that.
 DATASETS = {
     **{name: (partial(load_market_like, it), it.folders, it.parts) for name, it in MARKET_LAYOUTS.items()},
@@ -169,11 +175,11 @@ DATASETS = {
     "vehicleid": (load_vehicleid, *VEHICLEID),
     "vehicleid_medium": (partial(load_vehicleid, test_size=1600), *VEHICLEID),
     "vehicleid_large": (partial(load_vehicleid, test_size=2400), *VEHICLEID),
-    "mvb": (load_mvb, ("MVB",), INSIDE),
+    "mvb": (load_mvb, ("MVB", "mvb"), INSIDE),
     # Of the XJTU-SuitcaseReID project, whose numbers are those of the protocol market1501 (a camera is a view). Here
     # the default drops no camera, as for every baggage set.
     "suitcase": (load_mvb, ("SuitcaseReID_Processed",), INSIDE),
-    "folder": (load_folder, (), ("train", "query", "gallery", "test")),
+    "folder": (load_folder, (), (".",)),
     "pictures": (load_pictures, (), (".",)),
     "synthetic": (load_mvb, ("MVB",), INSIDE),
     "synthetic_hard": (load_mvb, ("MVB",), INSIDE),
@@ -186,12 +192,13 @@ def find_dataset(name, root):
     return find_root(root, *DATASETS[name][1:], name)
 
 
-def load_reid_dataset(name, root):
+def load_reid_dataset(name, root, val_fraction=VAL_FRACTION):
     """Read a data set.
 
     Args:
         name: one of DATASETS.
         root: its folder, or one around it (`find_dataset`).
+        val_fraction: of the identities of a `folder` that nobody split, to be tested on.
 
     Returns:
         ReIDDataset. vehiclex has no query and gallery; a `folder` may be without train.
@@ -200,7 +207,24 @@ def load_reid_dataset(name, root):
         InputError: an unknown name, or data that is missing, incomplete or not as published; one line says what.
     """
     root = find_dataset(name, root)
-    return DATASETS[name][0](root)
+    if name != "folder":
+        return _in_int64(DATASETS[name][0](root))
+    if not any((root / part).exists() for part in PARTS):  # the trap: its folders would pass for identities
+        for other, (_, _, inside) in DATASETS.items():
+            if inside != (".",) and any((root / part).exists() for part in inside):
+                raise InputError(f"{root}: is laid out as the data set {other}, not as folders of identities")
+    return load_folder(root, val_fraction)
+
+
+def _in_int64(dataset):
+    """The data set as it is, or with identities and cameras numbered anew where a number is too long for a tensor."""
+    ids = {sample.id for sample in (*dataset.query, *dataset.gallery)}
+    cameras = {sample.camera for part in dataset for sample in part}
+    if all(abs(number) < 2**63 for number in ids | cameras):
+        return dataset
+    ids, cameras = _numbers(ids), _numbers(cameras)
+    train, *tested = ([sample._replace(camera=cameras[sample.camera]) for sample in part] for part in dataset)
+    return ReIDDataset(train, *([sample._replace(id=ids[sample.id]) for sample in part] for part in tested))
 
 
 def join_datasets(names, datasets):

@@ -2,7 +2,7 @@
 
 import os
 import re
-from itertools import permutations
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,7 +70,7 @@ def find_root(root, folders, inside, dataset):
     root = Path(os.path.expanduser(root))
     if not os.path.isdir(root):  # Path.is_dir raises OSError at a name that is too long
         raise InputError(f"{root}: no such folder; give that of the set {dataset}")
-    within = [root / folder for folder in (*folders, *("/".join(pair) for pair in permutations(folders, 2)))]
+    within = [root / folder for folder in (*folders, *("/".join(pair) for pair in product(folders, repeat=2)))]
     found = [path for path in (root, *within) if any(os.path.exists(path / part) for part in inside)]
     if root not in found:  # what is one folder under two names, as veri and VeRi are to some disks, is one
         found = list({os.stat(path)[1:3]: path for path in found}.values())
@@ -83,18 +83,21 @@ def find_root(root, folders, inside, dataset):
     raise InputError(f"{root}: not laid out as {dataset}: expected {', '.join(inside)} in it{here}, found {content}")
 
 
-def read_pictures(folder, parse, example):
+def read_pictures(folder, parse, example, may_lack=False):
     """Samples of the pictures in a folder whose file names say what they show.
 
     Args:
         folder: the folder; sub-folders are not looked at.
         parse: file name -> (identity as named, identity, camera), or None where the name says nothing.
         example: a published name, for the message.
+        may_lack: where the folder or its pictures are not there, there are no samples: who evaluates needs no `train`.
 
     Raises:
         InputError: no folder, no pictures, or names that `parse` can't read (how many, and the first).
     """
-    paths = list_images(folder)
+    paths = list_images(folder) if os.path.exists(folder) or not may_lack else []
+    if not paths and may_lack:
+        return []
     if not paths:
         raise InputError(f"{folder}: holds no pictures; expected names like {example}")
     parsed = [parse(os.path.basename(path)) for path in paths]
@@ -131,22 +134,33 @@ def listed_path(folder, name, what, root=""):
     return paths[0]
 
 
-def check_on_disk(samples, listing):
-    """Raise InputError where pictures that `listing` names are not there: how many, and the first.
+def check_on_disk(samples, listing, may_lack=False):
+    """The samples; InputError where pictures that `listing` names are not there: how many, and the first.
 
-    It is raised, too, where a folder can't be read.
-    Each folder is listed once; asking for 200,000 files one by one takes minutes on a network disk.
+    It is raised, too, where a folder can't be read. may_lack: where not one of them is there, there are no samples.
     """
-    present = {}
-    missing = []
-    for sample in samples:
-        folder, name = os.path.split(sample.path)
-        if folder not in present:
-            present[folder] = {entry.name for entry in folder_entries(folder)}
-        if name not in present[folder]:
-            missing.append(sample.path)
+    missing = missing_on_disk(sample.path for sample in samples)
+    if may_lack and len(missing) == len(samples):
+        return []
     if missing:
         raise InputError(
             f"{listing}: {len(missing)} of {len(samples)} pictures listed there are not on disk, "
             f"the first is {missing[0]}; is the data set complete?"
         )
+    return samples
+
+
+def missing_on_disk(paths):
+    """Those of the paths that are not there.
+
+    Each folder is listed once; asking for 200,000 files one by one takes minutes on a network disk.
+    """
+    present = {}
+    missing = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in present:
+            present[folder] = {entry.name for entry in folder_entries(folder)}
+        if name not in present[folder]:
+            missing.append(path)
+    return missing

@@ -1,5 +1,6 @@
 """Training without labels: the data sets of a run, and the labels that it makes of what its networks see."""
 
+import hashlib
 import os
 from argparse import Namespace
 from typing import NamedTuple
@@ -213,6 +214,7 @@ class PseudoLabels:
     def state_dict(self):
         return {
             "labels": self.parts,
+            "pictures": [_digest(domain) for domain in self.domains],
             "thresholds": self.thresholds,
             "memory": self.memory.state_dict() if self.memory is not None else None,
             "peers": [network.state_dict() for network in self.step.networks[1:]],
@@ -220,9 +222,9 @@ class PseudoLabels:
 
     def load_state_dict(self, state):
         """Raises ValueError where the state is of other pictures."""
-        sizes, own = ([len(part) for part in parts] for parts in (state["labels"], self.parts))
-        if sizes != own:
-            raise ValueError(f"it has labels of {sizes} pictures, the sets of now have {own}")
+        if state["pictures"] != [_digest(domain) for domain in self.domains]:
+            sizes = [len(part) for part in state["labels"]]
+            raise ValueError(f"its labels are of other pictures ({sizes}) than those of the sets now")
         self.parts, self.thresholds = state["labels"], state["thresholds"]
         if state["memory"]:
             features = state["memory"]["features"]
@@ -232,6 +234,12 @@ class PseudoLabels:
         for network, values in zip(self.step.networks[1:], state["peers"], strict=True):
             network.load_state_dict(values)
         self._follow()
+
+
+def _digest(domain):
+    """Of the names of its training pictures, in their order: the set may lie elsewhere when a run goes on."""
+    names = "\n".join(os.path.basename(sample.path) for sample in domain.data.train)
+    return hashlib.sha256(os.fsencode(names)).hexdigest()
 
 
 def _one_after_another(parts, sizes):

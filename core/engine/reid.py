@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
+from core.data.folder import is_unsplit
 from core.data.images import bits_in_use, list_files, say_unread
 from core.data.leaks import reid_leaks
 from core.data.loading import batches, build_loader
@@ -69,7 +70,7 @@ def load_data(args, say=print, training=False):
         raise InputError(f"--data {args.data} needs --dataset to say how the folder is laid out, e.g. folder")
     name = args.dataset or "synthetic"
     names = name.split("+")
-    dataset, root = _read_sets(names, args.data, say)
+    dataset, root = _read_sets(names, args, say, training)
     protocols = {default_protocol(one) for one in names}
     if len(protocols) > 1 and not args.protocol:
         raise InputError(f"--dataset {name}: its sets differ in protocol; give one --protocol for all")
@@ -90,13 +91,16 @@ def load_data(args, say=print, training=False):
     return data
 
 
-def _read_sets(names, data, say):
-    """(ReIDDataset, root as in `ReIDData`) of the sets of these names; data: `--data`, a folder, a list or None."""
-    roots = data or [Path("data") / name for name in names]
+def _read_sets(names, args, say, training):
+    """(ReIDDataset, root as in `ReIDData`) of the sets of these names, in `--data`: a folder, a list or None."""
+    roots = args.data or [Path("data") / name for name in names]
     roots = roots if isinstance(roots, list) else [roots]
     if len(roots) != len(names):
         raise InputError(f"--dataset names {len(names)} sets and --data {len(roots)} folders: give one for each set")
-    read = [read_set(name, root, say) for name, root in zip(names, roots, strict=True)]
+    read = [read_set(name, root, say, args.val_fraction) for name, root in zip(names, roots, strict=True)]
+    for name, (dataset, root) in zip(names, read, strict=True):
+        if training and not dataset.train:
+            raise InputError(f"{name} in {root} has no training pictures; it can only be evaluated")
     if len(names) == 1:
         return read[0]
     datasets, roots = zip(*read, strict=True)
@@ -107,8 +111,11 @@ def _read_sets(names, data, say):
     return join_datasets(names, datasets), list(roots)
 
 
-def read_set(name, root, say):
-    """(ReIDDataset, its own folder); by rank 0 first, where the pictures have to be made."""
+def read_set(name, root, say, val_fraction=0.0):
+    """(ReIDDataset, its own folder); by rank 0 first, where the pictures have to be made.
+
+    val_fraction: as in `load_reid_dataset`.
+    """
     root = os.path.expanduser(root)
     with distributed.main_first():
         if name in BACKGROUNDS:
@@ -116,7 +123,13 @@ def read_set(name, root, say):
 
             settle_synthetic_baggage(root, BACKGROUNDS[name], say)
         root = str(find_dataset(name, root))
-        dataset = load_reid_dataset(name, root)
+        dataset = load_reid_dataset(name, root, val_fraction)
+    if name == "folder" and val_fraction and is_unsplit(Path(root)):
+        learned, tested = (len({sample.id for sample in part}) for part in (dataset.train, dataset.gallery))
+        say(
+            f"{root} has no folder test: {tested} of its {learned + tested} identities are held out as such "
+            f"(--val-fraction {val_fraction:g})"
+        )
     distributed.on_main(lambda: _say_unread(dataset, root, say))
     return dataset, root
 
@@ -305,7 +318,7 @@ def threshold(query, gallery, data, args):
     shares, own = _share_of_queries(data.protocol)
     return choose_threshold(
         query[own], gallery, labels_of(data.query).at(own), labels_of(data.gallery), data.protocol,
-        false_accept_rate=args.false_accept_rate, metric=args.distance,
+        false_accept_rate=args.false_accept_rate, of_others=args.false_accept_of_others, metric=args.distance,
         add_up=distributed.all_reduce_sum if shares > 1 else None,
     )  # fmt: skip
 

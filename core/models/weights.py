@@ -9,6 +9,7 @@ import http.client
 import pickle
 import re
 import struct
+import types
 import urllib.error
 import urllib.request
 import uuid
@@ -16,7 +17,7 @@ import warnings
 import zipfile
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
 import numpy as np
@@ -42,12 +43,21 @@ PUBLISHED = {
 SHA256_IN_NAME = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8,64})\.pth$")  # its start, as torch.hub has it; no date
 CONNECTION_TIMEOUT = 5.0  # seconds
 CHUNK = 1 << 20  # bytes
+MOST_NESTED = 4  # dicts in dicts, which may even hold themselves
 COUNTER = "num_batches_tracked"
 DOMAIN = re.compile(r"\.dsbn\.\d+\.")  # of DomainSpecificBatchNorm
-WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "network")  # keys under which files keep their weights
+# Keys under which files keep their weights.
+WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "network", "weights")
 # Plain values that files of training loops hold beside their weights; none of them runs code when it is read.
-PLAIN = [argparse.Namespace, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32))]
+PLAIN = [argparse.Namespace, types.SimpleNamespace, np.dtype]
+PLAIN += [type(np.dtype(kind)) for kind in ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1", "?")]
 PLAIN += [(np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"), np.float64(0).__reduce__()[0]]
+# A path of another system can't be made here, and where Python keeps the classes depends on its version.
+PLAIN += [
+    (PureWindowsPath if name == "WindowsPath" else PurePosixPath, f"{module}.{name}")
+    for module in ("pathlib", "pathlib._local")
+    for name in ("PosixPath", "WindowsPath", "PurePosixPath")
+]
 
 # What torch.load raises on damaged files, found by flipping, cutting and inventing bytes; it has no error of its own.
 BROKEN_FILE = (
@@ -265,7 +275,9 @@ def copy_matching(model: nn.Module, content: object, name: str | Path, leave: Co
     unused = [key for key in state if key not in own and not key.endswith(COUNTER)]
     _require_same_backbone(model, found, resized, missing, unused, name)
     resized, unused = ([key for key in keys if "classifier" not in key] for keys in (resized, unused))
-    model.load_state_dict(fitting, strict=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is a no-op")  # into a model on the meta device, to see whether it fits
+        model.load_state_dict(fitting, strict=False)
 
     parts = [f"weights: {len(fitting)} of {len(own)} tensors from {name}"]
     if resized:
@@ -288,14 +300,30 @@ def find_state_dict(content: object, name: str | Path) -> dict[str, Tensor]:
     """
     if _averaged(content):
         content = best_weights(content)
-    while isinstance(content, dict) and (inner := [key for key in WRAPPERS if isinstance(content.get(key), dict)]):
-        content = content[inner[0]]
-    items = content.items() if isinstance(content, dict) else ()
-    state = {key: value for key, value in items if isinstance(key, str) and isinstance(value, Tensor)}
+    for _ in range(MOST_NESTED):
+        inner = (
+            {key: value for key, value in content.items() if isinstance(value, dict)}
+            if isinstance(content, dict)
+            else {}
+        )
+        known = [key for key in WRAPPERS if key in inner]
+        counts = {key: len(_tensors(value)) for key, value in inner.items()}
+        first, second = (sorted(counts, key=counts.get, reverse=True) + [None, None])[:2]
+        if not known and counts.get(first, 0) <= len(_tensors(content)):
+            break
+        if not known and 2 * counts.get(second, 0) > counts[first]:
+            raise InputError(f"{name} holds weights as {first!r} and as {second!r}; save one of them alone")
+        content = inner[known[0] if known else first]
+    state = _tensors(content)
     if not state:
         raise InputError(f"{name} holds no weights (no names with tensors); give a file of a state_dict")
     state = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in state.items()}
     return {DOMAIN.sub(".", key): value for key, value in state.items()}  # in the order of domains: the last one stays
+
+
+def _tensors(content: object) -> dict[str, Tensor]:
+    items = content.items() if isinstance(content, dict) else ()
+    return {key: value for key, value in items if isinstance(key, str) and isinstance(value, Tensor)}
 
 
 def best_weights(state: dict) -> dict[str, Tensor]:

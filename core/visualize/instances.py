@@ -1,7 +1,8 @@
 """Pictures of detection: instances over their picture, what augmentation makes of them, precision over recall.
 
 An instance is a dict: `box` (x1, y1, x2, y2) in pixels, `label` its class's name, `score` in [0, 1] or None, and `rle`,
-its mask as COCO's run-length code for the whole picture. One mask at a time is unpacked and only its box is painted,
+its mask as COCO's run-length code for the whole picture; `also`, which may be missing, lists (label, score) of other
+classes that it may be. One mask at a time is unpacked and only its box is painted,
 so a hundred instances on a picture of 6000 x 4000 take the memory of a few pictures.
 """
 
@@ -16,6 +17,7 @@ from PIL import Image, ImageColor, ImageDraw
 from pycocotools import mask as rle_codec
 
 from core.visualize.drawing import ink_on, outline_of, unpack_mask
+from core.visualize.fonts import draw_text, legible, width_of
 from core.visualize.sheet import (
     DPI,
     FAINT,
@@ -26,7 +28,6 @@ from core.visualize.sheet import (
     Sheet,
     empty_sheet,
     fit,
-    label_font,
     plain,
     save_figure,
 )
@@ -255,21 +256,25 @@ def _draw_boxes(canvas: Image.Image, instances: Sequence[dict]) -> None:
 def _draw_labels(canvas: Image.Image, instances: Sequence[dict], scores: bool, at_boxes: bool) -> None:
     """A label at the edge of each box, or in its middle, where it hides no other; the surest instance chooses first."""
     draw = ImageDraw.Draw(canvas)
-    font = label_font(round(_measure(canvas.size)))
-    pad = max(2, round(font.size * 0.28))
-    height = round(font.size * 1.15) + pad
+    size = round(_measure(canvas.size))  # of letters
+    pad = max(2, round(size * 0.28))
+    height = round(size * 1.15) + pad
     taken, texts = np.zeros((0, 4)), []
     ordered = sorted(instances, key=lambda instance: -(instance["score"] or 0.0))
     for instance in ordered:
-        score = f" {instance['score']:.2f}" if scores and instance["score"] is not None else ""
-        text = _cut(instance["label"], canvas.width - 2 * pad - font.getlength(score), font) + score
-        width = round(font.getlength(text)) + 2 * pad
+        seen = [(instance["label"], instance["score"]), *instance.get("also", ())]
+        (label, score), *others = (
+            (legible(label), f" {score:.2f}" if scores and score is not None else "") for label, score in seen
+        )
+        room = canvas.width - 2 * pad
+        text = _cut(label, room - width_of(score, size), size) + score
+        text = _cut(text + "".join(f" or {label}{score}" for label, score in others), room, size)
+        width = round(width_of(text, size)) + 2 * pad
         taken = np.vstack([taken, _free_place(instance["box"], width, height, canvas.size, taken, at_boxes)])
         texts.append(text)
     for instance, place, text in reversed(list(zip(ordered, taken.tolist(), texts, strict=True))):
-        draw.rounded_rectangle(place, radius=max(2, font.size // 5), fill=instance["color"])
-        middle = (place[1] + place[3]) / 2
-        draw.text((place[0] + pad, middle), text, font=font, fill=ink_on(instance["color"]), anchor="lm")
+        draw.rounded_rectangle(place, radius=max(2, size // 5), fill=instance["color"])
+        draw_text(draw, place[0] + pad, (place[1] + place[3]) / 2, text, size, ink_on(instance["color"]))
 
 
 def _free_place(box, width, height, size, taken: np.ndarray, at_box: bool) -> np.ndarray:
@@ -286,10 +291,10 @@ def _free_place(box, width, height, size, taken: np.ndarray, at_box: bool) -> np
     return places[int(hidden.argmin())]
 
 
-def _cut(text: str, width: float, font) -> str:
+def _cut(text: str, width: float, size: int) -> str:
     """The text, cut at its end to what fits into `width` pixels; at least its first letter."""
-    if font.getlength(text) <= width:
+    if width_of(text, size) <= width:
         return text
-    while len(text) > 1 and font.getlength(text + "…") > width:
+    while len(text) > 1 and width_of(text + "…", size) > width:
         text = text[:-1]
     return text + "…"

@@ -2,19 +2,18 @@
 
 import math
 import warnings
-from functools import lru_cache
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from PIL import Image, ImageFont, ImageOps
+from PIL import Image, ImageOps
 
 from core.files import atomic_write, printable
+from core.visualize.fonts import choose_fonts, legible, width_of
 
 DPI = 100
 GAP, MARGIN = 18, 28  # pixels between pictures, and around the sheet
@@ -90,10 +89,11 @@ class _Pixels(Artist):
 def save_figure(figure: Figure, path: str | Path) -> None:
     """PNG, or JPEG where the suffix says so."""
     FigureCanvasAgg(figure)
+    choose_fonts(figure)
     jpeg = Path(path).suffix.lower() in (".jpg", ".jpeg")
     form = {"format": "jpeg", "pil_kwargs": JPEG} if jpeg else {"format": "png"}
     with atomic_write(path) as file, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a letter the font lacks is drawn as a box
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # of a font, which others stand in for
         figure.savefig(file, dpi=DPI, **form)
 
 
@@ -114,21 +114,14 @@ def fit(picture: Image.Image, width: int, height: int) -> Image.Image:
     return ImageOps.pad(picture, (width, height), Image.Resampling.LANCZOS, color=(240, 240, 240))
 
 
-@lru_cache
-def label_font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib, in bold letters of `size` pixels."""
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"), size)
-
-
 def shorten(text: str, width: float, size: float, rest: str = "") -> str:
     """The text on one line, cut in its middle to `width` pixels in letters of `size` points: both ends tell names.
 
     rest: what stands behind it, whole, and needs room too.
     """
-    text = printable(" ".join(str(text).split()))
-    font, kept = label_font(round(size * DPI / 72)), min(len(text), 300)
-    short = text
-    while kept > 1 and font.getlength(short + rest) > width:
+    text = legible(printable(" ".join(str(text).split())))
+    short, kept, pixels = text, min(len(text), 300), round(size * DPI / 72)
+    while kept > 1 and width_of(short + rest, pixels) > width:
         kept -= 1
         short = text[: (kept + 1) // 2] + "…" + text[len(text) - kept // 2 :]
     return short + rest
@@ -136,7 +129,7 @@ def shorten(text: str, width: float, size: float, rest: str = "") -> str:
 
 def plain(name: str) -> str:
     """A name that matplotlib takes as it stands: no formula, and not hidden from the legend for an underscore."""
-    return ("\N{ZERO WIDTH SPACE}" + printable(name)).replace("$", r"\$")
+    return ("\N{ZERO WIDTH SPACE}" + legible(printable(name))).replace("$", r"\$")
 
 
 def to_pictures(images: torch.Tensor) -> list[Image.Image]:

@@ -61,19 +61,57 @@ def test_without_train_it_can_be_evaluated_only(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["train/a/1.jpg", "train/b/1.jpg"], "test: no such folder"),
         (["train/a/1.jpg", "train/b/1.jpg", "query/a/1.jpg"], "gallery: no such folder"),
         (["train/notes.txt", "test/a/1.jpg"], "train: holds no pictures; expected train/<identity>/<picture>"),
         (["train/a/notes.txt", "test/a/1.jpg"], "train: holds no pictures"),
         (["train/a/1.jpg", "train/2.jpg", "test/a/1.jpg"], "train: 1 pictures lie outside .*the first is 2.jpg"),
         (["train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg", "test/b/1.jpg"], "every identity has a single picture"),
-        (["photos/a/1.jpg"], "not laid out as folder: expected train, query, gallery, test in it, found photos"),
+        (["notes.txt", "a/notes.txt"], r"holds no pictures; expected .*/<identity>/<picture>"),
+        (["a/1.jpg", "b/1.jpg", "2.jpg"], "1 pictures lie outside the identities' folders, the first is 2.jpg"),
+        (["bounding_box_train/1_c1.jpg", "notes/1.jpg"], "laid out as the data set market1501, not as folders"),
+        (["MVB_train/Image/1.jpg", "notes/1.jpg"], "laid out as the data set mvb, not as folders"),
     ],
 )
 def test_bad_folders(tmp_path, names, message):
     touch(tmp_path, *names)
     with pytest.raises(InputError, match=message):
         load_reid_dataset("folder", tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ["", "train/"])
+@pytest.mark.parametrize(
+    ("counts", "fraction", "tested"),
+    [
+        ([2] * 10, 0.2, 2),
+        ([3] * 20, 0.2, 4),
+        ([2] * 4, 0.01, 2),  # two at least, or there is nobody to be taken for another
+        ([2] * 4, 0.9, 2),  # and two at least to learn
+        ([2] * 3, 0.2, 0),
+        ([2, 1, 1, 1, 1, 1], 0.4, 0),  # a picture that asks, and one to be found
+        ([2, 1, 2, 1, 1], 0.2, 2),
+        ([2, 2, 1], 1.0, 3),
+        ([2] * 9, 0.0, 0),
+    ],
+)
+def test_identities_are_held_out_where_nobody_split_them(tmp_path, prefix, counts, fraction, tested):
+    names = [f"{prefix}bag {bag}/{number}.jpg" for bag, count in enumerate(counts) for number in range(count)]
+    touch(tmp_path, *names)
+    dataset = load_reid_dataset("folder", tmp_path, fraction)
+    learned, held = ({sample.name for sample in part} for part in (dataset.train, dataset.gallery))
+    assert len(held) == tested and len(learned) == len(counts) - tested and not learned & held
+    assert {sample.path for part in dataset for sample in part} == {str(tmp_path / name) for name in names}
+    assert sorted({sample.id for sample in dataset.train}) == list(range(len(learned)))
+    if tested:
+        assert check_evaluation(dataset, "no_camera") is None
+        assert all(sample.name in held for sample in dataset.query)
+    assert load_reid_dataset("folder", tmp_path, fraction) == dataset
+
+
+def test_a_new_identity_moves_few_others(tmp_path):
+    touch(tmp_path, *(f"{bag}/{number}.jpg" for bag in range(30) for number in range(2)))
+    before = {sample.name for sample in load_reid_dataset("folder", tmp_path).query}
+    touch(tmp_path, "new/1.jpg", "new/2.jpg")
+    assert len(before ^ {sample.name for sample in load_reid_dataset("folder", tmp_path).query}) <= 2
 
 
 def test_query_identity_absent_from_the_gallery(tmp_path):

@@ -1,4 +1,9 @@
+import json
+import shutil
+from functools import partial
+
 import pytest
+import torch
 
 from core.data.reid_datasets import (
     DATASETS,
@@ -117,12 +122,13 @@ LAID = {  # as torchreid, fast-reid, LightMBN and OpenUnReID lay their sets unde
         "query",
     ),
     "dukemtmc": ("dukemtmc-reid/DukeMTMC-reID DukeMTMC-reID dukemtmcreid/DukeMTMC-reID", "bounding_box_train"),
-    "msmt17": ("MSMT17_V1 msmt17/MSMT17_V1 msmt17 MSMT17_V2", "mask_test_v2"),
+    "msmt17": ("MSMT17_V1 msmt17/MSMT17_V1 msmt17/MSMT17_V2 msmt17 MSMT17_V2", "mask_test_v2"),
     "cuhk03_np": ("cuhk03-np/detected CUHK03-NP/detected cuhk03/CUHK03_detected", "query"),
-    "veri776": ("veri776/VeRi VeRi veri VeRi_with_plate", "image_test"),
-    "vehicleid": ("VehicleID_V1.0 vehicleid", "image"),
+    "veri776": ("veri776/VeRi VeRi veri VeRi_with_plate veri/VeRi veri/VeRi-776 VeRi/VeRi", "image_test"),
+    "vehicleid": ("VehicleID_V1.0 vehicleid vehicleid/VehicleID_V1.0 PKU-VehicleID", "image"),
     "mot17": ("MOT17", "train"),
     "personx": ("personx/subset1", "query"),
+    "mvb": ("MVB mvb mvb/MVB", "MVB_val"),
 }
 
 
@@ -169,11 +175,7 @@ def test_coil20_real_data(shared_data):
     assert check_evaluation(dataset, "market1501") is None
 
 
-@pytest.mark.parametrize(
-    ("folder", "train", "test"), [("MSMT17_V1", "train", "test"), ("MSMT17_V2", "mask_train_v2", "mask_test_v2")]
-)
-def test_msmt17_in_both_versions(tmp_path, folder, train, test):
-    root = tmp_path / folder
+def write_msmt17(root, train="train", test="test"):
     lists = {
         "train": [("0000/0000_000_01_0303morning_0008_0.jpg", 0), ("0002/0002_001_15_0303noon_0100_1.jpg", 2)],
         "val": [("0000/0000_045_12_0303morning_0006_2.jpg", 0)],
@@ -183,6 +185,15 @@ def test_msmt17_in_both_versions(tmp_path, folder, train, test):
     for part, lines in lists.items():
         touch(root / (train if part in ("train", "val") else test), *(name for name, _ in lines))
         (root / f"list_{part}.txt").write_text("".join(f"{name} {identity}\n" for name, identity in lines))
+    return lists
+
+
+@pytest.mark.parametrize(
+    ("folder", "train", "test"), [("MSMT17_V1", "train", "test"), ("MSMT17_V2", "mask_train_v2", "mask_test_v2")]
+)
+def test_msmt17_in_both_versions(tmp_path, folder, train, test):
+    root = tmp_path / folder
+    lists = write_msmt17(root, train, test)
     for given in (root, tmp_path):
         dataset = load_reid_dataset("msmt17", given)
         assert [(s.id, s.camera) for s in dataset.train] == [(0, 0), (1, 14), (0, 11)]
@@ -253,6 +264,62 @@ def test_vehicleid_lists(tmp_path):
         load_reid_dataset("vehicleid", tmp_path)
 
 
+def write_mvb(root, train, query, gallery):
+    """In the original layout, of empty files."""
+    for folder, listing, side in ((train, "train", "g"), (query, "val_probe", "p"), (gallery, "val_gallery", "g")):
+        names = [f"{number:04}_{side}_1.jpg" for number in ((1, 2) if folder == train else (3, 4))]
+        touch(root / folder, *names)
+        (root / folder.split("/")[0] / "Info").mkdir(exist_ok=True)
+        entries = [{"image_name": name} for name in names]
+        (root / folder.split("/")[0] / "Info" / f"{listing}.json").write_text(json.dumps(entries))
+
+
+TRAIN = {  # how a set is written, and what of it only training needs: any of these may be gone
+    **{
+        name: (partial(write_market_like, name), [MARKET_LAYOUTS[name].train, f"{MARKET_LAYOUTS[name].train}/*"])
+        for name in ("market1501", "dukemtmc", "cuhk03_np", "veri776", "personx")
+    },
+    "msmt17": (write_msmt17, ["train", "train/*/*", "train list_train.txt list_val.txt"]),
+    "vehicleid": (write_vehicleid, ["train_test_split/train_list.txt", "image/000000[123].jpg"]),
+    "mvb": (
+        lambda root: write_mvb(root, "MVB_train/Image", "MVB_val/Image/probe", "MVB_val/Image/gallery"),
+        ["MVB_train", "MVB_train/Image", "MVB_train/Image/*"],
+    ),
+    "suitcase": (
+        lambda root: [
+            touch(root / folder, f"000{number}_p_1_0.jpg", f"000{number}_g_1_0.jpg")
+            for number, folder in enumerate(("bounding_box_train", "query", "bounding_box_test"))
+        ],
+        ["bounding_box_train", "bounding_box_train/*"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "gone"), [(name, gone) for name, (_, each) in TRAIN.items() for gone in each])
+def test_without_its_training_pictures_a_set_can_be_evaluated(tmp_path, name, gone):
+    TRAIN[name][0](tmp_path)
+    whole = load_reid_dataset(name, tmp_path)
+    assert whole.train
+    for path in [path for pattern in gone.split() for path in tmp_path.glob(pattern)]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert load_reid_dataset(name, tmp_path) == whole._replace(train=[])
+
+
+@pytest.mark.parametrize("digits", [18, 19, 20, 60])
+def test_identities_and_cameras_that_no_tensor_holds_are_numbered_anew(tmp_path, digits):
+    long = "9" * (digits - 1)
+    touch(tmp_path / "bounding_box_train", f"{long}1_c1.jpg", f"{long}2_c1.jpg")
+    touch(tmp_path / "query", f"{long}3_c{long}.jpg", "5_c1.jpg")
+    touch(tmp_path / "bounding_box_test", f"{long}3_c1.jpg", f"{long}4_c1.jpg", "5_c2.jpg")
+    dataset = load_reid_dataset("market1501", tmp_path)
+    torch.tensor([(sample.id, sample.camera) for part in dataset for sample in part])
+    assert [sample.name for sample in dataset.query] == ["5", f"{long}3"]
+    ids, cameras = ({sample.name: getattr(sample, field) for sample in dataset.gallery} for field in ("id", "camera"))
+    assert [sample.id for sample in dataset.query] == [ids["5"], ids[f"{long}3"]] and len(set(ids.values())) == 3
+    assert dataset.query[0].camera == cameras[f"{long}3"] != dataset.query[1].camera
+    assert check_evaluation(dataset, "market1501") is None
+
+
 def test_unknown_data_set_lists_the_known(tmp_path):
     for call in (lambda: load_reid_dataset("market", tmp_path), lambda: default_protocol("market")):
         with pytest.raises(InputError, match=r"unknown data set 'market'; known are .*dukemtmc.*market1501.*veri776"):
@@ -279,7 +346,7 @@ def test_missing_and_empty_folder(tmp_path, name):
         load_reid_dataset(name, tmp_path / "absent")
     with pytest.raises(InputError, match=r"~nobody-of-that-name: no such folder"):
         load_reid_dataset(name, "~nobody-of-that-name")
-    empty = "holds no pictures" if name == "pictures" else r"not laid out as .*expected .*found nothing"
+    empty = "holds no pictures" if name in ("pictures", "folder") else r"not laid out as .*expected .*found nothing"
     with pytest.raises(InputError, match=empty):
         load_reid_dataset(name, tmp_path)
 

@@ -71,6 +71,6 @@ def test_two_targets_of_one_layout_have_columns_of_their_own(tmp_path):
         for number in range(4):
             Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype="uint8")).save(tmp_path / name / f"{number}.png")
     targets = [f"pictures:{tmp_path / name}" for name in ("a", "b")]
-    args = SimpleNamespace(source=[], target=targets, protocol=None, skip_broken=False, min_samples=2)
+    args = SimpleNamespace(source=[], target=targets, protocol=None, skip_broken=False, val_fraction=0.2, min_samples=2)
     domains = load_domains(args, lambda line: None)
     assert [column_of("mAP", domain, several=True) for domain in domains] == ["mAP pictures-1", "mAP pictures-2"]

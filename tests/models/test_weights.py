@@ -1,10 +1,15 @@
+import argparse
 import hashlib
 import http.server
 import os
 import pickle
 import socket
 import threading
+import types
+import zipfile
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
+import numpy as np
 import pytest
 import torch
 
@@ -294,6 +299,73 @@ def test_another_backbone_is_refused_and_nothing_changes(network, other, message
     with pytest.raises(InputError, match=f"w.pth is of another backbone: it {message}") as caught:
         load_weights(model, str(saved(other().state_dict(), tmp_path / "w.pth")), "resnet18")
     assert "\n" not in str(caught.value) and same(model, before)
+
+
+PLAIN_VALUES = {
+    "namespace": argparse.Namespace(lr=0.1, output=Path("runs")),
+    "paths": [PurePosixPath("a/b"), Path("c")],
+    "numpy": [np.float64(1), np.float32(1), np.int64(7), np.int32(7), np.bool_(True)],
+    "simple": types.SimpleNamespace(epochs=3),
+}
+
+
+def tiny():
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 4, 1))
+
+
+@pytest.mark.parametrize("beside", PLAIN_VALUES)
+def test_plain_values_beside_the_weights_are_read(beside, tmp_path):
+    source, model = tiny(), tiny()
+    path = saved({"weights": source.state_dict(), "args": PLAIN_VALUES[beside]}, tmp_path / "w.pth")
+    load_weights(model, str(path), "resnet18")
+    assert same(model, source.state_dict())
+    read = load_file(path)["args"]
+    if beside != "paths":
+        assert str(read) == str(PLAIN_VALUES[beside]).replace("PosixPath", "PurePosixPath")
+
+
+def test_a_path_of_another_system_is_read(tmp_path):
+    """pathlib.WindowsPath can't be made here, nor pathlib.PosixPath on Windows."""
+    path = saved({"weights": {"a": torch.zeros(1)}, "args": Path("data")}, tmp_path / "w.pth")
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content.replace(b"PosixPath", b"WindowsPath"))
+    assert load_file(path)["args"] == PureWindowsPath("data")
+
+
+NOT_WEIGHTS = {
+    "epoch": torch.tensor(3),
+    "optimizer": {"state": {0: {"exp_avg": torch.zeros(2), "exp_avg_sq": torch.zeros(2)}}, "param_groups": [{}]},
+    "criterion": {"centers": torch.zeros(3)},
+}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"weights": state},
+        lambda state: {"params": state},
+        lambda state: {"encoder": state, **NOT_WEIGHTS},
+        lambda state: {"model": {"weights": state}, "mean": torch.zeros(3)},
+        lambda state: {"model_ema": {"state_dict": state}, "model": state},
+        lambda state: {**state, "extra": {"a": torch.zeros(1)}},
+    ],
+)
+def test_weights_are_found_under_whatever_name_a_file_has_for_them(wrap, tmp_path):
+    source, model = tiny(), tiny()
+    load_weights(model, str(saved(wrap(source.state_dict()), tmp_path / "w.pth")), "resnet18")
+    assert same(model, source.state_dict())
+
+
+def test_weights_of_two_networks_are_not_chosen_from():
+    state, itself = tiny().state_dict(), {}
+    with pytest.raises(InputError, match="w.pth holds weights as 'student' and as 'teacher'; save one of them alone"):
+        weights.find_state_dict({"student": state, "teacher": state}, "w.pth")
+    itself["model"] = itself
+    with pytest.raises(InputError, match="holds no weights"):
+        weights.find_state_dict(itself, "w.pth")
 
 
 class Evil:

@@ -323,7 +323,7 @@ def test_remove(path):
     assert content(path) == rest
     with open_gallery(path) as gallery:
         assert gallery.names == ["bag-0", "bag-2", "bag-4"]
-    with pytest.raises(InputError, match="no identity 'bag-1'; nothing was removed"):
+    with pytest.raises(InputError, match="no identity 'bag-1' and no picture .*/bag-1; nothing was removed"):
         remove_from_gallery(path, ["bag-0", "bag-1"])
     assert content(path) == rest and len(list(path.parent.iterdir())) == 1
     assert remove_from_gallery(path, ["bag-2", "bag-4", "bag-0"]) == 7
@@ -332,6 +332,46 @@ def test_remove(path):
         with pytest.raises(InputError, match="is empty: there is nothing to search"):
             gallery.search(torch.ones(1, 16), 1)
     assert add_to_gallery(path, entries(2, "x"), fingerprint=OURS) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    "names, rows",
+    [
+        (["bag/3.jpg"], [3]),
+        (["bag/1.jpg", "bag/1"], None),  # no part of a name
+        (["bag/1.jpg", "bag-0"], [0, 1, 5, 10]),
+        (["bag"], range(12)),  # a folder
+        (["bag/"], range(12)),
+        (["bag/3.jpg", "bag/99.jpg"], None),
+        (["bag-3", "ba"], None),
+    ],
+)
+@pytest.mark.parametrize("absolute", [False, True])
+def test_pictures_and_folders_are_taken_out(tmp_path, monkeypatch, names, rows, absolute):
+    """By their path, from where a person stands, though the files are gone; of an unknown one nothing is removed."""
+    monkeypatch.chdir(tmp_path)
+    content = entries(12)
+    sources = [os.path.abspath(source) for source in content.sources] if absolute else content.sources
+    build_gallery("bags.gallery", content._replace(sources=sources), fingerprint=OURS)
+    if rows is None:
+        with pytest.raises(InputError, match="nothing was removed"):
+            remove_from_gallery("bags.gallery", names)
+        rows = []
+    else:
+        assert remove_from_gallery("bags.gallery", names) == len(rows)
+    with open_gallery("bags.gallery") as gallery:
+        assert list(gallery.sources()) == [source for row, source in enumerate(sources) if row not in rows]
+
+
+def test_one_picture_under_two_paths(tmp_path):
+    thumbnails = [b"", b"a", b"b", b"", b"a", b"ab", b"b", b"a"]
+    content = Entries(features(8), list("xxxxyyyy"), [f"{i}.jpg" for i in range(8)], thumbnails)
+    build_gallery(tmp_path / "bags.gallery", content, fingerprint=OURS)
+    with open_gallery(tmp_path / "bags.gallery") as gallery:
+        assert gallery.twins() == [(4, 1), (6, 2), (7, 4)]
+    build_gallery(tmp_path / "none.gallery", content._replace(thumbnails=None), fingerprint=OURS)
+    with open_gallery(tmp_path / "none.gallery") as gallery:
+        assert gallery.twins() == []
 
 
 def test_merge(path):

@@ -27,8 +27,8 @@ class MeanColor(nn.Module):
         return ReIDOutput(images.mean((2, 3)), [], [])
 
 
-def encoder(threshold=None, metric="euclidean"):
-    known = threshold and {"distance": threshold, "false_accept_rate": 0.01, "true_accept_rate": 0.9}
+def encoder(threshold=None, metric="euclidean", **more):
+    known = threshold and {"distance": threshold, "false_accept_rate": 0.01, "true_accept_rate": 0.9, **more}
     transform = build_transform(8, 4, training=False)
     return Encoder(MeanColor(), transform, metric, known, "f" * 64, "reid.pth", "weights: x", torch.device("cpu"))
 
@@ -115,7 +115,7 @@ def scene_of(*places, size=(40, 60)):
         picture.paste(plain(color, x2 - x1, 20), (x1, 10))
         mask = np.zeros((size[1], size[0]), np.uint8, order="F")
         mask[16:24, x1:x2] = 1
-        found.append({"box": [x1, 10, x2, 30], "rle": rle_codec.encode(mask), "label": color})
+        found.append({"box": [x1, 10, x2, 30], "rle": rle_codec.encode(mask), "label": color, "score": 0.5, "also": []})
     return picture, found
 
 
@@ -131,7 +131,8 @@ def test_who_the_instances_of_a_scene_are(tmp_path, with_masks):
     picture, found = scene_of(("green", 5, 15), ("red", 20, 36))
     with gallery.open_gallery(path) as known:
         identifier = matching.Identifier(known, network, 0.5, 1)
-        kept, cuts, matches = matching.identify_instances(identifier, picture, [*found, found[0]])
+        objects = matching.one_per_object([*found, found[0]])
+        kept, cuts, matches = matching.identify_instances(identifier, picture, objects)
     assert kept == found
     assert [one[0]["identity"] for one in matches] == ["green", "red"]
     assert all((one[0]["distance"] < 0.5) == one[0]["accepted"] for one in matches)
@@ -149,8 +150,10 @@ def test_nothing_to_identify(colors):
         ([], "no instances"),
         (["a"], "1 instance: a"),
         (["a", None, "b", None], "4 instances: a, b, 2 unknown"),
+        (["a", "a", "b", "a", "a"], "5 instances: a x4, b"),
+        (["a", "a", *"bcdefggh"], "10 instances: a x2, b, c, d, e, f, 3 more"),
         ([None], "1 instance: 1 unknown"),
-        (["a"] * 9, "9 instances: a, a, a, a, a, a, 3 more"),
+        (["a"] * 9, "9 instances: a x9"),
     ],
 )
 def test_a_scene_in_words(names, words):
@@ -202,19 +205,47 @@ def test_a_cut_out_is_not_compared_with_a_whole_picture():
         assert cuts == [None, None] and verdict.distance == whole.distance
 
 
-@pytest.mark.parametrize(
-    "chosen, asked, rate",
-    [(0.123456, None, 0.01), (0.123456, 0.1234, 0.01), (0.1, 0.2, 0), (-1.0, None, 0), (None, None, 0), (None, 0.1, 0)],
-)
-def test_how_many_strangers_pass(colors, chosen, asked, rate):
-    """Every identity of the gallery may be near enough; of a threshold that a person chose nothing is known.
+STRANGERS = {"identities": [1, 2, 4], "pictures": [1, 2], "rates": [[0.1, 0.2, 0.3], [0.2, 0.4, 0.5]]}
+MEASURED = {"identities": 5, "lower": 0.002, "upper": 0.031, "strangers": STRANGERS}
 
-    The checkpoint's own is the same whether it is taken, or typed as it was printed.
-    """
-    network = encoder(chosen)
+
+@pytest.mark.parametrize(
+    "chosen, asked, is_known",
+    [
+        (0.123456, None, True),
+        (0.123456, 0.1234, True),  # typed as it was printed
+        (0.1, 0.2, False),  # of a threshold that a person chose nothing is known
+        (-1.0, None, True),
+        (None, None, False),
+        (None, 0.1, False),
+    ],
+)
+def test_how_many_strangers_pass(colors, chosen, asked, is_known):
+    """As measured for galleries of that many identities with that many pictures: here three with four."""
+    network = encoder(chosen, **MEASURED)
     identifier = matching.Identifier(colors, network, matching.settle_threshold(network, asked), 5)
-    assert ("at most 1 % of pairs of two" in str(identifier)) == (rate > 0)
-    assert identifier.strangers_accepted() == pytest.approx(1 - (1 - rate) ** len(colors.names))
+    assert ("more than 1 % of pairs" in str(identifier)) == (chosen == -1)
+    words = "at most 1 % of pairs of two among 5 identities (of others 0.2 to 3.1 %, at 95 % confidence)"
+    assert (words in str(identifier)) == (is_known and chosen > 0)
+    if is_known:
+        rate, may_be_more, identities = identifier.strangers_accepted()
+        identities_part, pictures_part = np.log2(3) - 1, np.log2(4 / 3)
+        one, two = 0.2 + 0.1 * identities_part, 0.4 + 0.1 * identities_part
+        assert rate == pytest.approx(one + (two - one) * pictures_part)
+        assert (may_be_more, identities) == (False, 5)
+    else:
+        assert identifier.strangers_accepted() is None
+    few = {**STRANGERS, "identities": [1, 2], "rates": [[0.1, 0.2], [0.2, 0.4]]}
+    network = encoder(0.1, **{**MEASURED, "strangers": few})
+    rate, may_be_more, _ = matching.Identifier(colors, network, 0.1, 5).strangers_accepted()
+    assert may_be_more and 0.2 < rate < 0.4
+
+
+def test_a_checkpoint_of_before_says_what_it_knows(colors):
+    network = encoder(0.1)
+    identifier = matching.Identifier(colors, network, 0.1, 5)
+    assert "at most 1 % of pairs of two, on whole validation pictures" in str(identifier)
+    assert identifier.strangers_accepted() is None
 
 
 def test_an_object_found_as_two_classes_is_there_once():
@@ -223,12 +254,34 @@ def test_an_object_found_as_two_classes_is_there_once():
         mask[:, x1:x2] = 1
         return rle_codec.encode(mask)
 
-    found = [{"rle": rle(*ends), "label": name} for name, *ends in (("a", 0, 10), ("b", 1, 11), ("c", 6, 16))]
-    empty = {"rle": rle(0, 0), "label": "empty"}
-    assert [one["label"] for one in matching.one_per_object([*found, empty, empty])] == [
-        "a",
-        "c",
-        "empty",
-        "empty",
+    places = (("a", 0, 10), ("b", 1, 11), ("c", 6, 16), ("a", 0, 9), ("d", 0, 11), ("b", 0, 10), ("none", 0, 0))
+    found = [
+        {"rle": rle(*ends), "label": name, "score": 0.9 - 0.1 * number} for number, (name, *ends) in enumerate(places)
     ]
+    kept = matching.one_per_object([*found, found[-1]])
+    assert [one["label"] for one in kept] == ["a", "c", "none", "none"]
+    assert [one["also"] for one in kept] == [[("b", 0.8), ("d", 0.5)], [], [], []]
     assert matching.one_per_object([]) == []
+
+
+@pytest.mark.parametrize(
+    "instances, kept",
+    [
+        ([("x", 0, 10, 0.3), ("x", 0, 30, 0.1)], [1]),  # a part that lies in the whole, found first
+        ([("x", 0, 30, 0.2), ("x", 2, 6, 0.1), ("x", 20, 28, 0.3)], [1]),  # two parts of one whole
+        ([("x", 0, 10, 0.1), ("x", 6, 16, 0.2)], [0, 1]),  # side by side, one a little behind the other
+        ([("x", 0, 10, 0.1), ("x", 20, 30, 0.1)], [0, 1]),
+        ([("x", 0, 10, 0.1), ("y", 0, 10, 0.1)], [0, 1]),
+        ([(None, 0, 10, 0.1), (None, 2, 8, 0.1), ("x", 2, 8, 0.1)], [0, 1, 2]),  # nobody knows whose parts these are
+        ([], []),
+    ],
+)
+def test_instances_of_one_identity_that_lie_on_each_other_are_one(instances, kept):
+    masks = np.zeros((len(instances), 10, 40), np.uint8)
+    for mask, (_, start, end, _) in zip(masks, instances, strict=True):
+        mask[:, start:end] = 1
+    found = [{"rle": rle_codec.encode(np.asfortranarray(mask))} for mask in masks]
+    matches = [
+        [{"identity": name or "x", "distance": far, "accepted": name is not None}] for name, *_, far in instances
+    ]
+    assert matching.one_per_identity(found, matches) == kept

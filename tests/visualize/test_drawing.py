@@ -6,7 +6,6 @@ from PIL import Image
 from pycocotools import mask as rle_codec
 
 from core.visualize.drawing import ink_on, outline_of, unpack_mask
-from core.visualize.sheet import label_font
 
 
 def code(mask):
@@ -41,7 +40,3 @@ def test_an_outline_lies_on_both_sides_of_the_edge():
 )
 def test_ink_can_be_read(color, ink):
     assert ink_on(color) == ink
-
-
-def test_a_font_is_loaded_once_for_each_size():
-    assert label_font(12) is label_font(12) and label_font(12).size == 12
