@@ -218,8 +218,7 @@ def train_one_epoch(models, students, teacher, loader, step, args, device, froze
             parts |= student.lesson(output, target) if student.lesson else {}
             losses |= {prefix + name: value for name, value in parts.items()}
         progress.add(step(losses, batch["path"]))
-    rate = step.scheduler.get_last_lr()[0]
-    step.end_epoch()
+    rate = step.end_epoch()
     return {"epoch": step.epoch, "lr": rate, **progress.row()}
 
 
