@@ -1,16 +1,19 @@
-"""Look through a baggage set: a report with its numbers, its figures and its faults; and convert it.
+"""Look through a baggage set: a report with its numbers, figures and faults.
 
-MVB (Multi View Baggage, Zhang et al. 2019) in either layout, the synthetic set without --data:
+MVB (Multi View Baggage, Zhang et al. 2019) in either layout, the synthetic set
+without --data; and its conversion:
     python analyze_mvb.py
     python analyze_mvb.py --data MVB
     python analyze_mvb.py --data MVB --convert MVB_converted
 
-<--output> gets report.md with its figures, and numbers.json with every number and every fault. A folder that exists is
-never overwritten, the next free number is added. Faults end nothing: what training would refuse is listed here, with
+<--output> gets report.md with its figures, and numbers.json with every number
+and every fault. A folder that exists is never overwritten, the next free number
+is added. Faults end nothing: what training would refuse is listed here, with
 the file or the entry, and the exit code stays 0.
 
---convert writes bounding_box_train, query and bounding_box_test with names like 0010_g_1.jpg into a new folder, which
-`train_reid.py --dataset mvb` reads as it reads the original. Materials, boxes and masks have no place there: they are
+--convert writes bounding_box_train, query and bounding_box_test with names like
+0010_g_1.jpg into a new folder, which `train_reid.py --dataset mvb` reads as it
+reads the original. Materials, boxes and masks have no place there: they are
 lost.
 """
 
@@ -18,23 +21,7 @@ import os
 import sys
 from pathlib import Path
 
-from baggage import conversion
-from baggage.dataset_numbers import beside_published, counted, dataset_numbers, published_differences
-from baggage.faults import in_words
-from baggage.figures import write_figures
-from baggage.identity_checks import identity_faults
-from baggage.inspection import inspect
-from baggage.perceptual_hash import BITS, MOST_BITS
-from baggage.picture_checks import MIN_SIDE, Measure, copy_faults, measure_pictures, picture_faults
-from baggage.report import write_report
-from baggage.synthetic import MARKER, settle_synthetic_baggage
-from core.data.mvb import CONVERTED, PARTS
-from core.engine import distributed, options
-from core.engine.checkpoint import open_output
-from core.errors import InputError
-from core.files import printable
-
-SYNTHETIC = Path("data") / "synthetic"
+from core.engine import options
 
 
 def get_parser():
@@ -44,18 +31,39 @@ def get_parser():
     parser.add_argument("--convert", metavar="OUT", help="also write the set in the converted layout into a new folder")
     parser.add_argument("--copy", action="store_true", help="with --convert: copies, where it would be hard links")
     parser.add_argument(
-        "--min-side", type=options.positive_int, default=MIN_SIDE, help="pixels; a picture with a shorter side is tiny"
+        "--min-side", type=options.positive_int, default=32, help="pixels; a picture with a shorter side is tiny"
     )
     parser.add_argument(
         "--copy-bits",
         type=options.non_negative_int,
-        default=MOST_BITS,
-        help=f"of the {BITS} bits of their hashes, how many may differ between copies of a picture",
+        default=28,
+        help="of the 255 bits of their hashes, how many may differ between copies of a picture",
     )
     parser.add_argument("--samples", type=options.positive_int, default=6, help="identities on the sheet of views")
     parser.add_argument("--workers", type=options.positive_int, default=8, help="threads that read pictures")
     options.add_size_limit(parser)
     return parser
+
+
+if __name__ == "__main__":
+    options.answer_help(get_parser())  # before torch is imported, which takes seconds
+
+from baggage import conversion
+from baggage.dataset_numbers import beside_published, counted, dataset_numbers, published_differences
+from baggage.faults import in_words
+from baggage.figures import write_figures
+from baggage.identity_checks import identity_faults
+from baggage.inspection import inspect
+from baggage.picture_checks import Measure, copy_faults, measure_pictures, picture_faults
+from baggage.report import write_report
+from baggage.synthetic import MARKER, settle_synthetic_baggage
+from core.data.mvb import CONVERTED, PARTS
+from core.engine import distributed
+from core.engine.checkpoint import open_output
+from core.errors import InputError
+from core.files import printable
+
+SYNTHETIC = Path("data") / "synthetic"
 
 
 def survey_data(args):

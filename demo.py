@@ -2,47 +2,61 @@
 
 Boxes, classes and masks of one picture, several, a folder, a pattern:
     python demo.py photo.jpg
-    python demo.py photos/ "more/**/*.jpg" --segment runs/MASKS/best.pth --score 0.7 --classes suitcase backpack
+    python demo.py photos/ "more/**/*.jpg" --segment runs/MASKS/best.pth \\
+        --score 0.7 --classes suitcase backpack
 A gallery out of pictures of one object each, and who of it is in a scene:
     python demo.py --build-gallery bags/ --gallery bags.gallery
-    python demo.py scene.jpg --gallery bags.gallery --segment runs/MASKS/best.pth --reid runs/REID/best.pth
+    python demo.py scene.jpg --gallery bags.gallery
     python demo.py --build-gallery new/ --gallery bags.gallery --add
-    python demo.py --gallery bags.gallery                                # who is in it
-    python demo.py --gallery bags.gallery --remove 0010 red-samsonite bags/blue/2.jpg    # identities, pictures, folders
     python demo.py --gallery all.gallery --merge bags.gallery more.gallery
+Who is in it; and identities, pictures or folders out of it:
+    python demo.py --gallery bags.gallery
+    python demo.py --gallery bags.gallery --remove 0010 bags/blue/2.jpg
 Do two pictures show the same object?
     python demo.py a.jpg b.jpg --compare
 
---segment is the network that finds objects: a checkpoint of train_mask_rcnn.py, torchvision's COCO file of Mask R-CNN,
-or the word coco, which fetches that file. Without it the one that the gallery was built with is taken, or the newest
-best.pth of a Mask R-CNN under runs/ (last.pth of a run that was not evaluated), and where there is none, the published
-COCO weights. --reid is the one that recognises them, a checkpoint of train_reid.py, or else the one that the gallery
+--segment is the network that finds objects: a checkpoint of train_mask_rcnn.py,
+torchvision's COCO file of Mask R-CNN, or the word coco, which fetches that
+file. Without it the one that the gallery was built with is taken, or the newest
+best.pth of a Mask R-CNN under runs/ (last.pth of a run that was not evaluated),
+and where there is none, the published COCO weights. --reid is the one that
+recognises them, a checkpoint of train_reid.py, or else the one that the gallery
 was built with, or the newest under runs/.
 
-In a gallery's folder each sub-folder is an identity; pictures beside them are of the identity that an MVB name says
-(0010_g_1.jpg), or that their own name is. Objects are cut out along their masks, unless --no-masks is given. What
-joins a gallery is taken as its pictures were. A photograph of one object is searched for as a whole with --no-masks,
-and where the gallery's pictures are whole, unless --segment, --score or --classes asks for the objects in it.
+In a gallery's folder each sub-folder is an identity; pictures beside them are
+of the identity that an MVB name says (0010_g_1.jpg), or that their own name is.
+Objects are cut out along their masks, unless --no-masks is given. What joins a
+gallery is taken as its pictures were. A photograph of one object is searched
+for as a whole with --no-masks, and where the gallery's pictures are whole,
+unless --segment, --score or --classes asks for the objects in it.
 
 For each picture there is a folder <--output>/<its name> with
-    instances.json      `picture`, its path as it was given, `width`, `height`; `segment`, the network that found the
-                        objects, `min_score`, as --score says; of each instance its number, class, score, box
-                        [x1, y1, x2, y2] in pixels, and the mask as a run-length code that pycocotools.mask.decode
-                        reads; both are of the upright picture: turned as its EXIF orientation says, as viewers show it.
-                        An object that was found as two classes is there once, the others stand in `also`.
-                        With a gallery also `gallery`, `reid`, `metric`, `threshold`, and of each instance `identity`,
-                        null where it is unknown, and `matches`, the nearest identities with their distances; of
-                        those of one identity that lie on each other, the nearest. `false_accept_rate`,
-                        `true_accept_rate`: the shares of pairs of two objects and of one that may pass the threshold,
-                        and did, when the ReID network was validated; null where the threshold is not its own
-    sheet.jpg           six panels: the picture; boxes with class and score; masks; masks over the picture; masks and
-                        classes; all together. Each is a file, too: original, boxes, masks, overlay, classes, all.
-                        With a gallery: the scene, its instances numbered, and beside each number its best matches;
-                        identities.jpg is the scene alone
-and index.html shows them all, those that are done where the run is stopped. Two pictures that are compared leave
-comparison.jpg and comparison.json: `same`, true or false, null without a threshold; `answer`, that in words;
-`distance`; `similarity`, their cosine, null where the network has another metric; `cut_out`, whether they were cut out
-along masks; and the networks, threshold and rates as above. A folder that exists is never overwritten, the next free
+    instances.json: `picture`, its path as it was given, `width`, `height`;
+        `segment`, the network that found the objects, `min_score`, as --score
+        says; of each instance its number, class, score, box [x1, y1, x2, y2] in
+        pixels, and the mask as a run-length code that pycocotools.mask.decode
+        reads; both are of the upright picture: turned as its EXIF orientation
+        says, as viewers show it. An object that was found as two classes is
+        there once, the others stand in `also`. With a gallery also `gallery`,
+        `reid`, `metric`, `threshold`, and of each instance `identity`, null
+        where it is unknown, and `matches`, the nearest identities with their
+        distances; of those of one identity that lie on each other, the nearest.
+        `false_accept_rate`, `true_accept_rate`: the shares of pairs of two
+        objects and of one that may pass the threshold, and did, when the ReID
+        network was validated on `identities`; `false_accept_interval`, what may
+        pass of others, at 95 % confidence; null where the threshold is not its
+        own
+    sheet.jpg: six panels: the picture; boxes with class and score; masks; masks
+        over the picture; masks and classes; all together. Each is a file, too:
+        original, boxes, masks, overlay, classes, all. With a gallery: the
+        scene, its instances numbered, and beside each number its best matches;
+        identities.jpg is the scene alone
+and index.html shows them all, those that are done where the run is stopped. Two
+pictures that are compared leave comparison.jpg and comparison.json: `same`,
+true or false, null without a threshold; `answer`, that in words; `distance`;
+`similarity`, their cosine, null where the network has another metric;
+`cut_out`, whether they were cut out along masks; and the networks, threshold
+and rates as above. A folder that exists is never overwritten, the next free
 number is added.
 """
 
@@ -51,50 +65,9 @@ import os
 import sys
 from contextlib import nullcontext
 
-from tqdm import tqdm
+from core.engine import options
 
-from core.data.images import (
-    IMAGE_SUFFIXES,
-    bits_in_use,
-    folder_entries,
-    list_files,
-    list_images,
-    read_image,
-    say_unread,
-)
-from core.engine import distributed, options
-from core.engine.checkpoint import open_output
-from core.engine.log import progress_is_shown
-from core.errors import InputError
-from core.files import distinct_names, printable
-from recognition import gallery, gallery_pictures, matching
-from recognition.networks import (
-    TRAIN_MASKS,
-    TRAIN_REID,
-    NothingTrained,
-    find_instances,
-    load_detector,
-    load_encoder,
-    whole_picture,
-)
-from recognition.page import index_page
-from recognition.results import titles_of, write_comparison, write_identities, write_instances
-from recognition.sheets import MOST_MATCHES
-
-# The ways of use, each known by its option, and what else it takes. What has no effect is refused, not ignored.
-ENCODER = ("reid", "backbone", "model")
-USES = {
-    "compare": ("pictures", "segment", *ENCODER, "threshold", "classes", "no_masks", "output"),
-    "build_gallery": ("gallery", "add", "segment", *ENCODER, "classes", "no_masks"),
-    "remove": ("gallery",),
-    "merge": ("gallery",),
-    "gallery": ("pictures", "segment", *ENCODER, "threshold", "matches", "score", "classes", "no_masks", "output"),
-    "pictures": ("segment", "score", "classes", "output"),
-}
-OF_OBJECTS = ("segment", "score", "classes")  # which of them are looked for in a picture, and by whom
-
-LEAST_SCORE = 0.5
-MANY_STRANGERS = 0.1  # of those that nobody knows: above, a person is told that so many pass the threshold
+LEAST_SCORE, LEAST_OF_GALLERY = 0.5, 0.35
 
 
 def get_parser():
@@ -120,7 +93,7 @@ def get_parser():
     group.add_argument(
         "--score",
         type=options.fraction,
-        help=f"least score of what is shown (default: {LEAST_SCORE}, with a gallery {matching.LEAST_SCORE}); "
+        help=f"least score of what is shown (default: {LEAST_SCORE}, with a gallery {LEAST_OF_GALLERY}); "
         "below the network's own --min-score (0.05 unless trained otherwise) it changes nothing",
     )
     group.add_argument(
@@ -139,7 +112,7 @@ def get_parser():
         "--matches",
         type=options.positive_int,
         default=5,
-        help=f"identities listed for an instance; the sheet shows {MOST_MATCHES} at most",
+        help="identities listed for an instance; the sheet shows 10 at most",
     )
     group.add_argument(
         "--no-masks", action="store_true", help="gallery and comparison: whole pictures, nothing cut out"
@@ -148,6 +121,53 @@ def get_parser():
     options.add_size_limit(group)
     options.add_device_options(parser, timeout=False)
     return parser
+
+
+if __name__ == "__main__":
+    options.answer_help(get_parser())  # before torch is imported, which takes seconds
+
+from tqdm import tqdm
+
+from core.data.images import (
+    IMAGE_SUFFIXES,
+    bits_in_use,
+    folder_entries,
+    list_files,
+    list_images,
+    read_image,
+    say_unread,
+)
+from core.engine import distributed
+from core.engine.checkpoint import open_output
+from core.engine.log import progress_is_shown
+from core.errors import InputError
+from core.files import distinct_names, printable
+from recognition import gallery, gallery_pictures, matching
+from recognition.networks import (
+    TRAIN_MASKS,
+    TRAIN_REID,
+    NothingTrained,
+    find_instances,
+    load_detector,
+    load_encoder,
+    whole_picture,
+)
+from recognition.page import index_page
+from recognition.results import titles_of, write_comparison, write_identities, write_instances
+
+# The ways of use, each known by its option, and what else it takes. What has no effect is refused, not ignored.
+ENCODER = ("reid", "backbone", "model")
+USES = {
+    "compare": ("pictures", "segment", *ENCODER, "threshold", "classes", "no_masks", "output"),
+    "build_gallery": ("gallery", "add", "segment", *ENCODER, "classes", "no_masks"),
+    "remove": ("gallery",),
+    "merge": ("gallery",),
+    "gallery": ("pictures", "segment", *ENCODER, "threshold", "matches", "score", "classes", "no_masks", "output"),
+    "pictures": ("segment", "score", "classes", "output"),
+}
+OF_OBJECTS = ("segment", "score", "classes")  # which of them are looked for in a picture, and by whom
+
+MANY_STRANGERS = 0.1  # of those that nobody knows: above, a person is told that so many pass the threshold
 
 
 def choose_use(args):
@@ -201,7 +221,7 @@ def say(text):
 def show(args, device):
     """Find the objects in every picture and, with a gallery, say who they are."""
     paths = list_pictures(args.pictures)
-    least = matching.LEAST_SCORE if args.gallery else LEAST_SCORE
+    least = LEAST_OF_GALLERY if args.gallery else LEAST_SCORE
     score = least if args.score is None else args.score
     with (
         open_output(args.output) as output,
@@ -324,10 +344,11 @@ def load_identifier(args, device, known):
     say(identifier)
     if threshold is None:
         say("this checkpoint carries no threshold: everyone is unknown; give --threshold")
-    strangers = identifier.strangers_accepted()
+    strangers, may_be_more, identities = identifier.strangers_accepted() or (0, False, 0)
     if strangers > MANY_STRANGERS:
+        share = f"{'at least' if may_be_more else 'about'} {100 * strangers:.0f} %"
         say(
-            f"among so many, about {100 * strangers:.0f} % of strangers find somebody near enough; "
+            f"among so many, {share} of strangers find somebody near enough, as measured on {identities} identities; "
             f"`python evaluate.py {encoder.path} --false-accept-rate RATE` says a smaller --threshold"
         )
     return identifier

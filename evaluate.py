@@ -1,30 +1,35 @@
 """Evaluate a trained network: what kind it is stands in its checkpoint.
 
-ReID: CMC, mAP, mINP, re-ranking, features, rank list; on the data it was trained on, and on other data (cross-domain):
+ReID: CMC, mAP, mINP, re-ranking, features, rank list; on the data that it was
+trained on, and on other data (cross-domain):
     python evaluate.py runs/NAME/best.pth --rerank
-    python evaluate.py runs/NAME/best.pth --dataset market1501 --data PATH --flip --save-features features.npz
-Several networks on several data sets, all against all, and what each network costs:
-    python evaluate.py runs/A/best.pth runs/B/best.pth --dataset market1501:PATH mvb:PATH --complexity
+    python evaluate.py runs/NAME/best.pth --dataset market1501:PATH --flip
+Several networks on several data sets, all against all, and what each costs:
+    python evaluate.py runs/A/best.pth runs/B/best.pth \\
+        --dataset market1501:PATH mvb:PATH --complexity
 Where the network looks, and its embeddings on a plane:
     python evaluate.py runs/NAME/best.pth --activation-map --embedding-plot
 The floor that a ReID network must beat, the pixels themselves:
     python evaluate.py --raw-pixels
 Weights that another project published:
-    python evaluate.py FILE --backbone osnet_x0_25 --dataset market1501 --data PATH
-Mask R-CNN: the COCO numbers of boxes and masks, a table of classes, COCO result files, precision over recall, pictures:
+    python evaluate.py FILE --backbone osnet_x0_25 --dataset market1501:PATH
+Mask R-CNN: the COCO numbers of boxes and masks, a table of classes, COCO result
+files, precision over recall, pictures:
     python evaluate.py runs/NAME/best.pth
     python evaluate.py runs/NAME/best.pth --images FOLDER --annotations FILE
 A table of all runs and evaluations below a folder:
     python evaluate.py --summary runs
-The network for production, any batch size; or the checkpoint without what only training needs (Mask R-CNN, too):
+The network for production, any batch size; or the checkpoint without what only
+training needs (Mask R-CNN, too):
     python evaluate.py runs/NAME/best.pth --export onnx --output bags.onnx
     python evaluate.py runs/NAME/best.pth --export weights
 All GPUs of a machine, or of several (see run_ddp.sh):
-    bash run_ddp.sh evaluate.py runs/NAME/best.pth --data PATH
-    NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 bash run_ddp.sh evaluate.py runs/NAME/best.pth
+    bash run_ddp.sh evaluate.py runs/NAME/best.pth
+    NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 bash run_ddp.sh evaluate.py ...
 
-Everything goes to <--output>/<data set>, without --output beside the checkpoint; of several networks or sets to
-<--output>/all-against-all. A folder that exists is never overwritten, the next free number is added; the files that
+Everything goes to <--output>/<data set>, without --output beside the
+checkpoint; of several networks or sets to <--output>/all-against-all. A folder
+that exists is never overwritten, the next free number is added; the files that
 --save-features and --export name are replaced.
 """
 
@@ -32,44 +37,7 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-
-from core.data.coco import coco_ground_truth
-from core.engine import coco_evaluation, detection, distributed, options, reid, reid_evaluation, reid_pictures
-from core.engine.checkpoint import open_run, save_checkpoint, weights_alone
-from core.engine.complexity import complexity
-from core.engine.detection_pictures import draw_predictions
-from core.engine.export import SUFFIXES, export_network
-from core.engine.published import load_state
-from core.engine.summary import summarise_runs
-from core.engine.tables import as_json, write_texts
-from core.errors import InputError
-from core.files import make_folder
-from core.models.reid import ReIDOutput
-from core.retrieval.expansion import expand_queries
-from core.visualize.instances import precision_recall_curves
-
-# What has no effect is refused, not ignored: options of a network of the other kind, and of a step that isn't taken.
-EXPANSION_OPTIONS = ("expansion_k", "expansion_alpha")
-RERANK_OPTIONS = ("k1", "k2", "lambda_value")
-REID_OPTIONS = ("backbone", "model", "dataset", "height", "width", "protocol", "distance", "eval_batch_size")
-REID_OPTIONS += ("feature", "flip", "query_expansion", *EXPANSION_OPTIONS, "rerank", *RERANK_OPTIONS, "save_features")
-REID_OPTIONS += ("val_fraction", "rank_list", "activation_map", "embedding_plot", "false_accept_rate", "complexity")
-DETECTION_OPTIONS = ("images", "annotations", "predictions", "score")
-ALWAYS = ("output", "device", "timeout", "workers")
-SUMMARY_OPTIONS = ("summary", *ALWAYS)
-EXPORT_OPTIONS = ("checkpoint", "export", "feature", "backbone", "model", *ALWAYS)
-
-
-class RawPixels(torch.nn.Module):
-    """The floor: a picture's own pixels as its embedding, (B, 3, H, W) -> (B, 3 * H * W)."""
-
-    def __init__(self, height, width):
-        super().__init__()
-        self.embedding_dim = 3 * height * width
-
-    def forward(self, images):
-        return ReIDOutput(images.flatten(1), [], [], None)
+from core.engine import options
 
 
 def get_parser():
@@ -77,7 +45,9 @@ def get_parser():
     parser.add_argument("checkpoint", nargs="*", help="runs/NAME/best.pth, or weights that another project published")
     parser.add_argument("--raw-pixels", action="store_true", help="ReID without a network: the pixels themselves")
     parser.add_argument("--summary", metavar="FOLDER", help="no network: a table of all runs below it")
-    parser.add_argument("--export", choices=SUFFIXES, help="no evaluation: write this, to --output FILE")
+    parser.add_argument(
+        "--export", choices=("onnx", "torchscript", "weights"), help="no evaluation: write this, to --output FILE"
+    )
     parser.add_argument(
         "--output",
         help="folder for the results (default: the checkpoint's path without .pth, or runs/raw-pixels); of --export "
@@ -85,8 +55,9 @@ def get_parser():
     )
     group = options.add_reid_data_options(parser)
     group.description = (
-        "by default as in the checkpoint: --height and --width (both 64 for --raw-pixels), --val-fraction; --dataset\n"
-        "and --data where neither is given. --dataset takes several, NAME:PATH each; put the checkpoints before it"
+        "by default as in the checkpoint: --height and --width (both 64 for\n"
+        "--raw-pixels), --val-fraction; --dataset and --data where neither is given.\n"
+        "--dataset takes several, NAME:PATH each; put the checkpoints before it"
     )
     dataset = next(action for action in group._group_actions if action.dest == "dataset")
     dataset.nargs, dataset.metavar = "+", "NAME[:PATH]"
@@ -129,6 +100,50 @@ def get_parser():
     options.add_published_options(parser)
     options.add_device_options(parser)
     return parser
+
+
+if __name__ == "__main__":
+    options.answer_help(get_parser())  # before torch is imported, which takes seconds
+
+import torch
+
+from core.data.coco import coco_ground_truth
+from core.engine import coco_evaluation, detection, distributed, reid, reid_evaluation, reid_pictures
+from core.engine.checkpoint import open_run, save_checkpoint, weights_alone
+from core.engine.complexity import complexity
+from core.engine.detection_pictures import draw_predictions
+from core.engine.export import SUFFIXES, export_network
+from core.engine.published import load_state
+from core.engine.summary import summarise_runs
+from core.engine.tables import as_json, write_texts
+from core.errors import InputError
+from core.files import make_folder
+from core.models.reid import ReIDOutput
+from core.retrieval.expansion import expand_queries
+from core.visualize.instances import precision_recall_curves
+
+# What has no effect is refused, not ignored: options of a network of the other kind, and of a step that isn't taken.
+EXPANSION_OPTIONS = ("expansion_k", "expansion_alpha")
+RERANK_OPTIONS = ("k1", "k2", "lambda_value")
+REID_OPTIONS = ("backbone", "model", "dataset", "height", "width", "protocol", "distance", "eval_batch_size")
+REID_OPTIONS += ("feature", "flip", "query_expansion", *EXPANSION_OPTIONS, "rerank", *RERANK_OPTIONS, "save_features")
+REID_OPTIONS += ("val_fraction", "rank_list", "activation_map", "embedding_plot", "complexity")
+REID_OPTIONS += ("false_accept_rate", "false_accept_of_others")
+DETECTION_OPTIONS = ("images", "annotations", "predictions", "score")
+ALWAYS = ("output", "device", "timeout", "workers")
+SUMMARY_OPTIONS = ("summary", *ALWAYS)
+EXPORT_OPTIONS = ("checkpoint", "export", "feature", "backbone", "model", *ALWAYS)
+
+
+class RawPixels(torch.nn.Module):
+    """The floor: a picture's own pixels as its embedding, (B, 3, H, W) -> (B, 3 * H * W)."""
+
+    def __init__(self, height, width):
+        super().__init__()
+        self.embedding_dim = 3 * height * width
+
+    def forward(self, images):
+        return ReIDOutput(images.flatten(1), [], [], None)
 
 
 def main(args):

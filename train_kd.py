@@ -1,18 +1,22 @@
-"""Train a re-identification network with a teacher: knowledge distillation, self-distillation, mutual learning.
+"""Train a re-identification network with a teacher, or as its own teacher.
 
-A deep stage teaches the shallow ones of the same network; a trained network teaches a smaller one:
-    torchrun train_kd.py --backbone resnet50 --kd self --teacher-stage 3 --feature-loss-weight 0.03
-    torchrun train_kd.py --backbone resnet18 --teacher runs/NAME/best.pth --kd "1*logits+2*retrieval" --baseline
-    torchrun train_kd.py --backbone resnet18 --teacher FILE --teacher-backbone osnet_x0_25 --kd retrieval
+A deep stage teaches the shallow ones of the same network:
+    torchrun train_kd.py --backbone resnet50 --kd self --teacher-stage 3
+A trained network teaches a smaller one (knowledge distillation):
+    torchrun train_kd.py --backbone resnet18 --teacher runs/NAME/best.pth \\
+        --kd "1*logits+2*retrieval" --baseline
+    torchrun train_kd.py --backbone resnet18 --teacher FILE \\
+        --teacher-backbone osnet_x0_25 --kd retrieval
 Two students teach each other; a student learns from the mean of its own past:
     torchrun train_kd.py --backbone resnet18 --teacher mutual
     torchrun train_kd.py --backbone resnet18 --teacher ema --kd retrieval
 All GPUs of a machine, or of several (see run_ddp.sh):
-    bash run_ddp.sh train_kd.py --dataset market1501 --data PATH --backbone resnet18 --teacher runs/NAME/best.pth
+    bash run_ddp.sh train_kd.py --backbone resnet18 --teacher runs/NAME/best.pth
     NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 bash run_ddp.sh train_kd.py ...
 
-Data, recipes and everything else are those of train_reid.py, and the checkpoint is one of the student alone. Published:
-fast-reid on Market-1501, taught by R101-ibn: mAP 81.2 -> 85.8 of R18-ibn, 84.9 -> 87.8 of R34-ibn.
+Data, recipes and everything else are those of train_reid.py, and the checkpoint
+is one of the student alone. Published: fast-reid on Market-1501, taught by
+R101-ibn: mAP 81.2 -> 85.8 of R18-ibn, 84.9 -> 87.8 of R34-ibn.
 """
 
 import math
@@ -20,40 +24,9 @@ import sys
 from argparse import Namespace
 from typing import NamedTuple
 
-import torch
-from torch import nn
-from torch.nn import functional as F
-
-from core.data.randomness import seeded
-from core.engine import distributed, options, reid, reid_training
-from core.engine.complexity import complexity
-from core.engine.epoch import Epoch, seed_everything
-from core.engine.log import Announcer
+from core.engine import options
 from core.engine.options import arguments_of
-from core.engine.published import load_state
-from core.engine.reid_run import ReIDRun
-from core.engine.reid_training import PUBLISHED, RECIPES, default_recipe
-from core.engine.step import autocast, memory_format
-from core.errors import InputError
-from core.losses import needs_cosines, needs_logits
-from core.losses.distillation import DISTILLATION_LOSSES, build_distillation, parse_distillation
-from core.models.reid import MODELS
-
-
-class Teacher(NamedTuple):
-    """A frozen network, the (height, width) of the pictures that it sees, and what its checkpoint says of it."""
-
-    network: nn.Module
-    size: tuple[int, int]
-    state: dict
-
-
-class Student(NamedTuple):
-    """A network that learns, its loss, and the `Distillation` that it learns by (None: it learns alone)."""
-
-    network: nn.Module
-    criterion: nn.Module
-    lesson: nn.Module | None
+from core.engine.recipes import PUBLISHED, RECIPES, default_recipe
 
 
 def get_parser():
@@ -75,7 +48,7 @@ def add_distillation_options(parser):
         "--kd",
         metavar="SUM",
         help=f'self, or a sum of what is learned from the teacher, e.g. "1*logits+0.03*features+2*relational"; names: '
-        f"{', '.join(DISTILLATION_LOSSES)} (default: logits with a --teacher)",
+        f"{', '.join(options.DISTILLATION_LOSSES)} (default: logits with a --teacher)",
     )
     group.add_argument(
         "--teacher",
@@ -84,7 +57,7 @@ def add_distillation_options(parser):
         "learns from the first; ema: the mean of the student's own past, with the decay of --ema (0.999 if not given)",
     )
     group.add_argument("--teacher-backbone", help="of a published file, or of the second student")
-    group.add_argument("--teacher-model", choices=MODELS, help="of the same (default: bot, or the student's)")
+    group.add_argument("--teacher-model", choices=options.MODELS, help="of the same (default: bot, or the student's)")
     group.add_argument("--temperature", type=options.positive_float, default=4.0, help="of logits")
     group.add_argument("--retrieval-temperature", type=options.positive_float, default=0.1, help="of retrieval")
     group.add_argument(
@@ -96,6 +69,43 @@ def add_distillation_options(parser):
     group.add_argument("--feature-loss-weight", type=options.non_negative_float, default=0.03, help="factor of self")
     group.add_argument("--baseline", action="store_true", help="train the student alone, too, for the last table")
     return group
+
+
+if __name__ == "__main__":
+    options.answer_help(get_parser(), RECIPES, PUBLISHED)  # before torch is imported, which takes seconds
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from core.data.randomness import seeded
+from core.engine import distributed, reid, reid_training
+from core.engine.complexity import complexity
+from core.engine.epoch import Epoch, seed_everything
+from core.engine.log import Announcer
+from core.engine.published import load_state
+from core.engine.reid_run import ReIDRun
+from core.engine.step import autocast, memory_format
+from core.errors import InputError
+from core.losses import needs_cosines, needs_logits
+from core.losses.distillation import build_distillation, parse_distillation
+from core.models.reid import MODELS
+
+
+class Teacher(NamedTuple):
+    """A frozen network, the (height, width) of the pictures that it sees, and what its checkpoint says of it."""
+
+    network: nn.Module
+    size: tuple[int, int]
+    state: dict
+
+
+class Student(NamedTuple):
+    """A network that learns, its loss, and the `Distillation` that it learns by (None: it learns alone)."""
+
+    network: nn.Module
+    criterion: nn.Module
+    lesson: nn.Module | None
 
 
 def settle_distillation(args):
@@ -122,11 +132,28 @@ def load_teacher(args, device, say):
     """`Teacher` of a file; None where there is none. Raises InputError for a file that has no network of ReID."""
     if args.teacher in (None, "mutual", "ema"):
         return None
-    state = load_state(args.teacher, "reid", backbone=args.teacher_backbone, model=args.teacher_model or "bot")
+    what = {"backbone": args.teacher_backbone, "model": args.teacher_model or "bot", "prefix": "--teacher-"}
+    state = load_state(args.teacher, "reid", **what)
     network, _ = reid.network_from_checkpoint(args.teacher, device, state)
     network = network.requires_grad_(False).to(memory_format=memory_format(args))
     say(f"teacher: {args.teacher}, {state['network']['backbone']} at {state['input_size'][0]}x{state['input_size'][1]}")
     return Teacher(network, tuple(state["input_size"]), state)
+
+
+def check_students(args, teacher):
+    """Raises InputError for students, and lessons, that can't be, before data are made."""
+    student = reid_training.settle(args)
+    other = reid_training.settle(second_student(args)) if args.teacher == "mutual" else student
+    build_distillation(
+        args.kd, student, teacher.network if teacher else other, **arguments_of(build_distillation, args)
+    )
+
+
+def second_student(args):
+    """The options of the student that --teacher mutual adds."""
+    model = args.teacher_model or args.model
+    neck = args.neck if model == args.model else MODELS[model].neck
+    return changed(args, backbone=args.teacher_backbone or args.backbone, model=model, neck=neck)
 
 
 def check_classes(args, teacher, data):
@@ -151,10 +178,8 @@ def build_students(args, data, teacher, say):
     """
     built = [reid_training.build_network(args, data, say)]
     if args.teacher == "mutual":
-        second = {"backbone": args.teacher_backbone or args.backbone, "model": args.teacher_model or args.model}
-        second["neck"] = args.neck if second["model"] == args.model else MODELS[second["model"]].neck
         with seeded("second student", args.seed):
-            built.append(reid_training.build_network(changed(args, **second), data, say))
+            built.append(reid_training.build_network(second_student(args), data, say))
     how = arguments_of(build_distillation, args)
     how["gather"] = distributed.gather_with_gradient if args.gather else None
     students = []
@@ -193,8 +218,7 @@ def train_one_epoch(models, students, teacher, loader, step, args, device, froze
             parts |= student.lesson(output, target) if student.lesson else {}
             losses |= {prefix + name: value for name, value in parts.items()}
         progress.add(step(losses, batch["path"]))
-    rate = step.scheduler.get_last_lr()[0]
-    step.end_epoch()
+    rate = step.end_epoch()
     return {"epoch": step.epoch, "lr": rate, **progress.row()}
 
 
@@ -254,6 +278,7 @@ def main(args):
     settle_distillation(args)
     say, name = Announcer(), args.name
     teacher = load_teacher(args, device, say)
+    check_students(args, teacher)
     data = reid_training.load_data(args, say)
     args.name = name or args.name.replace("reid", "kd", 1)
     say(f"distillation: {args.kd}" + f", teacher {args.teacher}" * bool(args.teacher))

@@ -3,33 +3,24 @@
 One process, one GPU or the CPU:
     python train_mask_rcnn.py
     python train_mask_rcnn.py --data COCO --backbone resnet50 --weights imagenet
-    python train_mask_rcnn.py --train-images IMAGES --train-annotations instances.json --val-fraction 0.2 --weights coco
+    python train_mask_rcnn.py --train-images IMAGES \\
+        --train-annotations instances.json --val-fraction 0.2 --weights coco
 All GPUs of a machine:
-    bash run_ddp.sh train_mask_rcnn.py --data COCO --lr 0.04 --batch-size 4 --amp bf16
+    bash run_ddp.sh train_mask_rcnn.py --data COCO --lr 0.04 --amp bf16
 Several machines, the same line on each (NODE_RANK 0, 1, ...):
-    NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 bash run_ddp.sh train_mask_rcnn.py --data COCO --lr 0.08 --amp bf16
+    NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 \\
+        bash run_ddp.sh train_mask_rcnn.py --data COCO --lr 0.08 --amp bf16
 
-Without --data the run renders scenes of baggage on a belt and trains on them. Everything lands in runs/<name>/.
+Without --data the run renders scenes of baggage on a belt and trains on them.
+Everything lands in runs/<name>/.
 """
 
-import inspect
 import sys
 import time
 from pathlib import Path
 
-import torch
-
-from core.data.detection_transforms import training_sizes
-from core.engine import coco_evaluation, detection, detection_pictures, distributed, options
-from core.engine.checkpoint import changed_options, check_same_network, load_checkpoint, open_run, save_run
-from core.engine.epoch import Epoch, seed_everything
-from core.engine.log import Announcer, RunLog, check_loggers, preview
-from core.engine.optim import build_optimizer, build_scheduler
+from core.engine import options
 from core.engine.options import arguments_of
-from core.engine.step import Step, autocast, memory_format
-from core.errors import InputError
-from core.models.detection_weights import load_detection_weights
-from core.models.mask_rcnn import BACKBONES, NORMS, MaskRCNN
 
 RECIPES = {
     # He et al. 2017 and Lin et al. 2017 as torchvision's reference trains them: 12 epochs of COCO.
@@ -51,31 +42,29 @@ RECIPES = {
         "schedule": "cosine", "min_lr": 1.5e-4, "warmup_steps": 30, "warmup_factor": 0.001,
     },
 }  # fmt: skip
-
-
-# Option, the argument of `MaskRCNN` that it sets and whose default it has, type, help.
+# Option, the argument of `MaskRCNN` that it sets, type, default (that of the argument), help.
 MASK_RCNN_OPTIONS = {
     "region proposals": (
-        ("--rpn-fg-iou", "rpn_fg_iou_thresh", options.fraction, "an anchor is an object from this IoU on"),
-        ("--rpn-bg-iou", "rpn_bg_iou_thresh", options.fraction, "and background below this one"),
-        ("--rpn-samples", "rpn_batch_size_per_image", options.positive_int, "anchors per picture in the loss"),
-        ("--rpn-positives", "rpn_positive_fraction", options.fraction, "part of them that are objects"),
-        ("--rpn-nms", "rpn_nms_thresh", options.fraction, "IoU above which a proposal is dropped"),
-        ("--pre-nms-train", "rpn_pre_nms_top_n_train", options.positive_int, "proposals per level"),
-        ("--post-nms-train", "rpn_post_nms_top_n_train", options.positive_int, "proposals per picture"),
-        ("--pre-nms-test", "rpn_pre_nms_top_n_test", options.positive_int, "the same for evaluation"),
-        ("--post-nms-test", "rpn_post_nms_top_n_test", options.positive_int, "the same for evaluation"),
+        ("--rpn-fg-iou", "rpn_fg_iou_thresh", options.fraction, 0.7, "an anchor is an object from this IoU on"),
+        ("--rpn-bg-iou", "rpn_bg_iou_thresh", options.fraction, 0.3, "and background below this one"),
+        ("--rpn-samples", "rpn_batch_size_per_image", options.positive_int, 256, "anchors per picture in the loss"),
+        ("--rpn-positives", "rpn_positive_fraction", options.fraction, 0.5, "part of them that are objects"),
+        ("--rpn-nms", "rpn_nms_thresh", options.fraction, 0.7, "IoU above which a proposal is dropped"),
+        ("--pre-nms-train", "rpn_pre_nms_top_n_train", options.positive_int, 2000, "proposals per level"),
+        ("--post-nms-train", "rpn_post_nms_top_n_train", options.positive_int, 2000, "proposals per picture"),
+        ("--pre-nms-test", "rpn_pre_nms_top_n_test", options.positive_int, 1000, "the same for evaluation"),
+        ("--post-nms-test", "rpn_post_nms_top_n_test", options.positive_int, 1000, "the same for evaluation"),
     ),
     "regions of interest": (
-        ("--rois-per-image", "box_batch_size_per_image", options.positive_int, "proposals in the loss"),
-        ("--roi-positives", "box_positive_fraction", options.fraction, "part of them that are objects"),
-        ("--box-roi-size", "box_roi_output_size", options.positive_int, "RoIAlign for boxes, bins a side"),
-        ("--mask-roi-size", "mask_roi_output_size", options.positive_int, "for masks, half a mask's side"),
-        ("--roi-samples", "roi_sampling_ratio", options.positive_int, "RoIAlign's samples a bin and side"),
-        ("--roi-fg-iou", "box_fg_iou_thresh", options.fraction, "a proposal is an object from here on"),
-        ("--min-score", "box_score_thresh", options.fraction, "detections below it are dropped"),
-        ("--nms", "box_nms_thresh", options.fraction, "IoU above which a detection is dropped"),
-        ("--detections", "box_detections_per_img", options.positive_int, "most detections per picture"),
+        ("--rois-per-image", "box_batch_size_per_image", options.positive_int, 512, "proposals in the loss"),
+        ("--roi-positives", "box_positive_fraction", options.fraction, 0.25, "part of them that are objects"),
+        ("--box-roi-size", "box_roi_output_size", options.positive_int, 7, "RoIAlign for boxes, bins a side"),
+        ("--mask-roi-size", "mask_roi_output_size", options.positive_int, 14, "for masks, half a mask's side"),
+        ("--roi-samples", "roi_sampling_ratio", options.positive_int, 2, "RoIAlign's samples a bin and side"),
+        ("--roi-fg-iou", "box_fg_iou_thresh", options.fraction, 0.5, "a proposal is an object from here on"),
+        ("--min-score", "box_score_thresh", options.fraction, 0.05, "detections below it are dropped"),
+        ("--nms", "box_nms_thresh", options.fraction, 0.5, "IoU above which a detection is dropped"),
+        ("--detections", "box_detections_per_img", options.positive_int, 100, "most detections per picture"),
     ),
 }
 
@@ -125,9 +114,11 @@ def anchor_sizes(text):
 
 def add_network_options(parser):
     group = parser.add_argument_group("network")
-    group.add_argument("--backbone", dest="backbone_name", choices=BACKBONES, help="of the FPN")
+    group.add_argument("--backbone", dest="backbone_name", choices=options.BACKBONES[:4], help="of the FPN")
     group.add_argument("--weights", default="imagenet", help="imagenet, coco (published files), none, or a file's path")
-    group.add_argument("--norm", choices=NORMS, help="of the backbone (default: frozen with weights, else batch)")
+    group.add_argument(
+        "--norm", choices=("batch", "frozen", "sync"), help="of the backbone (default: frozen with weights, else batch)"
+    )
     group.add_argument(
         "--trainable-layers",
         type=int,
@@ -140,15 +131,31 @@ def add_network_options(parser):
     group.add_argument("--aspect-ratios", type=options.positive_float, nargs="+", help="of the anchors, height / width")
     parser.set_defaults(anchor_sizes=[32, 64, 128, 256, 512], aspect_ratios=[0.5, 1.0, 2.0])
 
-    known = inspect.signature(MaskRCNN).parameters
     for title, rows in MASK_RCNN_OPTIONS.items():
         group = parser.add_argument_group(title)
-        for name, argument, kind, text in rows:
-            group.add_argument(name, dest=argument, type=kind, default=known[argument].default, help=text)
+        for name, argument, kind, default, text in rows:
+            group.add_argument(name, dest=argument, type=kind, default=default, help=text)
 
 
 def default_recipe(args):
     return "quick" if args.data is None and not args.train_annotations else "paper"
+
+
+if __name__ == "__main__":
+    options.answer_help(get_parser(), RECIPES)  # before torch is imported, which takes seconds
+
+import torch
+
+from core.data.detection_transforms import training_sizes
+from core.engine import coco_evaluation, detection, detection_pictures, distributed
+from core.engine.checkpoint import changed_options, check_same_network, load_checkpoint, open_run, save_run
+from core.engine.epoch import Epoch, seed_everything
+from core.engine.log import Announcer, RunLog, check_loggers, preview
+from core.engine.optim import build_optimizer, build_scheduler
+from core.engine.step import Step, autocast, memory_format
+from core.errors import InputError
+from core.models.detection_weights import PUBLISHED_COCO, load_detection_weights
+from core.models.mask_rcnn import SIZE_DIVISIBLE, MaskRCNN
 
 
 def network_options(args, num_classes, pretrained):
@@ -167,6 +174,21 @@ def network_options(args, num_classes, pretrained):
 
 # What decides about the shapes of the weights, so that a resumed run can't have it otherwise.
 SHAPES = ("backbone_name", "num_classes", "anchor_sizes", "aspect_ratios", "box_roi_output_size")
+
+
+def check_network(args):
+    """Raises InputError for options that no network can have, and for --weights, before data are made."""
+    built = network_options(args, 2, pretrained=args.weights != "none")
+    with torch.device("meta"):
+        network = MaskRCNN(**built)
+    is_published = args.weights == "coco" and args.backbone_name in PUBLISHED_COCO
+    if args.weights not in ("none", "imagenet") and not is_published and not args.resume:
+        load_detection_weights(network, args.weights, args.backbone_name, [(1, "object")])
+    if args.epochs and built["norm"] == "batch" and args.batch_size == 1 and min(built["min_size"]) <= SIZE_DIVISIBLE:
+        raise InputError(
+            f"--batch-size 1 with --min-size {args.min_size}: BatchNorm sees a single value in the last stage; give a "
+            "larger one, or --norm frozen"
+        )
 
 
 def build_network(args, categories, say):
@@ -255,7 +277,7 @@ def train_one_epoch(model, loader, step, args, device):
         (row of the log, how many instances the augmentation of this rank moved out of their pictures)
     """
     model.train()
-    progress, dropped, rate = Epoch(loader, step.epoch + 1, args.seed), 0, step.scheduler.get_last_lr()[0]
+    progress, dropped = Epoch(loader, step.epoch + 1, args.seed), 0
     for batch in progress:
         images = [image.to(device, non_blocking=True) for image in batch["image"]]  # B of (3, H, W)
         targets = [  # B dicts of boxes (G, 4), labels (G,), masks (G, H, W)
@@ -265,7 +287,7 @@ def train_one_epoch(model, loader, step, args, device):
         with step.forward(model), autocast(device, args.amp):
             losses = model(images, targets)  # loss_objectness, _rpn_box_reg, _classifier, _box_reg, _mask
         progress.add(step(losses, batch["path"]))
-    step.end_epoch()
+    rate = step.end_epoch()
     return {"epoch": step.epoch, "lr": rate, **progress.row()}, dropped
 
 
@@ -275,6 +297,8 @@ def main(args):
     seed_everything(args.seed, args.deterministic)
     if args.norm == "sync" and device.type != "cuda":
         raise InputError(f"--norm sync works on CUDA alone, this run is on {device.type}")
+    check_loggers(args)
+    check_network(args)
     say = Announcer()
     data = load_data(args, say)
     if args.augmentation_preview:
@@ -282,7 +306,6 @@ def main(args):
     train_loader = detection.build_train_loader(args, data.train, device)
     eval_loader = data.val and detection.build_eval_loader(data.val, device, workers=args.workers)
 
-    check_loggers(args)
     folder, resumed = open_run(args.output, args.name, args.resume) if args.resume else (None, None)
     state = load_checkpoint(resumed, "mask_rcnn") if resumed else None
     if state:

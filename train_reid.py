@@ -2,32 +2,20 @@
 
 One process, one GPU or the CPU:
     torchrun train_reid.py --backbone resnet101_with_mask
-    torchrun train_reid.py --dataset market1501 --data PATH --backbone resnet50
+    torchrun train_reid.py --dataset market1501 --data PATH
 All GPUs of a machine:
-    bash run_ddp.sh train_reid.py --dataset market1501 --data PATH --backbone resnet50 --gather
+    bash run_ddp.sh train_reid.py --dataset market1501 --data PATH --gather
 Several machines, the same line on each (NODE_RANK 0, 1, ...):
-    NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 bash run_ddp.sh train_reid.py --dataset msmt17 --data PATH --amp bf16
+    NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 bash run_ddp.sh train_reid.py ...
 
-Without --data the run makes a small set of baggage pictures and trains on it. Everything lands in runs/<name>/.
+Without --data the run makes a small set of baggage pictures and trains on it.
+Everything lands in runs/<name>/.
 """
 
 import sys
 
-from core.engine import distributed, options, reid, reid_pictures
-from core.engine.epoch import Epoch, seed_everything
-from core.engine.log import Announcer, preview
-from core.engine.reid_run import ReIDRun
-from core.engine.reid_training import (
-    PUBLISHED,
-    RECIPES,
-    build_loaders,
-    build_network,
-    build_step,
-    default_recipe,
-    load_data,
-)
-from core.engine.step import autocast, memory_format
-from core.errors import InputError
+from core.engine import options
+from core.engine.recipes import PUBLISHED, RECIPES, default_recipe
 
 
 def get_parser():
@@ -41,6 +29,18 @@ def get_parser():
     options.add_reid_evaluation_options(parser)
     options.add_run_options(parser)
     return parser
+
+
+if __name__ == "__main__":
+    options.answer_help(get_parser(), RECIPES, PUBLISHED)  # before torch is imported, which takes seconds
+
+from core.engine import distributed, reid, reid_pictures
+from core.engine.epoch import Epoch, seed_everything
+from core.engine.log import Announcer, preview
+from core.engine.reid_run import ReIDRun
+from core.engine.reid_training import build_loaders, build_network, build_step, load_data, settle
+from core.engine.step import autocast, memory_format
+from core.errors import InputError
 
 
 def train_one_epoch(model, criterion, loader, step, args, device, frozen=()):
@@ -60,8 +60,7 @@ def train_one_epoch(model, criterion, loader, step, args, device, frozen=()):
             output = model(images)  # embedding (B, D); features, logits: a list of branches; mask (B, 1, h, w)
         losses = criterion(output, labels, masks)  # name -> weighted scalar
         progress.add(step(losses, batch["path"]))
-    rate = step.scheduler.get_last_lr()[0]
-    step.end_epoch()
+    rate = step.end_epoch()
     return {"epoch": step.epoch, "lr": rate, **progress.row()}
 
 
@@ -70,6 +69,7 @@ def main(args):
     seed_everything(args.seed, args.deterministic)
     if args.sync_batch_norm and device.type != "cuda":
         raise InputError(f"--sync-batch-norm works on CUDA alone, this run is on {device.type}")
+    settle(args)  # what is wrong with the options is said before data are made
     say = Announcer()
     data = load_data(args, say)
     network, criterion, network_options = build_network(args, data, say)

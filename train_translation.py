@@ -1,38 +1,29 @@
-"""Translate pictures into the look of another domain: CycleGAN, SPGAN. train_reid.py then learns from the translations.
+"""Translate pictures into the look of another domain: CycleGAN, SPGAN.
 
-One process, one GPU or the CPU:
+Pictures for train_reid.py to learn from. One process, one GPU or the CPU:
     python train_translation.py --translate data/translated
-    python train_translation.py --source market1501:PATH --target dukemtmc:PATH --method spgan --translate OUT
+    python train_translation.py --source market1501:PATH \\
+        --target dukemtmc:PATH --method spgan --translate OUT
 All GPUs of a machine:
-    bash run_ddp.sh train_translation.py --source market1501:PATH --target msmt17:PATH --amp bf16 --translate OUT
+    bash run_ddp.sh train_translation.py --source market1501:PATH \\
+        --target msmt17:PATH --amp bf16 --translate OUT
 Several machines, the same line on each (NODE_RANK 0, 1, ...):
-    NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 bash run_ddp.sh train_translation.py --source ... --target ...
+    NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 \\
+        bash run_ddp.sh train_translation.py --source ... --target ...
 With a trained network, any set:
-    python train_translation.py --weights runs/NAME/last.pth --source market1501:PATH --translate OUT
+    python train_translation.py --weights runs/NAME/last.pth \\
+        --source market1501:PATH --translate OUT
 
-Without --source and --target the run makes a small set of baggage pictures, and translates those from before security
-into the look of those from after it. Everything lands in runs/<name>/, the translated set in OUT.
+Without --source and --target the run makes a small set of baggage pictures, and
+translates those from before security into the look of those from after it.
+Everything lands in runs/<name>/, the translated set in OUT.
 """
 
 import sys
 import time
 
-import torch
-from torch import nn
-
-from core.data.randomness import derive_seed
-from core.engine import distributed, options, reid, translation
-from core.engine.checkpoint import changed_options, check_same_network, load_checkpoint, open_run, restore, save_run
-from core.engine.epoch import Epoch, seed_everything
-from core.engine.log import Announcer, RunLog, check_loggers
-from core.engine.optim import build_optimizer, build_scheduler
+from core.engine import options
 from core.engine.options import arguments_of
-from core.engine.published import load_state
-from core.engine.step import Step, autocast, memory_format
-from core.errors import InputError
-from core.losses.adversarial import ImagePool, contrastive_loss, gan_loss, l1_loss
-from core.losses.precision import at_least_float32
-from core.models.gan import PatchDiscriminator, ResNetGenerator, SiameseMetricNet, nearest_size
 
 PUBLISHED = {
     "height": 256, "width": 128, "batch_size": 8, "epochs": 50, "iterations_per_epoch": 200, "flip": 0.5,
@@ -54,12 +45,11 @@ RECIPES = {
         "lr": 1e-3, "schedule": "linear", "decay_from": 5, "eval_every": 2,
     },
 }  # fmt: skip
-GENERATORS, JUDGES = ("to_target", "to_source"), ("is_target", "is_source", "siamese")
 
 
 def get_parser():
     parser = options.Parser(__doc__)
-    translation.add_domain_options(parser)
+    options.add_domain_options(parser)
     group = parser.add_argument_group("networks and losses")
     group.add_argument("--method", choices=["cyclegan", "spgan"], help="spgan: with a siamese network and its loss")
     group.add_argument("--channels", type=options.positive_int, default=64, help="of each network's first convolution")
@@ -92,6 +82,28 @@ def get_parser():
 
 def default_recipe(args):
     return "quick" if args.source is None and args.target is None else args.method or "spgan"
+
+
+if __name__ == "__main__":
+    options.answer_help(get_parser(), RECIPES)  # before torch is imported, which takes seconds
+
+import torch
+from torch import nn
+
+from core.data.randomness import derive_seed
+from core.engine import distributed, reid, translation
+from core.engine.checkpoint import changed_options, check_same_network, load_checkpoint, open_run, restore, save_run
+from core.engine.epoch import Epoch, seed_everything
+from core.engine.log import Announcer, RunLog, check_loggers
+from core.engine.optim import build_optimizer, build_scheduler
+from core.engine.published import load_state
+from core.engine.step import Step, autocast, memory_format
+from core.errors import InputError
+from core.losses.adversarial import ImagePool, contrastive_loss, gan_loss, l1_loss
+from core.losses.precision import at_least_float32
+from core.models.gan import PatchDiscriminator, ResNetGenerator, SiameseMetricNet, nearest_size
+
+GENERATORS, JUDGES = ("to_target", "to_source"), ("is_target", "is_source", "siamese")
 
 
 def build_networks(args):
@@ -158,7 +170,7 @@ def train_one_epoch(networks, models, pools, loader, generator_step, judge_step,
     networks: bare; models: the same under DDP.
     """
     networks.train()
-    progress, rate = Epoch(loader, generator_step.epoch + 1, args.seed), generator_step.scheduler.get_last_lr()[0]
+    progress = Epoch(loader, generator_step.epoch + 1, args.seed)
     coin = torch.Generator().manual_seed(derive_seed("pool", args.seed, progress.epoch))  # the same on every rank
     generators, judges = ({name: models[name] for name in models if name in part} for part in (GENERATORS, JUDGES))
     for batch in progress:
@@ -177,7 +189,7 @@ def train_one_epoch(networks, models, pools, loader, generator_step, judge_step,
         with judge_step.forward(*judges.values()), autocast(device, args.amp):
             losses = judge_losses(judges, pools, source, target, *translated, coin)
         progress.add(judge_step(losses, batch["path"]))
-    generator_step.end_epoch()
+    rate = generator_step.end_epoch()
     judge_step.end_epoch()
     return {"epoch": generator_step.epoch, "lr": rate, **progress.row()}
 
@@ -196,8 +208,9 @@ def main(args):
         distance_in = reid.network_from_checkpoint(args.feature_distance, device, state)
     if args.weights:
         return translate_alone(distance_in, args, device, say)
+    check_loggers(args)
+    networks, network_options = build_networks(args)  # what no network can be is said before data are made
     domains = translation.load_domains(args, say)
-    networks, network_options = build_networks(args)
     networks = networks.to(device, memory_format=memory_format(args))
     loader = translation.BothDomains(args, *domains, device)
     generator_step, judge_step = (
@@ -206,7 +219,6 @@ def main(args):
     )
     pools = {name: ImagePool(args.pool) for name in ("target_pool", "source_pool")}
 
-    check_loggers(args)
     folder, resumed = open_run(args.output, args.name, args.resume)
     if resumed:
         state = load_checkpoint(resumed, "gan")

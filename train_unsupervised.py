@@ -1,48 +1,29 @@
-"""Train a re-identification network without labels (USL), or with the labels of another domain (UDA).
+"""Train a re-identification network without labels, or with another domain's.
 
 One process, one GPU or the CPU:
-    torchrun train_unsupervised.py --method cluster_contrast --target market1501:PATH
-    torchrun train_unsupervised.py --method spcl --source dukemtmc:PATH --target market1501:PATH
-    torchrun train_unsupervised.py --method cluster_contrast --target pictures:FOLDER --weights checkpoint.pth
+    torchrun train_unsupervised.py --target market1501:PATH
+    torchrun train_unsupervised.py --method spcl --source dukemtmc:PATH \\
+        --target market1501:PATH
+    torchrun train_unsupervised.py --target pictures:FOLDER --weights FILE
 All GPUs of a machine, here 4 (P is per process: 4 x 4 identities):
-    bash run_ddp.sh train_unsupervised.py --method spcl --target market1501:PATH --ids-per-batch 4
+    bash run_ddp.sh train_unsupervised.py --target NAME:PATH --ids-per-batch 4
 Several machines, the same line on each (NODE_RANK 0, 1, ...):
-    NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 bash run_ddp.sh train_unsupervised.py --target msmt17:PATH --amp bf16
+    NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 \\
+        bash run_ddp.sh train_unsupervised.py --target msmt17:PATH --amp bf16
 
-Each epoch the pictures of the target are clustered by what the network sees, and the clusters are learned as if they
-were identities. Identities that the target's data name only judge the result. Everything lands in runs/<name>/.
+Each epoch the pictures of the target are clustered by what the network sees,
+and the clusters are learned as if they were identities. Identities that the
+target's data name only judge the result. Everything lands in runs/<name>/.
 """
 
 import sys
 
-import torch
-from torch import nn
-
-from core.data.loading import build_loader
-from core.data.reid_images import ReIDImages, collate
-from core.data.samplers import JointBatches, LabelSampler
-from core.data.transforms import build_transform
-from core.engine import distributed, options, reid, reid_pictures
-from core.engine.checkpoint import check_same_network, restore
-from core.engine.epoch import Epoch, seed_everything
-from core.engine.log import Announcer
-from core.engine.optim import build_optimizer, build_scheduler
+from core.engine import options
 from core.engine.options import arguments_of
-from core.engine.pseudo_labels import PseudoLabels, column_of, load_domains
-from core.engine.reid_run import ReIDRun
-from core.engine.step import Step, autocast, memory_format
-from core.errors import InputError
-from core.layers.norm import group_batch_norm, to_domain_specific, use_domain
-from core.losses import CrossEntropyLoss, SoftCrossEntropyLoss, SoftmaxTripletLoss, SoftSoftmaxTripletLoss, TripletLoss
-from core.models.reid import build_reid_model
-from core.models.weights import load_weights
-from core.retrieval.agreement import AGREEMENT_NAMES
-from core.retrieval.ranking import METRIC_NAMES
 
 # Neighbors in the Jaccard distance up to which pictures are near, where --eps gives none.
 EPS = {"strong_baseline": [0.6], "uda_tp": [0.6], "mmt": [0.7], "spcl": [0.58, 0.6, 0.62], "cluster_contrast": [0.6]}
 WITH_CLASSIFIER = ("strong_baseline", "mmt")
-
 # OpenUnReID on 4 GPUs of 16 pictures; of each set of the run as many.
 OPENUNREID = {
     "height": 256, "width": 128, "ids_per_batch": 16, "images_per_id": 4, "iterations_per_epoch": 400,
@@ -115,6 +96,34 @@ def get_parser():
     return parser
 
 
+if __name__ == "__main__":
+    options.answer_help(get_parser(), RECIPES, PUBLISHED)  # before torch is imported, which takes seconds
+
+import torch
+from torch import nn
+
+from core.data.loading import build_loader
+from core.data.reid_images import ReIDImages, collate
+from core.data.samplers import JointBatches, LabelSampler
+from core.data.transforms import build_transform
+from core.engine import distributed, reid, reid_pictures
+from core.engine.checkpoint import check_same_network, restore
+from core.engine.epoch import Epoch, seed_everything
+from core.engine.log import Announcer, check_loggers
+from core.engine.optim import build_optimizer, build_scheduler
+from core.engine.pseudo_labels import PseudoLabels, column_of, load_domains
+from core.engine.reid_run import ReIDRun
+from core.engine.reid_training import dry_run
+from core.engine.step import Step, autocast, memory_format
+from core.errors import InputError
+from core.layers.norm import group_batch_norm, to_domain_specific, use_domain
+from core.losses import CrossEntropyLoss, SoftCrossEntropyLoss, SoftmaxTripletLoss, SoftSoftmaxTripletLoss, TripletLoss
+from core.models.reid import build_reid_model
+from core.models.weights import load_weights
+from core.retrieval.agreement import AGREEMENT_NAMES
+from core.retrieval.ranking import METRIC_NAMES
+
+
 def settle(args):
     """Options that hang on the method. Raises InputError for those that don't go together."""
     args.eps = args.eps or EPS[args.method]
@@ -142,17 +151,17 @@ def settle(args):
         args.ema = args.ema or 0.999
 
 
+def network_options(args):
+    """The arguments of `build_reid_model`."""
+    own = {"backbone": args.backbone, "num_classes": int(args.method in WITH_CLASSIFIER), "with_mask": False}
+    return own | arguments_of(build_reid_model, args)
+
+
 def build_networks(args, num_domains, device, say):
     """([network], network options): two networks for mmt."""
-    network_options = {
-        "backbone": args.backbone,
-        "num_classes": int(args.method in WITH_CLASSIFIER),
-        "with_mask": False,
-    }
-    network_options |= arguments_of(build_reid_model, args)
-    networks = []
+    own, networks = network_options(args), []
     for number in range(2 if args.method == "mmt" else 1):
-        network = build_reid_model(**network_options)
+        network = build_reid_model(**own)
         with distributed.main_first():  # one process downloads, the others find the file
             report = load_weights(network, args.weights, args.backbone)
         if not number:
@@ -162,7 +171,7 @@ def build_networks(args, num_domains, device, say):
         if num_domains > 1:
             network = to_domain_specific(network, num_domains)
         networks.append(network.to(device, memory_format=memory_format(args)))
-    return networks, {**network_options, "num_domains": num_domains}
+    return networks, {**own, "num_domains": num_domains}
 
 
 def set_batch_norm_group(network, args, device):
@@ -261,8 +270,7 @@ def train_one_epoch(models, pseudo, loader, step, args, device):
         progress.add(step(losses, batch["path"]))
         if pseudo.memory is not None:
             pseudo.memory.update(*map(distributed.all_gather_variable, (output.embedding, targets)))
-    rate = step.scheduler.get_last_lr()[0]
-    step.end_epoch()
+    rate = step.end_epoch()
     return {"epoch": step.epoch, "lr": rate, **progress.row()}
 
 
@@ -326,12 +334,14 @@ def main(args):
     device = distributed.setup(args.device, args.timeout)  # joins the process group, where torchrun started one
     seed_everything(args.seed, args.deterministic)
     settle(args)
+    check_loggers(args)
+    dry_run(args, network_options(args), args.batch_norm_group or args.ids_per_batch * args.images_per_id)
     say = Announcer()
     domains = load_domains(args, say)
     last = domains[-1].data
     args.dataset, args.data, args.protocol = last.name, last.root, last.protocol  # what evaluate.py takes by itself
     args.name = args.name or f"{args.method}-{last.name}-{args.backbone}"
-    networks, network_options = build_networks(args, len(domains), device, say)
+    networks, options_of_network = build_networks(args, len(domains), device, say)
     loader, samplers = build_train_loader(args, domains, device)
     processes, batch = distributed.world_size(), args.ids_per_batch * args.images_per_id
     say(
@@ -342,9 +352,9 @@ def main(args):
     for network in (*networks, *(average.module for average in step.averages)):
         set_batch_norm_group(network, args, device)
     label_loaders = [reid.build_eval_loader(args, domain.data.train, device) for domain in domains]
-    pseudo = PseudoLabels(domains, label_loaders, samplers, step, network_options, args, device)
+    pseudo = PseudoLabels(domains, label_loaders, samplers, step, options_of_network, args, device)
 
-    run = UnsupervisedRun(args, say, networks[0], network_options, pseudo, step, domains, loader, device)
+    run = UnsupervisedRun(args, say, networks[0], options_of_network, pseudo, step, domains, loader, device)
     models = None
     for epoch in run.epochs():
         renewed = (epoch - 1) % args.label_every == 0

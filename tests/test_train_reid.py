@@ -23,7 +23,7 @@ from PIL import Image
 import evaluate
 import train_reid
 from core.data.images import list_images
-from core.engine import reid_run, reid_training
+from core.engine import recipes, reid_run, reid_training
 from core.engine.checkpoint import load_checkpoint
 from core.errors import InputError
 from core.losses import build_loss, needs_pairs
@@ -117,16 +117,16 @@ def test_options_win_over_recipes_and_recipes_are_the_published_ones():
 def test_every_recipe_fits_its_options_and_its_loss():
     parser = train_reid.get_parser()
     known = vars(parser.parse_args([]))
-    for name, recipe in reid_training.RECIPES.items():
+    for name, recipe in recipes.RECIPES.items():
         assert set(recipe) <= set(known), name
-        for loss in reid_training.LOSSES[name]:
+        for loss in recipes.LOSSES[name]:
             assert min(recipe["ids_per_batch"], recipe["images_per_id"]) > 1 or not needs_pairs(loss), name
         args = SimpleNamespace(**{**known, **recipe})
         network = torch.nn.ModuleDict({"backbone": torch.nn.Linear(1, 1), "head": torch.nn.Linear(1, 1)})
-        criterion = build_loss("+".join(reid_training.LOSSES[name]), 2, 1, margin=args.margin)
+        criterion = build_loss("+".join(recipes.LOSSES[name]), 2, 1, margin=args.margin)
         step = reid_training.build_step(network, criterion, args, torch.device("cpu"), 1)
         assert step.scheduler.get_last_lr()[-1] <= max(args.lr, args.head_lr)
-    assert set(reid_training.PUBLISHED) <= set(reid_training.RECIPES) == set(reid_training.LOSSES)
+    assert set(recipes.PUBLISHED) <= set(recipes.RECIPES) == set(recipes.LOSSES)
 
 
 EVERYTHING = [
@@ -533,19 +533,17 @@ def test_one_picture_of_each_identity_without_triplets(run, baggage, tmp_path, a
 def test_gathered_batches_of_one_identity_each_have_triplets(monkeypatch):
     """Two processes with --gather see two identities together, and without it each its own."""
     monkeypatch.setattr(train_reid.distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(train_reid.reid, "load_data", lambda *_, **__: None)
 
-    def load(*arguments):
+    def settle(*arguments):
         parse = train_reid.options.parse
         args = parse(train_reid.get_parser(), train_reid.RECIPES, train_reid.default_recipe, list(arguments))
-        return train_reid.load_data(args, lambda _: None)
+        return train_reid.settle(args)
 
     with pytest.raises(InputError, match="--gather"):
-        load("--ids-per-batch", "1")
-    with pytest.raises(AttributeError):  # the check is passed: and None is no data
-        load("--ids-per-batch", "1", "--gather")
+        settle("--ids-per-batch", "1")
+    settle("--ids-per-batch", "1", "--gather")
     with pytest.raises(InputError, match="has 2 and 1"):
-        load("--ids-per-batch", "1", "--gather", "--images-per-id", "1")
+        settle("--ids-per-batch", "1", "--gather", "--images-per-id", "1")
 
 
 def test_one_sub_folder_for_each_bag_is_enough(run, tmp_path):
@@ -588,6 +586,7 @@ def test_a_broken_picture_is_named_and_stops_the_run_unless_skipped(run, baggage
     Path(victim).write_bytes(b"" if damage == "zero bytes" else content[: len(content) // 2])
     options = ["--dataset", "mvb", "--data", data, "--output", tmp_path / "runs", "--epochs", 3, "--workers", workers]
     assert Path(victim).name in refused(run, *options)
+    assert not (tmp_path / "runs").exists()  # so that the next run has the name
     code, said, _ = run(train_reid, *SMALL, *options, "--skip-broken")
     assert code == 0 and Path(victim).name in said and "1 of 24 train pictures left out" in said
 

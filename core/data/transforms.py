@@ -15,10 +15,10 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from core.data.images import strips
+from core.errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-ERASING_VALUES = ("mean", "zero", "noise")
 
 
 def build_transform(
@@ -61,6 +61,8 @@ def build_transform(
     translation (a crop out of the picture made an eighth larger) from torchreid; the strengths of the colour jitter
     from fast-reid; cutout's square from LightMBN, 64 x 64 of 384 x 128 pixels.
     """
+    if height == width == 1:
+        raise InputError("pictures of a single pixel can't be made: give a larger height or width")
     normalise = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
     steps = [v2.Resize((height, width), antialias=True)]
     if not training:
@@ -79,8 +81,9 @@ def build_transform(
     if color_jitter > 0:
         jitter = v2.ColorJitter(brightness=0.15, contrast=0.15, saturation=0.1, hue=0.1)
         steps.append(v2.RandomApply([jitter], p=color_jitter))
-    if blur > 0:  # 13 taps hold three standard deviations of the widest blur
-        steps.append(v2.RandomApply([v2.GaussianBlur(13, sigma=(0.1, 2.0))], p=blur))
+    if blur > 0:  # 13 taps hold three standard deviations of the widest blur; a picture is mirrored at its border once
+        taps = min(13, 2 * min(height, width) - 1)
+        steps.append(v2.RandomApply([v2.GaussianBlur(taps, sigma=(0.1, 2.0))], p=blur))
     steps += normalise
     if hide_background > 0:
         steps.append(HideBackground(hide_background))

@@ -7,27 +7,44 @@ each option, then the recipe (a published preset), then what the person typed.
 import argparse
 import inspect
 import os
-import shutil
 import sys
 import textwrap
 
-from core.data.folder import VAL_FRACTION
-from core.data.images import MAX_MEGAPIXELS, limit_megapixels
-from core.data.transforms import ERASING_VALUES
-from core.engine.optim import OPTIMIZERS, SCHEDULES, WARMUPS
 from core.errors import InputError
-from core.layers.attention import ATTENTIONS, FEATURE_ERASINGS
-from core.layers.mask_decoder import MASK_DECODERS
-from core.layers.pooling import POOLINGS
-from core.losses.mask import REGRESSIONS
-from core.losses.spec import KNOWN_LOSSES
-from core.models.reid import BACKBONES, MASK_POOLINGS, MODELS, NECKS
-from core.retrieval.distance import METRICS
-from core.retrieval.ranking import PROTOCOLS
+
+# What the builders know, written out here: --help imports nothing of theirs. A test holds the two together.
+ATTENTIONS = ("se", "cbam", "channel", "spatial", "position_self", "channel_self")
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet50_ibn_a", "resnet101_ibn_a")
+BACKBONES += ("osnet_x1_0", "osnet_x0_75", "osnet_x0_5", "osnet_x0_25", "osnet_ibn_x1_0", "osnet_ain_x1_0")
+DISTILLATION_LOSSES = ("logits", "features", "attention", "relational", "similarity", "retrieval", "self")
+ERASING_VALUES = ("mean", "zero", "noise")
+FEATURE_ERASINGS = ("off", "batch", "top")
+LOSSES = ("cross_entropy", "focal", "arcface", "cosface", "circle_softmax", "triplet", "softmax_triplet")
+LOSSES += ("semihard_triplet", "multi_similarity", "circle", "ranked_list", "center")
+LOSSES += ("gaussian_mask", "focal_mask", "combined_mask")
+MASK_DECODERS = ("full", "light")
+MASK_POOLINGS = ("off", "soft", "branch")
+MAX_MEGAPIXELS = 200.0
+METRICS = ("euclidean", "cosine")
+MODELS = ("bot", "lmbn_n", "lmbn_r", "pcb", "mgn", "pyramid")
+NECKS = ("bnneck", "none")
+OPTIMIZERS = ("adam", "adamw", "amsgrad", "nadam", "sgd")
+POOLINGS = ("avg", "max", "gem")
+PROTOCOLS = ("market1501", "no_camera", "vehicleid")
+REGRESSIONS = ("mse", "l1", "smooth_l1")
+SCHEDULES = ("step", "multistep", "linear", "cosine", "cosine_to_min", "one_cycle")
+VAL_FRACTION = 0.2
+WARMUPS = ("linear", "constant", "exponential", "count")
+
+
+WIDTH = 80  # columns
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Shows the script's docstring as it stands, and the default of every option as a person would type it."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=26, width=WIDTH)
 
     def _get_default_metavar_for_optional(self, action):
         return action.option_strings[-1].strip("-").replace("-", "_").upper()  # what is typed, whatever it sets
@@ -54,6 +71,21 @@ class Parser(argparse.ArgumentParser):
         command = command or f"python {os.path.basename(sys.argv[0])}"
         super().__init__(prog=command, description=description, formatter_class=HelpFormatter)
 
+    def format_help(self):
+        """What the script does, in its first sentence; how it is called, on one line; and all the rest."""
+        positional = [action.dest for action in self._actions if not action.option_strings]
+        first, _, rest = self.description.partition("\n\n")
+        usage = " ".join([f"usage: {self.prog} [options]", *(f"[{name} ...]" for name in positional)])
+        formatter = self._get_formatter()
+        formatter.add_text(f"{first}\n\n{usage}\n\n{rest}")
+        for group in self._action_groups:
+            formatter.start_section(group.title)
+            formatter.add_text(group.description)
+            formatter.add_arguments(group._group_actions)
+            formatter.end_section()
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
+
     def error(self, message):
         raise InputError(f"{message} (see `{self.prog} --help`)")
 
@@ -61,6 +93,8 @@ class Parser(argparse.ArgumentParser):
         """The trap: an empty value, of a shell variable that isn't set, would pass for an option that isn't given."""
         args = super().parse_args(argv)
         if "max_megapixels" in args:
+            from core.data.images import limit_megapixels  # here, so that --help needs nothing of it
+
             limit_megapixels(args.max_megapixels)
         for name, value in vars(args).items():
             if value == "" or (isinstance(value, list) and "" in value):
@@ -90,16 +124,31 @@ def parse(parser, recipes=None, default_recipe=None, argv=None, notes=None):
     argv = sys.argv[1:] if argv is None else argv
     if not recipes:
         return parser.parse_args(argv)
-    parser.add_argument(
-        "--recipe", choices=sorted(recipes), help="published settings (listed below); an explicit option wins"
-    )
-    parser.epilog = _describe(parser, recipes, notes or {})
+    _add_recipes(parser, recipes, notes)
     recipe = parser.parse_args(argv)
     name = recipe.recipe or default_recipe(recipe)
     parser.set_defaults(**recipes[name])
     args = parser.parse_args(argv)
     args.recipe = name
     return args
+
+
+def answer_help(parser, recipes=None, notes=None):
+    """Print the help and end the process, where it is asked for: a script calls it before it imports torch, which takes
+    seconds. Arguments as those of `parse`."""
+    if not {"-h", "--help"}.intersection(sys.argv[1:]):
+        return
+    if recipes:
+        _add_recipes(parser, recipes, notes)
+    parser.print_help()
+    sys.exit(0)
+
+
+def _add_recipes(parser, recipes, notes):
+    parser.add_argument(
+        "--recipe", choices=sorted(recipes), help="published settings (listed below); an explicit option wins"
+    )
+    parser.epilog = _describe(parser, recipes, notes or {})
 
 
 def arguments_of(function, args):
@@ -114,15 +163,14 @@ def arguments_of(function, args):
 
 def _describe(parser, recipes, notes):
     """What each recipe sets, as options that could be typed, and the notes."""
-    width = max(60, shutil.get_terminal_size().columns - 2)
     lines = ["recipes set, where no option says otherwise:"]
     for name, values in recipes.items():
         words = " ".join(_as_option(parser.as_typed([key]), value) for key, value in values.items())
         wrap = {"initial_indent": f"  {name + ' ':<12}", "subsequent_indent": " " * 14, "break_on_hyphens": False}
         # An option and its value stay on one line: between them is a space that can't be broken, until it is wrapped.
-        lines.append(textwrap.fill(words, width, break_long_words=False, **wrap).replace("\0", " "))
+        lines.append(textwrap.fill(words, WIDTH, break_long_words=False, **wrap).replace("\0", " "))
         if name in notes:
-            lines.append(textwrap.fill(notes[name], width, **{**wrap, "initial_indent": " " * 14}))
+            lines.append(textwrap.fill(notes[name], WIDTH, **{**wrap, "initial_indent": " " * 14}))
     return "\n".join(lines)
 
 
@@ -214,6 +262,21 @@ def add_reid_data_options(parser, several=False):
     return group
 
 
+def add_domain_options(parser):
+    """The two sets of a translation."""
+    group = parser.add_argument_group("data")
+    for role in ("source", "target"):
+        group.add_argument(f"--{role}", metavar="NAME:ROOT", help=f"{role} set, e.g. market1501:PATH or folder:PATH")
+        group.add_argument(f"--{role}-cameras", type=int, nargs="+", metavar="N", help="only pictures of these, from 0")
+    group.add_argument("--height", type=positive_int, default=256, help="picture height in the networks, pixels")
+    group.add_argument("--width", type=positive_int, default=128, help="picture width in the networks, pixels")
+    group.add_argument("--workers", type=non_negative_int, default=2, help="readers of each set, per rank")
+    add_broken_options(group)
+    group.add_argument("--batch-size", type=positive_int, default=8, help="pictures of each set, per process")
+    group.add_argument("--iterations-per-epoch", type=non_negative_int, default=0, help="batches; 0: all of both sets")
+    group.add_argument("--flip", type=fraction, default=0.5, help="probability of mirroring")
+
+
 def add_picture_options(group):
     """How the pictures of ReID are read, whatever sets they are of."""
     group.add_argument("--height", type=positive_int, default=256, help="picture height in pixels after resizing")
@@ -227,7 +290,9 @@ def add_picture_options(group):
 
 def add_broken_options(group):
     """What is done about pictures that can't be read, or are too large."""
-    group.add_argument("--skip-broken", action="store_true", help="leave out what can't be read, and faulty annotations")
+    group.add_argument(
+        "--skip-broken", action="store_true", help="leave out what can't be read, and faulty annotations"
+    )
     add_size_limit(group)
 
 
@@ -324,7 +389,7 @@ def add_reid_loss_options(parser):
     group = parser.add_argument_group("loss")
     group.add_argument(
         "--loss",
-        help=f'weighted sum, e.g. "0.5*cross_entropy+0.5*multi_similarity"; names: {", ".join(KNOWN_LOSSES)}, or as '
+        help=f'weighted sum, e.g. "0.5*cross_entropy+0.5*multi_similarity"; names: {", ".join(LOSSES)}, or as '
         "LightMBN spells them, such as CrossEntropy and MSLoss (default: the recipe's)",
     )
     group.add_argument("--label-smoothing", type=fraction, default=0.1, help="of cross_entropy")
@@ -377,6 +442,11 @@ def add_reid_evaluation_options(parser):
         default=0.01,
         help="share of the pairs of two objects that may pass as one: it sets the distance up to which two pictures "
         "show the same object",
+    )
+    group.add_argument(
+        "--false-accept-of-others",
+        action="store_true",
+        help="let that share hold for other objects than these, too: the upper end of its interval is at most it",
     )
     return group
 

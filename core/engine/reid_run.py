@@ -4,7 +4,7 @@ import time
 
 from core.engine import distributed, reid, reid_pictures
 from core.engine.checkpoint import changed_options, load_checkpoint, open_run, save_run
-from core.engine.log import RunLog, check_loggers
+from core.engine.log import RunLog
 from core.retrieval.ranking import METRIC_NAMES
 
 
@@ -32,7 +32,6 @@ class ReIDRun:
         self.step, self.data, self.device, self.start = step, data, device, say.start
         self.train_loader, *self.eval_loaders = loaders
         self.best, self.evaluation = -1.0, None
-        check_loggers(args)
         self.folder, resumed = open_run(args.output, args.name, args.resume)
         if resumed:
             state = load_checkpoint(resumed, "reid")

@@ -20,7 +20,6 @@ from core.data.transforms import build_transform, denormalise
 from core.engine import distributed, reid
 from core.engine.checkpoint import all_options
 from core.engine.log import progress_is_shown
-from core.engine.options import add_broken_options, fraction, non_negative_int, positive_int
 from core.engine.reid_pictures import spread
 from core.engine.step import autocast
 from core.errors import InputError
@@ -49,20 +48,6 @@ class Domain(NamedTuple):
     @property
     def spec(self):
         return f"{self.name}:{os.path.abspath(self.root)}"
-
-
-def add_domain_options(parser):
-    group = parser.add_argument_group("data")
-    for role in ("source", "target"):
-        group.add_argument(f"--{role}", metavar="NAME:ROOT", help=f"{role} set, e.g. market1501:PATH or folder:PATH")
-        group.add_argument(f"--{role}-cameras", type=int, nargs="+", metavar="N", help="only pictures of these, from 0")
-    group.add_argument("--height", type=positive_int, default=256, help="picture height in the networks, pixels")
-    group.add_argument("--width", type=positive_int, default=128, help="picture width in the networks, pixels")
-    group.add_argument("--workers", type=non_negative_int, default=2, help="readers of each set, per rank")
-    add_broken_options(group)
-    group.add_argument("--batch-size", type=positive_int, default=8, help="pictures of each set, per process")
-    group.add_argument("--iterations-per-epoch", type=non_negative_int, default=0, help="batches; 0: all of both sets")
-    group.add_argument("--flip", type=fraction, default=0.5, help="probability of mirroring")
 
 
 def load_domains(args, say):

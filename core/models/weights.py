@@ -275,7 +275,9 @@ def copy_matching(model: nn.Module, content: object, name: str | Path, leave: Co
     unused = [key for key in state if key not in own and not key.endswith(COUNTER)]
     _require_same_backbone(model, found, resized, missing, unused, name)
     resized, unused = ([key for key in keys if "classifier" not in key] for keys in (resized, unused))
-    model.load_state_dict(fitting, strict=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is a no-op")  # into a model on the meta device, to see whether it fits
+        model.load_state_dict(fitting, strict=False)
 
     parts = [f"weights: {len(fitting)} of {len(own)} tensors from {name}"]
     if resized:

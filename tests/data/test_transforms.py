@@ -17,6 +17,7 @@ from core.data.transforms import (
     build_transform,
     denormalise,
 )
+from core.errors import InputError
 
 HEIGHT, WIDTH = 96, 64
 
@@ -188,6 +189,25 @@ def test_erasing_hides_pixels_and_leaves_box_and_mask():
         assert (sample["image"][:, changed] == 0).all()  # the mean colour after normalisation
         areas.append(changed.float().mean().item())
     assert min(areas) > 0.01 and 0.25 < max(areas) < 0.42
+
+
+AUGMENTATIONS = ("flip", "translation", "color_jitter", "random_patch", "blur", "erasing", "cutout", "hide_background")
+
+
+@pytest.mark.parametrize("size", [(6, 6), (1, 7), (2, 3), (13, 5)])
+def test_tiny_pictures_can_be_augmented(size):
+    everything = dict.fromkeys(AUGMENTATIONS, 1.0)
+    transform = build_transform(*size, training=True, pad=10, autoaugment=True, **everything)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        for stored in ((1, 1), (6, 6), (3, 40)):
+            image = transform(make_sample((0, 0, 1, 1), *stored))["image"]
+            assert image.shape == (3, *size) and image.isfinite().all()
+
+
+def test_a_single_pixel_is_refused():
+    with pytest.raises(InputError, match="pictures of a single pixel"):
+        build_transform(1, 1, training=False)
 
 
 def test_erasing_and_blur_happen_as_often_as_asked():

@@ -1,10 +1,23 @@
 import argparse
+import inspect
 from types import SimpleNamespace
 
 import pytest
 
-from core.engine import options
+import analyze_mvb
+import demo
+import evaluate
+import train_mask_rcnn
+from baggage import perceptual_hash, picture_checks
+from core.data import folder, images
+from core.data.transforms import build_transform
+from core.engine import export, optim, options
 from core.errors import InputError
+from core.layers import attention, mask_decoder, pooling
+from core.losses import distillation, mask, spec
+from core.models import mask_rcnn, reid
+from core.retrieval import distance, ranking
+from recognition import matching
 
 RECIPES = {"small": {"epochs": 3, "lr": 0.1}, "large": {"epochs": 300}}
 
@@ -153,3 +166,40 @@ def test_what_a_person_gave_and_how_it_is_typed():
 def test_an_error_says_how_to_get_help():
     with pytest.raises(InputError, match=r"\(see `bash run_ddp.sh --check --help`\)$"):
         options.Parser("a check", command="bash run_ddp.sh --check").parse_args(["--no"])
+
+
+def test_choices_are_what_the_builders_know():
+    """They are written out in `options`, so that --help needs nothing of torch."""
+    known = {
+        "ATTENTIONS": attention.ATTENTIONS,
+        "BACKBONES": reid.BACKBONES,
+        "DISTILLATION_LOSSES": distillation.DISTILLATION_LOSSES,
+        "FEATURE_ERASINGS": attention.FEATURE_ERASINGS,
+        "LOSSES": spec.KNOWN_LOSSES,
+        "MASK_DECODERS": mask_decoder.MASK_DECODERS,
+        "MASK_POOLINGS": reid.MASK_POOLINGS,
+        "METRICS": distance.METRICS,
+        "MODELS": reid.MODELS,
+        "NECKS": reid.NECKS,
+        "OPTIMIZERS": optim.OPTIMIZERS,
+        "POOLINGS": pooling.POOLINGS,
+        "PROTOCOLS": ranking.PROTOCOLS,
+        "REGRESSIONS": mask.REGRESSIONS,
+        "SCHEDULES": optim.SCHEDULES,
+        "WARMUPS": optim.WARMUPS,
+    }
+    for name, builders in known.items():
+        assert sorted(getattr(options, name)) == sorted(builders), name
+    assert options.VAL_FRACTION == folder.VAL_FRACTION and options.MAX_MEGAPIXELS == images.MAX_MEGAPIXELS
+    for value in options.ERASING_VALUES:
+        build_transform(8, 8, training=True, erasing_value=value)
+    defaults = inspect.signature(mask_rcnn.MaskRCNN).parameters
+    for _, argument, _, default, _ in sum(train_mask_rcnn.MASK_RCNN_OPTIONS.values(), ()):
+        assert default == defaults[argument].default, argument
+    choices = {action.dest: action.choices for action in train_mask_rcnn.get_parser()._actions}
+    assert set(choices["backbone_name"]) == set(mask_rcnn.BACKBONES) and set(choices["norm"]) == set(mask_rcnn.NORMS)
+    choices = {action.dest: action.choices for action in evaluate.get_parser()._actions}
+    assert set(choices["export"]) == set(export.SUFFIXES)
+    assert demo.LEAST_OF_GALLERY == matching.LEAST_SCORE
+    analysis = vars(analyze_mvb.get_parser().parse_args([]))
+    assert (analysis["min_side"], analysis["copy_bits"]) == (picture_checks.MIN_SIDE, perceptual_hash.MOST_BITS)
