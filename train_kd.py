@@ -133,7 +133,8 @@ def load_teacher(args, device, say):
     """`Teacher` of a file; None where there is none. Raises InputError for a file that has no network of ReID."""
     if args.teacher in (None, "mutual", "ema"):
         return None
-    state = load_state(args.teacher, "reid", backbone=args.teacher_backbone, model=args.teacher_model or "bot")
+    what = {"backbone": args.teacher_backbone, "model": args.teacher_model or "bot", "prefix": "--teacher-"}
+    state = load_state(args.teacher, "reid", **what)
     network, _ = reid.network_from_checkpoint(args.teacher, device, state)
     network = network.requires_grad_(False).to(memory_format=memory_format(args))
     say(f"teacher: {args.teacher}, {state['network']['backbone']} at {state['input_size'][0]}x{state['input_size'][1]}")
@@ -218,8 +219,7 @@ def train_one_epoch(models, students, teacher, loader, step, args, device, froze
             parts |= student.lesson(output, target) if student.lesson else {}
             losses |= {prefix + name: value for name, value in parts.items()}
         progress.add(step(losses, batch["path"]))
-    rate = step.scheduler.get_last_lr()[0]
-    step.end_epoch()
+    rate = step.end_epoch()
     return {"epoch": step.epoch, "lr": rate, **progress.row()}
 
 

@@ -279,7 +279,7 @@ def train_one_epoch(model, loader, step, args, device):
         (row of the log, how many instances the augmentation of this rank moved out of their pictures)
     """
     model.train()
-    progress, dropped, rate = Epoch(loader, step.epoch + 1, args.seed), 0, step.scheduler.get_last_lr()[0]
+    progress, dropped = Epoch(loader, step.epoch + 1, args.seed), 0
     for batch in progress:
         images = [image.to(device, non_blocking=True) for image in batch["image"]]  # B of (3, H, W)
         targets = [  # B dicts of boxes (G, 4), labels (G,), masks (G, H, W)
@@ -289,7 +289,7 @@ def train_one_epoch(model, loader, step, args, device):
         with step.forward(model), autocast(device, args.amp):
             losses = model(images, targets)  # loss_objectness, _rpn_box_reg, _classifier, _box_reg, _mask
         progress.add(step(losses, batch["path"]))
-    step.end_epoch()
+    rate = step.end_epoch()
     return {"epoch": step.epoch, "lr": rate, **progress.row()}, dropped
 
 

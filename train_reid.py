@@ -60,8 +60,7 @@ def train_one_epoch(model, criterion, loader, step, args, device, frozen=()):
             output = model(images)  # embedding (B, D); features, logits: a list of branches; mask (B, 1, h, w)
         losses = criterion(output, labels, masks)  # name -> weighted scalar
         progress.add(step(losses, batch["path"]))
-    rate = step.scheduler.get_last_lr()[0]
-    step.end_epoch()
+    rate = step.end_epoch()
     return {"epoch": step.epoch, "lr": rate, **progress.row()}
 
 

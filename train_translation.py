@@ -171,7 +171,7 @@ def train_one_epoch(networks, models, pools, loader, generator_step, judge_step,
     networks: bare; models: the same under DDP.
     """
     networks.train()
-    progress, rate = Epoch(loader, generator_step.epoch + 1, args.seed), generator_step.scheduler.get_last_lr()[0]
+    progress = Epoch(loader, generator_step.epoch + 1, args.seed)
     coin = torch.Generator().manual_seed(derive_seed("pool", args.seed, progress.epoch))  # the same on every rank
     generators, judges = ({name: models[name] for name in models if name in part} for part in (GENERATORS, JUDGES))
     for batch in progress:
@@ -190,7 +190,7 @@ def train_one_epoch(networks, models, pools, loader, generator_step, judge_step,
         with judge_step.forward(*judges.values()), autocast(device, args.amp):
             losses = judge_losses(judges, pools, source, target, *translated, coin)
         progress.add(judge_step(losses, batch["path"]))
-    generator_step.end_epoch()
+    rate = generator_step.end_epoch()
     judge_step.end_epoch()
     return {"epoch": generator_step.epoch, "lr": rate, **progress.row()}
 

@@ -270,8 +270,7 @@ def train_one_epoch(models, pseudo, loader, step, args, device):
         progress.add(step(losses, batch["path"]))
         if pseudo.memory is not None:
             pseudo.memory.update(*map(distributed.all_gather_variable, (output.embedding, targets)))
-    rate = step.scheduler.get_last_lr()[0]
-    step.end_epoch()
+    rate = step.end_epoch()
     return {"epoch": step.epoch, "lr": rate, **progress.row()}
 
 

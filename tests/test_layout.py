@@ -1,6 +1,7 @@
 """Who may import whom, as the README says it, and the names that others rely on."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from importlib import import_module
 from pathlib import Path
@@ -73,6 +74,50 @@ def test_nothing_imports_upward(imports):
 def test_no_two_modules_import_each_other(imports):
     order = TopologicalSorter({module: at_once | later for module, (at_once, later) in imports.items()}).static_order()
     assert len(list(order)) == len(imports) > 80
+
+
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9]")
+
+
+@pytest.fixture(scope="module")
+def options():
+    """script -> its options"""
+    parsers = {path.stem: import_module(path.stem).get_parser() for path in ROOT.glob("*.py")}
+    return {name: {*sum((a.option_strings for a in it._actions), []), "--recipe"} for name, it in parsers.items()}
+
+
+def options_in_messages(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    with_docstring = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    docstrings = [node.body[0] for node in ast.walk(tree) if isinstance(node, with_docstring) and node.body]
+    docstrings = {id(first.value) for first in docstrings if isinstance(first, ast.Expr)}
+    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return {option for node in texts if id(node) not in docstrings for option in OPTION.findall(node.value)}
+
+
+def test_lower_floors_name_no_option():
+    paths = [path for path in (ROOT / "core").rglob("*.py") if "engine" not in path.parts]
+    named = {str(path): options_in_messages(path) for path in paths}
+    assert len(named) > 50 and {path: found for path, found in named.items() if found} == {}
+
+
+def test_messages_name_options_that_there_are(options):
+    known = {"--help"}.union(*options.values())
+    named = {path: options_in_messages(path) for room in ROOMS for path in (ROOT / room).rglob("*.py")}
+    named.pop(ROOT / "recognition" / "page.py")  # variables of CSS
+    assert {str(path): found - known for path, found in named.items() if found - known} == {}
+
+
+def test_commands_of_the_readme_have_options_that_there_are(options):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    lines += re.findall(r"`((?:python|torchrun|bash) [^`]*)`", text)
+    commands = [re.search(r"\b(\w+)\.py (.*)", line.split("#")[0]) for line in lines if "benchmarks" not in line]
+    commands = [
+        (match[1], OPTION.findall(match[2])) for match in commands if match and "pip install" not in match.string
+    ]
+    assert len(commands) > 40
+    assert [(script, name) for script, names in commands for name in names if name not in options[script]] == []
 
 
 NAMES = {

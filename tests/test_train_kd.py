@@ -265,6 +265,7 @@ def test_a_second_student_of_another_model_has_the_neck_of_its_own(baggage):
     line += ["--backbone", "resnet18", "--height", "64"]
     args = options.parse(train_kd.get_parser(), train_kd.RECIPES, train_kd.default_recipe, line)
     train_kd.settle_distillation(args)
+    reid_training.settle(args)
     data = reid_training.load_data(args, lambda line: None)
     students, _ = train_kd.build_students(args, data, None, lambda line: None)
     necks = [{type(m.neck) for m in student.network.modules() if hasattr(m, "neck")} for student in students]

@@ -41,6 +41,7 @@ from core.data.coco_views import settle_view
 from core.data.randomness import derive_seed
 from core.data.samples import clip_box, listed_path
 from core.errors import InputError
+from core.files import printable
 
 
 class CocoCategory(NamedTuple):
@@ -132,7 +133,7 @@ def read_coco(annotations, images, *, categories=None, skip_broken=False, uprigh
     content = read_json(annotations)
     notes = number_ids(content, annotations)
     names = {
-        number: check_name(category, "name", f"{annotations}, category {number}")
+        number: printable(check_name(category, "name", f"{annotations}, category {number}"))
         for number, category in entries_by_id(content, "categories", annotations).items()
     }
     listed = list(starmap(CocoCategory, names.items()))

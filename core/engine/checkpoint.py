@@ -129,10 +129,7 @@ def check_checkpoint(state, path, *kinds):
     Raises InputError otherwise, also where it lacks something that its kind must hold (`REQUIRED`).
     """
     if not isinstance(state, dict) or not isinstance(state.get("kind"), str):
-        raise InputError(
-            f"{path} is not a checkpoint of Carousel (no kind in it); another project's weights of ReID are told by "
-            "the name of their backbone (--backbone, --teacher-backbone), or start a training by --weights"
-        )
+        raise InputError(f"{path} is not a checkpoint of Carousel (no kind in it): give one that a training has left")
     if kinds and state["kind"] not in kinds:
         raise InputError(
             f"{path} is a checkpoint of kind {state['kind']}, {' or '.join(kinds)} is needed here: give another file"

@@ -33,6 +33,7 @@ from core.engine.log import progress_is_shown
 from core.engine.options import arguments_of
 from core.engine.step import autocast
 from core.errors import InputError, as_written
+from core.files import printable
 from core.models.mask_rcnn import MaskRCNN
 from core.models.weights import best_weights
 
@@ -290,7 +291,8 @@ def network_from_checkpoint(path, device, state=None):
     with as_written(path, "get it again"):
         network = MaskRCNN(**state["network"])
         network.load_state_dict(best_weights(state))
-    return network.to(device).eval(), state
+    categories = [[number, printable(name)] for number, name in state["categories"]]  # a checkpoint may be anybody's
+    return network.to(device).eval(), {**state, "categories": categories}
 
 
 def load_evaluation_data(args, trained_with, say, view):

@@ -32,6 +32,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from core.data.loading import why_reader_died
 from core.engine.attendance import Attendance
+from core.engine.terminal import guard_streams
 from core.errors import InputError
 from core.files import printable
 
@@ -165,6 +166,7 @@ def run_script(main: Callable[[Any], None], args: Any) -> None:
     """
     _undo_on_input_error.clear()
     at_termination(str)
+    guard_streams()
     terminate = signal.signal(signal.SIGTERM, _terminate)
     try:
         main(args)
@@ -173,6 +175,7 @@ def run_script(main: Callable[[Any], None], args: Any) -> None:
             raise
         _exit_after_failure(code)
     finally:
+        sys.stdout.flush()
         signal.signal(signal.SIGTERM, terminate)
     cleanup()
 
@@ -332,7 +335,7 @@ def main_first(timeout_minutes: float = 60) -> Iterator[None]:
             yield
         except BaseException as error:  # nothing is caught for good: the others are told, then it goes on its way
             kind = "input" if isinstance(error, InputError) else "failed"
-            _group.store.set(key, f"{kind} {error or type(error).__name__}")
+            _group.store.set(key, f"{kind} {printable(error) or type(error).__name__}")
             raise
         _group.store.set(key, "done ")
         return

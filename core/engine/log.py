@@ -13,8 +13,10 @@ import torchvision
 from core.engine import distributed
 from core.engine.checkpoint import lock_run, release_run
 from core.errors import InputError, as_written
-from core.files import atomic_write, make_folder
+from core.files import atomic_write, make_folder, printable_lines
 from core.visualize.curves import curves, sum_branches
+
+LINE_WIDTH = 100  # columns of the line of an epoch
 
 
 class Announcer:
@@ -86,7 +88,7 @@ class RunLog:
         path = self.folder / "train.log"
         try:
             with open(path, "a", encoding="utf-8") as file:
-                file.write(text + "\n")
+                file.write(printable_lines(text) + "\n")
         except OSError as error:
             raise InputError(f"can't write {path}: {error.strerror}; make room, or give another --output") from error
 
@@ -127,7 +129,7 @@ class RunLog:
 
     def _write(self, name, text):
         with atomic_write(self.folder / name) as file:
-            file.write(text.encode("utf-8"))
+            file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def read_log(path):
@@ -161,20 +163,27 @@ def _import_loggers(args):
 
 
 def _line(row, metrics):
-    """One epoch as a line for people: loss, its parts (of all branches), learning rate, speed, metrics in per cent."""
-    words = [f"epoch {row['epoch']:>3}"]
+    """One epoch as a line for people: loss, its parts (of all branches), learning rate, speed, metrics in per cent.
+
+    What doesn't fit into its columns is left to log.csv: of the parts, and then of the metrics, the last ones.
+    """
+    words, parts, measured = {}, [], []
     for key, value in sum_branches(row).items():
         if key == "epoch":
-            continue
-        if key == "lr":
-            words.append(f"lr {value:.2e}")
+            words[key] = f"epoch {value:>3}"
+        elif key == "lr":
+            words[key] = f"lr {value:.2e}"
         elif key == "images_per_second":
-            words.append(f"{value:.1f} images/s")
+            words[key] = f"{value:.1f} images/s"
         elif metrics.get(key):
-            words.append(f"{metrics[key]} {100 * value:.1f}")
+            words[key] = f"{metrics[key]} {100 * value:.1f}"
+            measured.append(key)
         elif key not in metrics:
-            words.append(f"{key} {value:.4f}")
-    return "  ".join(words)
+            words[key] = f"{key} {value:.4f}"
+            parts += [key] if key != "loss" else []
+    while len("  ".join(words.values())) > LINE_WIDTH and (parts or measured):
+        del words[(parts or measured).pop()]
+    return "  ".join(words.values())
 
 
 def _import(module, package):

@@ -19,21 +19,27 @@ NOT_EMBEDDING = re.compile(
 MOST_PARTS = 12  # stripes that are looked for in a file
 
 
-def load_state(path, *kinds, backbone=None, model="bot"):
+def load_state(path, *kinds, backbone=None, model="bot", prefix="--"):
     """The checkpoint at `path`; or, where it is another project's file and its `backbone` is told, one made of it.
 
+    prefix: of the script's options `backbone` and `model`, for messages.
     Raises InputError for a file of another kind, and as `published_state`.
     """
     content = load_file(path)
     is_ours = isinstance(content, dict) and "kind" in content
     if is_ours and backbone:
         raise InputError(f"{path} is a checkpoint of Carousel, which knows its network: leave the backbone out")
-    if is_ours or not backbone:
+    if is_ours:
         return check_checkpoint(content, path, *kinds)
-    return published_state(path, content, backbone, model)
+    if not backbone:
+        raise InputError(
+            f"{path} is not a checkpoint of Carousel (no kind in it); for another project's weights of ReID give "
+            f"{prefix}backbone, the network that they are of"
+        )
+    return published_state(path, content, backbone, model, prefix)
 
 
-def published_state(path, content, backbone, model="bot"):
+def published_state(path, content, backbone, model="bot", prefix="--"):
     """A state as ReID checkpoints hold it, of a published file: its network is what the file has tensors for.
 
     That is the neck, GeM's exponent, the size of a reduction, and the number of parts; pooling is average where the
@@ -41,7 +47,7 @@ def published_state(path, content, backbone, model="bot"):
 
     Args:
         content: what `load_file` made of `path`.
-        backbone, model: see `build_reid_model`.
+        backbone, model: see `build_reid_model`. prefix: as in `load_state`.
 
     Raises:
         InputError: the file is of another network (the nearest is named), or lacks a tensor that embeddings need.
@@ -77,7 +83,7 @@ def published_state(path, content, backbone, model="bot"):
     if lacking := sorted(key for key, size in needed.items() if key not in named or named[key].numel() != size):
         raise InputError(
             f"{path} has no {lacking[0]} of that size, which {model} on {backbone} needs (and {len(lacking) - 1} "
-            f"more): it is of another network; --model is one of {', '.join(MODELS)}"
+            f"more): it is of another network; {prefix}model is one of {', '.join(MODELS)}"
         )
     if others := sorted(key for key in named if key not in needed and not NOT_EMBEDDING.search(key)):
         raise InputError(

@@ -9,6 +9,7 @@ Networks that learn together (mutual teaching) share a Step; adversaries (a GAN)
 
 import contextlib
 import math
+import statistics
 
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -76,6 +77,7 @@ class Step:
         trained = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
         self.unknown_to_ddp = [parameter for parameter in trained if id(parameter) not in known]
         self.epoch = self.batch = 0  # finished epochs; batches of the current one
+        self.rates = []  # learning rates of its updates
         self.steps_per_epoch = -(-batches_per_epoch // self.accumulate) if per_update else 1  # of the scheduler
 
     @property
@@ -141,6 +143,8 @@ class Step:
         for average, network in zip(self.averages, self.networks, strict=bool(self.averages)):
             average.update_parameters(network)
         overflowed = self.scaler.get_scale() < scale  # then no step was taken
+        if not overflowed:
+            self.rates += self.scheduler.get_last_lr()[:1]
         if self.per_update and not overflowed:
             self.scheduler.step()
 
@@ -156,12 +160,17 @@ class Step:
         )
 
     def end_epoch(self):
-        """Each rank's BatchNorm has followed its own batches: from here on all ranks have the same statistics."""
+        """Each rank's BatchNorm has followed its own batches: from here on all ranks have the same statistics.
+
+        Returns the learning rate of the epoch, the mean over its updates.
+        """
+        rates, self.rates = self.rates or self.scheduler.get_last_lr()[:1], []
         for network in (*self.networks, *self.averages):
             distributed.average_buffers(network)
         if not self.per_update:
             self.scheduler.step()
         self.epoch, self.batch = self.epoch + 1, 0
+        return statistics.fmean(rates)
 
     def state_dict(self):
         return {

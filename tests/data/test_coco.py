@@ -932,6 +932,16 @@ def test_a_strange_name_of_a_picture_in_the_folder_is_read(write, name):
     assert os.path.samefile(read_coco(path, images).pictures[0].path, target)
 
 
+def test_names_of_categories_can_be_printed(write):
+    """They stand in tables, lines and pictures, and are matched with those of a network, which read them so, too."""
+    data = content()
+    data["categories"][0]["name"], data["categories"][1]["name"] = "\x1b[31mbox\n", "\ud800\u202ebag"
+    names = [category.name for category in read_coco(*write(data)).categories]
+    assert names == ["\N{REPLACEMENT CHARACTER}\\u202ebag", r"\x1b[31mbox\n"]
+    again = read_coco(*write(data), categories=[(1, names[1]), (2, names[0])])
+    assert [category.name for category in again.categories] == names[::-1] and again.pictures[0].annotations
+
+
 # --- Outlines that are larger than any picture
 
 

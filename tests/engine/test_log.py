@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from core.engine import coco_evaluation
 from core.engine import log as log_module
 from core.engine.log import RunLog
+from core.engine.terminal import Terminal
 from core.errors import InputError
 from core.retrieval.ranking import METRIC_NAMES
 
@@ -40,14 +42,25 @@ def test_an_epoch_is_one_tidy_line(tmp_path, capsys):
     log.epoch(START)
     log.epoch(trained(1) | {key: value for key, value in START.items() if key != "epoch"})
     log.close()
-    metrics = "mAP 25.0  mINP 12.5  Rank-1 50.0  Rank-5 75.0  Rank-10 100.0\n"
+    metrics = "mAP 25.0  mINP 12.5  Rank-1 50.0  Rank-5 75.0"
     said = capsys.readouterr().out
     assert said == (
         "data: 3 pictures\n"
-        f"epoch   0  {metrics}"
-        f"epoch   1  lr 3.50e-04  loss 1.5000  triplet 1.5000  123.5 images/s  {metrics}"
+        f"epoch   0  {metrics}  Rank-10 100.0\n"
+        f"epoch   1  lr 3.50e-04  loss 1.5000  123.5 images/s  {metrics}\n"  # what fits; log.csv has the rest
     )
     assert (tmp_path / "train.log").read_text() == said
+
+
+@pytest.mark.parametrize("metrics", [{}, METRIC_NAMES, coco_evaluation.METRIC_NAMES])
+@pytest.mark.parametrize("parts", [0, 1, 6, 30])
+def test_the_line_of_an_epoch_fits(tmp_path, capsys, parts, metrics):
+    row = trained(300, **{f"loss_part_{number}": 1234.5 for number in range(parts)}, **dict.fromkeys(metrics, 1.0))
+    RunLog(tmp_path, options(), metrics).epoch(row)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert len(line) <= 100 and line.startswith("epoch 300  lr 3.50e-04  loss 1.5000  ")
+    assert not metrics or next(iter(metrics.values())) in line
+    assert set(read_log(tmp_path)[0]) == set(row)
 
 
 def test_people_read_sums_over_branches_and_the_file_has_each(tmp_path, capsys):
@@ -207,3 +220,16 @@ def test_a_bar_is_for_rank_0_of_a_terminal(monkeypatch, rank, terminal, shown):
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setattr(sys, "stderr", types.SimpleNamespace(isatty=lambda: terminal))
     assert log_module.progress_is_shown() == shown
+
+
+def test_what_names_hold_is_written_as_it_is_shown(tmp_path, monkeypatch):
+    """File names that are no UTF-8, half of a surrogate pair from JSON, what moves a terminal's cursor."""
+    monkeypatch.setattr(sys, "stdout", Terminal("stdout"))
+    log = RunLog(tmp_path, options(data="caf\udce9"), METRIC_NAMES, said=["\x1b[31mred"])
+    log.say("two lines:\n\ud83e \u202eexe")
+    log.epoch({"epoch": 1, "lr": 0.1, "loss": 1.0, "mAP caf\udce9": 0.5})
+    log.close()
+    lines = (tmp_path / "train.log").read_text("utf-8").splitlines()
+    assert lines[:3] == [r"\x1b[31mred", "two lines:", r"\ufffd \u202eexe".replace(r"\ufffd", "\ufffd")]
+    assert (tmp_path / "log.csv").read_text("utf-8").startswith(r"epoch,lr,loss,mAP caf\udce9")
+    assert json.loads((tmp_path / "args.json").read_text("utf-8"))["data"] == "caf\udce9"

@@ -78,8 +78,10 @@ def test_what_a_file_has_settles_the_network(tmp_path):
     network, _ = reid.network_from_checkpoint(path, "cpu", state=made)
     images = torch.randn(2, 3, 64, 32)
     torch.testing.assert_close(network(images).embedding, source.eval()(images).embedding)
-    with pytest.raises(InputError, match="not a checkpoint of Carousel .*--backbone"):
-        load_state(path, "reid")
+    for prefix in ("--", "--teacher-"):  # only options that the script has
+        with pytest.raises(InputError, match=f"not a checkpoint of Carousel .* give {prefix}backbone, the") as caught:
+            load_state(path, "reid", prefix=prefix)
+        assert "--weights" not in str(caught.value)
 
 
 def test_numbers_of_a_training_loop_beside_the_weights(tmp_path):
