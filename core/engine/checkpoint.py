@@ -103,7 +103,12 @@ def save_checkpoint(path, state):
     Raises InputError where the disk is full or the folder can't be written to; the old file is untouched then.
     """
     with atomic_write(path) as file:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # the trap: interrupted, torch's writer fails to close its file and raises this
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise error.__context__ from None
+            raise
 
 
 def save_run(folder, state, improved):
