@@ -14,7 +14,8 @@ if __name__ == "__main__":
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
 
-    for name in ("multiprocessing", "agent") if "LOGLEVEL" not in os.environ else ():
+    talkative = ("multiprocessing.api", "multiprocessing.errors", "agent.server.api")
+    for name in talkative if "LOGLEVEL" not in os.environ else ():
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     try:
         main()
