@@ -10,6 +10,7 @@ import os
 import sys
 import textwrap
 
+from core.engine.terminal import guard_streams
 from core.errors import InputError
 
 # What the builders know, written out here: --help imports nothing of theirs. A test holds the two together.
@@ -140,7 +141,9 @@ def answer_help(parser, recipes=None, notes=None):
         return
     if recipes:
         _add_recipes(parser, recipes, notes)
+    guard_streams()
     parser.print_help()
+    sys.stdout.flush()
     sys.exit(0)
 
 
