@@ -66,7 +66,7 @@ def identification_sheet(
     sheet.text(MARGIN, MARGIN - 8, title, LARGE, align="left", weight="bold", room=plan.width)
     for number, line in enumerate(captions):
         below = top - 12 - 22 * (len(captions) - number)
-        sheet.text(MARGIN, below, line, LETTERS, FAINT, align="left", room=plan.width)
+        sheet.text(MARGIN, below, line, LETTERS if plan.width > 1250 else 9.5, FAINT, align="left", room=plan.width)
     _draw_scene(sheet, scene, instances, MARGIN, top, plan.scene)
     for number, (row, (left, below)) in enumerate(zip(rows, plan.places, strict=True)):
         _draw_row(sheet, number, *row, threshold, MARGIN + left, top + below, plan)

@@ -57,7 +57,7 @@ def rank_list_sheet(path: str | Path, rows: Sequence[RankRow], num_matches: int 
     sheet = Sheet(
         max(first + columns * (width + GAP) - GAP, first + 240) + MARGIN,
         2 * MARGIN + header + len(rows) * (line_height + GAP) - GAP,
-        "Queries, and the pictures nearest to each: ✓ the same identity, ✗ another",
+        "Queries and their nearest pictures",
     )
 
     sheet.text(MARGIN + width / 2, MARGIN - 6, "query", size=10, weight="bold")

@@ -17,7 +17,7 @@ from core.visualize.fonts import choose_fonts, legible, width_of
 
 DPI = 100
 GAP, MARGIN = 18, 28  # pixels between pictures, and around the sheet
-TITLE = 13  # points
+TITLE, HEAD = 13, 32  # points of a title, pixels above the sheet
 INK, FAINT = "#222222", "#767676"
 RIGHT, WRONG = "#1a9641", "#d7191c"
 JPEG = {"quality": 92, "subsampling": 0}  # letters keep their colour
@@ -29,7 +29,7 @@ class Sheet:
     """A page of pictures, frames and text, placed in pixels from the top left corner; a title stands above that."""
 
     def __init__(self, width: int, height: int, title: str = ""):
-        self.head = 32 if title else 0
+        self.head = HEAD if title else 0
         if title:
             width = max(width, 2 * MARGIN + math.ceil(width_of(title, round(TITLE * DPI / 72))))
         self.size = (width, height)
