@@ -43,7 +43,9 @@ For each picture there is a folder <--output>/<its name> with
         distances; of those of one identity that lie on each other, the nearest.
         `false_accept_rate`, `true_accept_rate`: the shares of pairs of two
         objects and of one that may pass the threshold, and did, when the ReID
-        network was validated; null where the threshold is not its own
+        network was validated on `identities`; `false_accept_interval`, what may
+        pass of others, at 95 % confidence; null where the threshold is not its
+        own
     sheet.jpg: six panels: the picture; boxes with class and score; masks; masks
         over the picture; masks and classes; all together. Each is a file, too:
         original, boxes, masks, overlay, classes, all. With a gallery: the
@@ -342,10 +344,11 @@ def load_identifier(args, device, known):
     say(identifier)
     if threshold is None:
         say("this checkpoint carries no threshold: everyone is unknown; give --threshold")
-    strangers = identifier.strangers_accepted()
+    strangers, may_be_more, identities = identifier.strangers_accepted() or (0, False, 0)
     if strangers > MANY_STRANGERS:
+        share = f"{'at least' if may_be_more else 'about'} {100 * strangers:.0f} %"
         say(
-            f"among so many, about {100 * strangers:.0f} % of strangers find somebody near enough; "
+            f"among so many, {share} of strangers find somebody near enough, as measured on {identities} identities; "
             f"`python evaluate.py {encoder.path} --false-accept-rate RATE` says a smaller --threshold"
         )
     return identifier

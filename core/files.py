@@ -2,7 +2,7 @@
 
 import errno
 import os
-import unicodedata
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,8 +36,14 @@ def distinct_names(paths, taken=()):
 
 
 def printable(text):
-    """Text on one line. The trap: file names may hold line breaks, and bytes that are no text, at which print stops."""
-    return "".join(_AS_PRINTED.get(unicodedata.category(sign), str)(sign) for sign in str(text))
+    """Text on one line that changes nothing but its own place. The trap: file names may hold line breaks, what moves a
+    terminal's cursor or turns the direction of writing, and bytes that are no text, at which print stops."""
+    return NOT_PRINTED.sub(lambda match: _escaped(match[0]), str(text))
+
+
+def printable_lines(text):
+    """The same for text of several lines."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def lock_for_process(file):
@@ -58,12 +64,13 @@ def lock_for_process(file):
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
 
 
+# Control characters; separators of lines and paragraphs, directions of writing; surrogates, which stand for bytes.
+NOT_PRINTED = re.compile("[\\0-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
+
+
 def _escaped(sign):
-    return sign.encode("unicode_escape").decode()
-
-
-# By Unicode category: surrogates, which stand for the bytes; control characters; separators of lines and paragraphs.
-_AS_PRINTED = {"Cs": lambda _: "\N{REPLACEMENT CHARACTER}", "Cc": _escaped, "Zl": _escaped, "Zp": _escaped}
+    is_byte = "\ud800" <= sign <= "\udfff"
+    return "\N{REPLACEMENT CHARACTER}" if is_byte else sign.encode("unicode_escape").decode()
 
 
 class atomic_write:

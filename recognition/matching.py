@@ -15,6 +15,7 @@ from core.data.transforms import to_image
 from core.engine.object_masks import object_mask
 from core.engine.step import autocast
 from core.retrieval.distance import pairwise_distance
+from core.retrieval.impostors import strangers_accepted
 from core.retrieval.threshold import as_typed, describe_threshold
 from recognition.cutouts import cut_out
 from recognition.gallery import Gallery
@@ -24,6 +25,7 @@ from recognition.networks import Encoder
 # most strays it is said that nobody knows them: of 163 known bags in 40 validation scenes 107 are named rightly, and 89
 # at 0.5; about as many instances remain there (244) as there are objects (226).
 LEAST_SCORE = 0.35
+RATES = ("false_accept_rate", "true_accept_rate", "identities", "lower", "upper", "strangers")
 BATCH = 32  # pictures that the network sees at once
 SHEET_THUMBNAIL = 256  # pixels of its longer side
 SAME_OBJECT = 0.5  # IoU of two masks; of 81 doubles and strays in 40 scenes 23 remain, of 183 found objects 182
@@ -128,15 +130,13 @@ class Identifier(NamedTuple):
         return f"gallery: {size_of(self.gallery)}, {cut}; {self.encoder.message}; {limit}"
 
     def strangers_accepted(self):
-        """The share of strangers that somebody here is near enough to, in [0, 1]; 0 where that is not known.
-
-        The threshold lets a share f of pairs pass, and a stranger is paired with each of n identities: 1 - (1 - f)^n,
-        were these independent.
-        """
-        rates = rates_of(self.encoder, self.threshold)
-        if not rates or self.threshold < 0:
-            return 0.0
-        return 1 - (1 - rates["false_accept_rate"]) ** len(self.gallery.names)
+        """(share of strangers that somebody here is near enough to, in [0, 1]; whether it may be more; the number of
+        identities that it was measured on), or None where nothing is known of the threshold."""
+        rates, identities = rates_of(self.encoder, self.threshold), len(self.gallery.names)
+        if not rates.get("strangers"):
+            return None
+        measured = strangers_accepted(rates["strangers"], identities, len(self.gallery) / identities)
+        return *measured, rates["identities"]
 
 
 def size_of(gallery):
@@ -260,7 +260,8 @@ def explain_threshold(encoder, threshold):
     if threshold is None:
         return "the checkpoint carries no threshold, --threshold DISTANCE sets one"
     if rates := rates_of(encoder, threshold):
-        return f"{describe_threshold(threshold, **rates)}, on whole validation pictures"
+        named = {name: value for name, value in rates.items() if name != "strangers"}
+        return f"{describe_threshold(threshold, **named)}, on whole validation pictures"
     return f"threshold {threshold:g}"
 
 
@@ -268,9 +269,9 @@ def rates_of(encoder, threshold):
     """What passes this threshold, if it is the checkpoint's own, or {}: of one that a person chose nothing is known.
 
     Returns:
-        dict of false_accept_rate and true_accept_rate, as `core.retrieval.threshold.Threshold` has them.
+        dict of `RATES`, as `core.retrieval.threshold.Threshold` has them; old checkpoints have the first two only.
     """
     known = encoder.threshold
     if known is None or as_typed(known["distance"]) != threshold:
         return {}
-    return {name: known[name] for name in ("false_accept_rate", "true_accept_rate")}
+    return {name: known[name] for name in RATES if name in known}

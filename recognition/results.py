@@ -1,7 +1,6 @@
 """What demo.py leaves behind: of a picture its sheets, panels, JSON, and card on the page; of two their comparison."""
 
 import json
-import math
 import os
 from collections import Counter
 
@@ -93,8 +92,9 @@ def rows_of(found):
 
 def answers_by(encoder, threshold):
     """By which network and up to which distance two are the same, as the JSON files say it."""
-    rates = dict.fromkeys(("false_accept_rate", "true_accept_rate"))
-    rates |= {name: None if math.isnan(rate) else rate for name, rate in rates_of(encoder, threshold).items()}
+    known = {name: rate for name, rate in rates_of(encoder, threshold).items() if rate == rate}  # nan is unknown
+    rates = {name: known.get(name) for name in ("false_accept_rate", "true_accept_rate", "identities")}
+    rates["false_accept_interval"] = [known.get("lower"), known.get("upper")]
     return {"reid": encoder.path, "metric": encoder.metric, "threshold": threshold, **rates}
 
 

@@ -19,6 +19,7 @@ from core.engine.checkpoint import REQUIRED
 from core.errors import InputError
 from core.models import weights
 from core.models.mask_rcnn import MaskRCNN
+from core.visualize import instances
 from core.visualize.instances import PANELS
 from recognition import networks
 
@@ -122,6 +123,29 @@ def test_score_and_classes_choose_what_is_shown(run, checkpoint, photos):
     assert unnumbered(some) == unnumbered(one for one in everything if one["class"] == classes[0])
     _, none = shown("--score", 1)
     assert none == []
+
+
+def test_an_object_seen_as_two_classes_is_shown_once(run, checkpoint, photos, monkeypatch):
+    """A fig that is also a hazel nut, and a date beside it; the surest class counts, the other stands beside it."""
+    classes, masks = ((2, "fig", 0.86), (7, "hazel nut", 0.57), (1, "date", 0.55)), np.zeros((3, 120, 180), np.uint8)
+    masks[0, 10:60, 10:60] = masks[1, 12:62, 10:60] = masks[2, 10:60, 100:150] = 1
+    found = [
+        {"box": [0, 0, 9, 9], "category_id": number, "label": name, "score": score, "rle": encode(mask)}
+        for (number, name, score), mask in zip(classes, masks, strict=True)
+    ]
+    texts = set()
+    monkeypatch.setattr(demo, "find_instances", lambda *_: (found, None))
+    monkeypatch.setattr(instances, "draw_text", lambda draw, x, y, text, *style: texts.add(text))
+    code, out, err = run(demo, photos / "one.png", "--weights", checkpoint)
+    assert (code, err) == (0, "") and "one.png: 2 instances: 1 fig, 1 date\n" in out
+    shown = [(one["class"], one["score"], one["also"]) for one in read(Path("runs/demo/one"))["instances"]]
+    assert shown == [("fig", 0.86, [{"class": "hazel nut", "score": 0.57}]), ("date", 0.55, [])]
+    assert texts == {"fig 0.86 or hazel nut 0.57", "date 0.55", "fig or hazel nut", "date"}
+
+
+def encode(mask):
+    rle = rle_codec.encode(np.asfortranarray(mask))
+    return {**rle, "counts": rle["counts"].decode()}
 
 
 def test_a_broken_picture_is_named_and_the_others_are_there(run, checkpoint, photos):

@@ -100,14 +100,16 @@ def test_what_it_leaves_behind(evaluated, trained):
 
 def test_the_threshold_of_a_checkpoint_is_the_one_of_its_evaluation(evaluated, trained):
     said, metrics, _ = evaluated(trained / "last.pth")
-    assert metrics["threshold"] == pytest.approx(load_checkpoint(trained / "last.pth")["threshold"], abs=1e-6)
-    assert (
-        f"\nthreshold {as_typed(metrics['threshold']['distance']):.4g}: at most 1 % of pairs of two objects pass; "
-        in said
-    )
+    of_checkpoint = load_checkpoint(trained / "last.pth")["threshold"]
+    assert metrics["threshold"].pop("strangers") == of_checkpoint.pop("strangers")
+    assert metrics["threshold"] == pytest.approx(of_checkpoint, abs=1e-6)
+    limit = f"{as_typed(metrics['threshold']['distance']):.4g}"
+    assert f"\nthreshold {limit}: at most 1 % of pairs of two objects pass among 3 identities" in said
     _, looser, _ = evaluated(trained / "last.pth", "--false-accept-rate", "0.5")
     assert looser["threshold"]["distance"] > metrics["threshold"]["distance"]
     assert looser["threshold"]["true_accept_rate"] >= metrics["threshold"]["true_accept_rate"]
+    _, for_others, _ = evaluated(trained / "last.pth", "--false-accept-rate", "0.5", "--false-accept-of-others")
+    assert for_others["threshold"]["distance"] < looser["threshold"]["distance"]
 
 
 def test_the_threshold_is_of_features_that_demo_makes_or_says_that_it_is_not(evaluated, trained):
@@ -467,6 +469,7 @@ def test_a_broken_picture_is_named_and_may_be_left_out(run, baggage, tmp_path):
     victim.write_bytes(victim.read_bytes()[:200])
     options = [*RAW, "--dataset", "mvb", "--data", data, "--output", tmp_path / "results"]
     assert victim.name in refused(run, *options)
+    assert not (tmp_path / "results").exists()
     code, said, err = run(evaluate, *options, "--skip-broken")
     assert code == 0, err
     assert "1 of 6 gallery pictures left out" in said

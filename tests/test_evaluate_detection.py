@@ -342,6 +342,7 @@ def test_a_broken_picture_is_named_and_may_be_left_out(run, evaluated, trained, 
     (root / "val2017" / "2.png").write_bytes(b"no picture")
     data = ["--data", root]
     assert "2.png" in refused(run, trained / "last.pth", *data, "--output", tmp_path / "results")
+    assert not (tmp_path / "results").exists()
     said, metrics, folder = evaluated(trained / "last.pth", *data, "--skip-broken")
     assert "2.png" in said and "--skip-broken: 1 of 4 pictures of" in said
     assert ": 3 pictures with 4 instances" in said and metrics["args"]["skip_broken"] is True

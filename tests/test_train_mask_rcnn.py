@@ -217,6 +217,7 @@ def test_a_broken_picture_is_named(shapes, tmp_path, run):
     (root / "train2017" / "2.png").write_bytes(b"no picture")
     code, _, error = run(train_mask_rcnn, *SMALL, "--data", root, "--output", tmp_path, "--iterations-per-epoch", 0)
     assert code == 2 and "2.png" in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]  # no run folder, so that the next has its name
     code, said, _ = run(
         train_mask_rcnn, *SMALL, "--data", root, "--output", tmp_path, "--skip-broken", "--name", "rest"
     )

@@ -586,6 +586,7 @@ def test_a_broken_picture_is_named_and_stops_the_run_unless_skipped(run, baggage
     Path(victim).write_bytes(b"" if damage == "zero bytes" else content[: len(content) // 2])
     options = ["--dataset", "mvb", "--data", data, "--output", tmp_path / "runs", "--epochs", 3, "--workers", workers]
     assert Path(victim).name in refused(run, *options)
+    assert not (tmp_path / "runs").exists()  # so that the next run has the name
     code, said, _ = run(train_reid, *SMALL, *options, "--skip-broken")
     assert code == 0 and Path(victim).name in said and "1 of 24 train pictures left out" in said
 

@@ -365,6 +365,7 @@ def test_a_broken_picture_stops_the_run_or_is_left_out(run, looks, tmp_path):
     (tmp_path / "data" / "train" / "a" / "1.png").write_bytes(b"no picture")
     arguments = ["--source", f"folder:{tmp_path / 'data'}", *looks[2:], "--output", tmp_path / "runs"]
     assert "1.png: can't be read as a picture" in refused(run, *arguments)
+    assert not (tmp_path / "runs").exists()
     arguments += ["--translate", tmp_path / "out", "--skip-broken"]
     code, said, err = run(train_translation, *TINY, *arguments)
     assert code == 0 and "--skip-broken: 1 of 6 train pictures left out" in said, err

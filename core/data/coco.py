@@ -11,6 +11,7 @@ whole numbers; boxes and outlines are those of a picture of `width` x `height` p
 import contextlib
 import io
 import os
+from itertools import starmap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,21 +20,28 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from core.data.coco_checks import (
+    FARTHEST,
     MIN_SIDE,
+    BrokenEntries,
+    EntryFault,
     check_box,
     check_name,
     check_outline,
     check_reference,
     check_size,
     entries_by_id,
+    fault_line,
     merge_by_file,
+    number_ids,
     read_json,
 )
-from core.data.coco_masks import check_against_masks, encode_mask
+from core.data.coco_files import find_pictures
+from core.data.coco_masks import check_against_masks, encode_mask, in_pixels
 from core.data.coco_views import settle_view
 from core.data.randomness import derive_seed
-from core.data.samples import check_on_disk, clip_box, listed_path
+from core.data.samples import clip_box, listed_path
 from core.errors import InputError
+from core.files import printable
 
 
 class CocoCategory(NamedTuple):
@@ -92,13 +100,15 @@ def coco_paths(root, split):
     return root / f"{split}2017", root / "annotations" / f"instances_{split}2017.json"
 
 
-def read_coco(annotations, images, *, categories=None, check_sizes=True, upright=True):
+def read_coco(annotations, images, *, categories=None, skip_broken=False, upright=True):
     """Read and check an annotation file.
 
     Pictures keep the order of the file, annotations the order within their picture. Entries of one picture, as some
     exporters write one for each object, become one, with the id of the first. A file that gives a picture no
-    width and height gets those of the picture itself; an annotation without `iscrowd` is a single object, and one
-    without `area` gets that of its mask. Boxes and areas are held against the masks: see `core.data.coco_masks`.
+    width and height gets those of the picture itself; an annotation without `iscrowd` is a single object, and so are
+    all where every one is flagged as a crowd, which CVAT does with masks; one without `area` gets that of its mask.
+    Outlines in fractions of their picture become pixels. Ids that are texts are numbered. Boxes and areas are held
+    against the masks: see `core.data.coco_masks`. What was not as it should be is said in `notes`.
 
     Width and height are compared with the headers of 2,000 pictures at most, spread evenly; in others, or where a
     header can't be read, a wrong size is found when the picture is read.
@@ -110,37 +120,63 @@ def read_coco(annotations, images, *, categories=None, check_sizes=True, upright
             matched by name (where two have one name, by id too, else the first), and `categories` of the result are
             these in their order, with the ids of this file. None: the file's own, by id.
         upright: `CocoData.upright` where the pictures of the file don't tell: that of the training.
-        check_sizes: False leaves the comparison with the headers out, for those who sort out what `split_broken` finds.
+        skip_broken: leave out pictures that are not there and entries that are at fault, and say it in `notes`. Width
+            and height are then not compared with the headers, as `split_broken` finds what is wrong.
 
     Returns:
         CocoData.
 
     Raises:
-        InputError: the file or a picture is missing, or the file is not as the format wants it.
+        InputError: the file or a picture is missing, or the file is not as the format wants it. It is `BrokenEntries`
+            where `skip_broken` leaves some objects.
     """
     content = read_json(annotations)
-    listed = [
-        CocoCategory(number, check_name(category, "name", f"{annotations}, category {number}"))
+    notes = number_ids(content, annotations)
+    names = {
+        number: printable(check_name(category, "name", f"{annotations}, category {number}"))
         for number, category in entries_by_id(content, "categories", annotations).items()
-    ]
+    }
+    listed = list(starmap(CocoCategory, names.items()))
     ordered, labels = _own_labels(listed) if categories is None else _labels_by_name(listed, categories, annotations)
-    pictures, first_ids, notes = _read_pictures(content, annotations, images)
-    names, entries = dict(listed), {number: [] for number in pictures}
-    for number, entry in entries_by_id(content, "annotations", annotations).items():
+    pictures, first_ids, lines, broken = _read_pictures(content, annotations, images)
+    notes += lines
+    listed, faults, entries = (
+        entries_by_id(content, "annotations", annotations),
+        [],
+        {number: [] for number in pictures},
+    )
+    for number, entry in listed.items():
         where = f"{annotations}, annotation {number}"
-        first = first_ids.get(check_reference(entry, "image_id", where))
-        if first is None:
-            raise InputError(f"{where}: image {entry['image_id']} is not listed under images; list it or remove this")
-        category = check_reference(entry, "category_id", where)
-        if category not in labels:
-            raise InputError(f"{where}: {_unknown_category(category, names, ordered)}")
-        entries[first].append(entry)
-    upright, lines = settle_view(pictures, entries, annotations, check_sizes, upright)
+        try:
+            first = _picture_of(entry, first_ids, where)
+            category = check_reference(entry, "category_id", where)
+            if category not in labels:
+                raise _unknown_category(category, names, ordered, where)
+            if first is not None:
+                entries[first].append(entry)
+        except EntryFault as fault:
+            faults.append(fault)
+    upright, lines, line = settle_view(pictures, entries, annotations, not skip_broken, upright)
+    notes += lines
+    crowds = [entry.get("iscrowd", 0) for some in entries.values() for entry in some]
+    if all_crowds := bool(crowds) and all(crowd == 1 for crowd in crowds):
+        notes.append(
+            f"{annotations}: every object is flagged iscrowd ({len(crowds)}): they are taken as single objects"
+        )
     for picture in pictures.values():
         for entry in entries[picture.id]:
             where = f"{annotations}, annotation {entry['id']}"
-            picture.annotations.append(_read_annotation(entry, labels[entry["category_id"]], picture, where))
-    notes += lines + check_against_masks(pictures.values(), annotations)
+            try:
+                found = _read_annotation(entry, labels[entry["category_id"]], picture, where, faults)
+                picture.annotations.append(found._replace(crowd=found.crowd and not all_crowds))
+            except EntryFault as fault:
+                faults.append(fault)
+    broken = [line for line in (*broken, line, fault_line(faults, len(listed), "annotations", annotations)) if line]
+    if broken and not skip_broken:
+        error = BrokenEntries if any(picture.annotations for picture in pictures.values()) else InputError
+        raise error(f"{'; '.join(broken)}; correct or remove what is at fault")
+    notes = [f"left out: {line}" for line in broken] + notes
+    notes += in_pixels(pictures, annotations) + check_against_masks(pictures.values(), annotations)
     return CocoData(list(pictures.values()), ordered, str(annotations), notes, {}, upright)
 
 
@@ -173,13 +209,12 @@ def _labels_by_name(listed, wanted, path):
     return ordered, labels
 
 
-def _unknown_category(category, names, ordered):
+def _unknown_category(category, names, ordered, where):
     if category not in names:
-        return f"category {category} is not listed under categories; list it or correct the category_id"
-    return (
-        f"category {names[category]!r} is not one of the model's or the training data's ({_name_list(ordered)}); "
-        "remove its annotations or train with it"
-    )
+        reason = f"category {category} is not listed under categories; list it or correct the category_id"
+        return EntryFault(where, reason, kind="category not listed")
+    known = f"category {names[category]!r} is not one of the model's or the training data's ({_name_list(ordered)})"
+    return EntryFault(where, f"{known}; remove its annotations or train with it", kind="category not known")
 
 
 def _name_list(categories):
@@ -188,32 +223,61 @@ def _name_list(categories):
 
 
 def _read_pictures(content, annotations, images):
-    """As `merge_by_file`: CocoPicture still without annotations, and some without size. Raises InputError where one is
-    not on the disk, or entries of one file disagree."""
+    """As `merge_by_file`: CocoPicture still without annotations, and some without size; the id of an entry that can't
+    be used leads to None. Also lines about these. Raises InputError where there are no others, or entries of one file
+    disagree."""
     if not os.path.isdir(images):
         raise InputError(f"{images}: no such folder; give the folder with the pictures of {annotations}")
-    pictures = {}
-    for number, entry in entries_by_id(content, "images", annotations).items():
+    listed, names, sizes, faults = entries_by_id(content, "images", annotations), {}, {}, []
+    for number, entry in listed.items():
         where = f"{annotations}, image {number}"
-        name = check_name(entry, "file_name", where)
-        path = listed_path(images, name, f"{where}: file_name {name!r:.200}")
-        pictures[number] = CocoPicture(number, path, *check_size(entry, where), [])
-    check_on_disk(pictures.values(), annotations)
-    return merge_by_file(pictures, annotations)
+        try:
+            sizes[number] = check_size(entry, where)
+            names[number] = name = check_name(entry, "file_name", where)
+        except EntryFault as fault:
+            faults.append(fault)
+        else:
+            listed_path(images, name, f"{where}: file_name {name!r:.200}")
+    broken = [fault_line(faults, len(listed), "images", annotations)]
+    paths, line, why = find_pictures(names, images)
+    notes = [f"{annotations}: {line}"] if line else []
+    missing = [name for number, name in names.items() if number not in paths]
+    if missing:
+        line = f"{annotations}: {len(missing)} of {len(listed)} pictures listed there are not on disk"
+        broken.append(f"{line}, the first is {os.path.join(images, missing[0])}; {why}")
+    if not paths:
+        raise InputError("; ".join(filter(None, broken)))
+    pictures, first_ids, lines = merge_by_file(
+        {number: CocoPicture(number, path, *sizes[number], []) for number, path in paths.items()}, annotations
+    )
+    return pictures, dict.fromkeys(listed) | first_ids, notes + lines, broken
 
 
-def _read_annotation(entry, label, picture, where):
+def _picture_of(entry, first_ids, where):
+    """The id of an annotation's picture, None where that is left out."""
+    number = check_reference(entry, "image_id", where)
+    if number not in first_ids:
+        reason = f"image {number} is not listed under images; list it or remove this"
+        raise EntryFault(where, reason, kind="image not listed")
+    return first_ids[number]
+
+
+def _read_annotation(entry, label, picture, where, faults):
     box = check_box(entry.get("bbox"), where)
-    if entry.get("segmentation") in (None, []):
-        raise InputError(f"{where}: has no segmentation; a box alone trains no mask: add polygons or run lengths")
-    segmentation = check_outline(entry["segmentation"], picture.width, picture.height, where)
+    if not entry.get("segmentation"):
+        raise EntryFault(
+            where,
+            "has no segmentation; a box alone trains no mask: outline the object, or, where a mask of the whole box "
+            "will do, write it as a polygon, [[x, y, x + width, y, x + width, y + height, x, y + height]]",
+        )
+    segmentation = check_outline(entry["segmentation"], picture.width, picture.height, where, faults)
     crowd, area = entry.get("iscrowd", 0), entry.get("area")
     if crowd not in (0, 1):
-        raise InputError(f"{where}: iscrowd has to be 0 or 1, found {crowd!r:.80}")
+        raise EntryFault(where, f"iscrowd has to be 0 or 1, found {crowd!r:.80}")
     if area is None:
         area = coco_mask.area(encode_mask(segmentation, picture.width, picture.height))
-    elif type(area) not in (int, float) or not 0 <= area < float("inf"):
-        raise InputError(f"{where}: area has to be a number of pixels, 0 or more, found {area!r:.80}")
+    elif type(area) not in (int, float) or not 0 <= area <= FARTHEST**2:
+        raise EntryFault(where, f"area has to be a number of pixels, 0 or more, found {area!r:.80}")
     return CocoAnnotation(label, box, segmentation, bool(crowd), float(area), entry["id"])
 
 
@@ -241,6 +305,8 @@ def for_training(data):
     if not left:
         raise InputError(f"{data.annotations_path}: no object to train on" + (f"; left out: {reasons}" * bool(lost)))
     notes = [f"{data.annotations_path}: {lost} of {left + lost} objects left out: {reasons}"] if lost else []
+    if dropped.get("crowd regions", 0) > left:
+        notes[0] += "; a crowd region is of many objects: where each is of one, as masks of CVAT are, set iscrowd to 0"
     return data._replace(pictures=pictures, notes=data.notes + notes, dropped=dropped)
 
 
@@ -264,11 +330,33 @@ def _shorter_side(box):
     return min(x2 - x1, y2 - y1)
 
 
+def without_empty_categories(parts):
+    """The parts of a set, of the same categories, without those that have no object in any part.
+
+    Returns:
+        (list of `CocoData`, names of the categories left out, shortened, or "")
+    """
+    found = {one.label for part in parts for picture in part.pictures for one in picture.annotations}
+    labels = {old: new for new, old in enumerate(sorted(found), 1)}
+    empty = [category for label, category in enumerate(parts[0].categories, 1) if label not in labels]
+    if not empty:
+        return parts, ""
+
+    def relabelled(part):
+        pictures = [
+            picture._replace(annotations=[one._replace(label=labels[one.label]) for one in picture.annotations])
+            for picture in part.pictures
+        ]
+        return part._replace(pictures=pictures, categories=[part.categories[label - 1] for label in labels])
+
+    return [relabelled(part) for part in parts], _name_list(empty)
+
+
 def split_coco(data, val_fraction, seed):
     """Cut the pictures into (train, val), a function of `seed` alone; both keep the file's order, train the notes.
 
     A picture goes to val only if every category in it is left in train, so val may be smaller than asked for, but
-    has one picture at least.
+    has one picture at least. It has one with an object, if need be one more than asked for, where train can spare it.
 
     Args:
         val_fraction: share of the pictures, 0 < val_fraction < 1.
@@ -293,6 +381,9 @@ def split_coco(data, val_fraction, seed):
         if len(val) < wanted and (left[labels] > 1).all():
             left[labels] -= 1
             val.add(index)
+    if not any(present[index] for index in val):
+        spare = [index for index in order if present[index] and (left[list(present[index])] > 1).all()]
+        val.update(spare[:1])
     val = val or {order[0]}
     train = [picture for index, picture in enumerate(data.pictures) if index not in val]
     return data._replace(pictures=train), data._replace(

@@ -5,6 +5,7 @@ loader = DataLoader(images, batch_sampler=KeyedBatches(sampler), collate_fn=coll
 for batch in batches(loader): ...
 """
 
+import math
 import pickle
 
 import numpy as np
@@ -21,6 +22,9 @@ from core.data.loading import PictureDataset, find_broken
 from core.data.randomness import seeded
 from core.data.transforms import to_image
 from core.errors import InputError
+from core.layers.shapes import fitted_size
+
+MOST_PIXELS = 2**27  # of all masks of a picture
 
 
 class CocoImages(PictureDataset):
@@ -31,7 +35,7 @@ class CocoImages(PictureDataset):
 
         image     float (3, H, W), RGB in [0, 1]
         target    dict: boxes float (G, 4), x1, y1, x2, y2 in pixels; labels int64 (G,), 1 .. K; masks uint8 (G, H, W),
-                  0 or 1; G may be 0. Left out without `with_targets`
+                  0 or 1 (with `fit` of another size than the image); G may be 0. Left out without `with_targets`
         image_id  int, as in the annotation file
         path      str
         dropped   int, how many objects the augmentation has moved out of the picture, or shrinking left no pixel of
@@ -43,16 +47,19 @@ class CocoImages(PictureDataset):
         data: `core.data.coco.CocoData`; for training, what `for_training` leaves of it.
         transform: as from `build_detection_transform`; None: the picture as it is.
         with_targets: False leaves the objects out, which an evaluation has no use for.
-        max_side: for training; larger pictures are shrunk until their longer side has so many pixels, before
-            `transform`, whose time and memory grow with the pixels. None: every picture has the size it is stored in.
+        max_side: for training; larger pictures are shrunk until their longer side has so many pixels, or down to half
+            of it where the masks of all their objects would have more than `MOST_PIXELS`, before `transform`, whose
+            time and memory grow with the pixels. None: every picture has the size it is stored in.
+        fit: (min_size, max_size) of the network, for transforms that neither resize nor crop: masks are then of the
+            size that it resizes the picture to, where that is smaller than the picture.
 
     Raises:
         InputError, by `images[key]`: the picture can't be read, or is not of the size that the file says.
     """
 
-    def __init__(self, data, transform=None, *, seed=0, with_targets=True, max_side=None):
+    def __init__(self, data, transform=None, *, seed=0, with_targets=True, max_side=None, fit=None):
         self.transform = transform
-        self.max_side = max_side
+        self.max_side, self.fit = max_side, fit
         self.seed = seed
         self.with_targets = with_targets
         self.upright, self.bits = data.upright, data.bits
@@ -71,7 +78,8 @@ class CocoImages(PictureDataset):
     def __getitem__(self, key):
         epoch, slot, index = key if isinstance(key, tuple) else (0, key, key)
         picture = self.picture(index)
-        loaded = load_picture(picture, self.with_targets, self.max_side, upright=self.upright, bits=self.bits)
+        view = {"upright": self.upright, "bits": self.bits}
+        loaded = load_picture(picture, self.with_targets, self.max_side, self.fit, **view)
         transformed = loaded
         if self.transform is not None:
             with seeded("augmentation", self.seed, epoch, slot):
@@ -90,14 +98,15 @@ def collate_detection(items):
     return items if isinstance(items, InputError) else {key: [item[key] for item in items] for key in items[0]}
 
 
-def load_picture(picture, with_targets=True, max_side=None, **view):
+def load_picture(picture, with_targets=True, max_side=None, fit=None, **view):
     """Read a `CocoPicture`: dict with "image" uint8 (3, H, W) and, `with_targets`, "boxes" float (G, 4), "labels"
     int64 (G,) and "masks" uint8 (G, H, W). Image, boxes and masks are tv_tensors, for torchvision.transforms.v2.
 
-    A picture with a side of more than `max_side` pixels is shrunk to it, less the objects that this leaves no pixel of.
-    view: `CocoData.view`.
+    A picture that is shrunk for `max_side` loses the objects that this leaves no pixel of.
+    max_side, fit: see `CocoImages`. view: `CocoData.view`.
     """
-    image = _at_most(read_as_annotated(picture.path, picture.width, picture.height, **view), max_side)
+    image = read_as_annotated(picture.path, picture.width, picture.height, **view)
+    image = _at_most(image, max_side, len(picture.annotations) if with_targets and not fit else 0)
     width, height = image.size
     shrunk = image.size != (picture.width, picture.height)
     loaded = {"image": to_image(image)}
@@ -105,7 +114,8 @@ def load_picture(picture, with_targets=True, max_side=None, **view):
         boxes = torch.tensor([annotation.box for annotation in picture.annotations], dtype=torch.float32).reshape(-1, 4)
         boxes *= torch.tensor([width / picture.width, height / picture.height] * 2)
         labels = torch.tensor([annotation.label for annotation in picture.annotations], dtype=torch.int64)
-        masks = _shrunk_masks(picture, width, height) if shrunk else _decode_masks(picture)
+        fitted = fitted_size(height, width, *fit) if fit else (height, width)
+        masks = _masks(picture, *min(fitted, (height, width)))
         kept = masks.flatten(1).any(1).bool() if shrunk else slice(None)
         loaded["boxes"] = tv_tensors.BoundingBoxes(boxes[kept], format="XYXY", canvas_size=(height, width))
         loaded["labels"] = labels[kept]
@@ -113,11 +123,16 @@ def load_picture(picture, with_targets=True, max_side=None, **view):
     return loaded
 
 
-def _at_most(image, max_side):
-    """The PIL image, shrunk where its longer side has more than `max_side` pixels."""
-    if max_side is None or max(image.size) <= max_side:
+def _at_most(image, max_side, num_masks):
+    """The PIL image, shrunk where it is larger than `max_side` and that number of masks ask for: see `CocoImages`."""
+    if max_side is None:
         return image
-    size = [max(1, round(side * max_side / max(image.size))) for side in image.size]
+    longer = max(image.size)
+    pixels = num_masks * image.width * image.height  # where they have the picture's size
+    side = min(longer, max_side, max(max_side / 2, longer * math.sqrt(MOST_PIXELS / max(pixels, 1))))
+    if side == longer:
+        return image
+    size = [max(1, round(length * side / longer)) for length in image.size]
     return image.resize(size, Image.Resampling.BILINEAR)  # which is antialiased in Pillow
 
 
@@ -156,24 +171,17 @@ def split_broken(data):
     return data._replace(pictures=readable), [error for error in problems if error is not None]
 
 
-def _decode_masks(picture):
-    """uint8 (G, H, W), 0 or 1: the masks of a picture's objects."""
-    width, height = picture.width, picture.height
-    if not picture.annotations:
-        return torch.zeros(0, height, width, dtype=torch.uint8)
-    encoded = [encode_mask(annotation.segmentation, width, height) for annotation in picture.annotations]
-    return torch.from_numpy(coco_mask.decode(encoded)).permute(2, 0, 1).contiguous()  # from (H, W, G)
-
-
-def _shrunk_masks(picture, width, height):
-    """uint8 (G, height, width): of each pixel's area, the value in the middle ("nearest exact").
+def _masks(picture, height, width):
+    """uint8 (G, height, width), 0 or 1: the masks of a picture's objects; of each pixel's area, the value in the middle
+    ("nearest exact"), so that mirrored masks are those of the mirrored picture.
 
     One object at a time: all masks of a large picture together would take many times the picture's own memory.
     """
     masks = torch.empty(len(picture.annotations), height, width, dtype=torch.uint8)
+    is_whole = (height, width) == (picture.height, picture.width)
     rows = ((np.arange(height) + 0.5) * picture.height / height).astype(np.int64)
     columns = ((np.arange(width) + 0.5) * picture.width / width).astype(np.int64)
     for mask, annotation in zip(masks, picture.annotations, strict=True):
         stored = coco_mask.decode(encode_mask(annotation.segmentation, picture.width, picture.height))  # by columns
-        mask.copy_(torch.from_numpy(stored.T[columns][:, rows].T))
+        mask.copy_(torch.from_numpy(stored if is_whole else stored.T[columns][:, rows].T))
     return masks

@@ -1,5 +1,6 @@
 """COCO outlines as masks, and whether the boxes and areas of a file are those of its masks."""
 
+from array import array
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -31,6 +32,34 @@ def encode_mask(segmentation, width, height):
     if isinstance(segmentation["counts"], list):
         return coco_mask.frPyObjects(segmentation, height, width)
     return segmentation
+
+
+def in_pixels(pictures, path):
+    """Multiply outlines that are fractions of their picture by its width and height; and boxes, where they are, too.
+
+    They are where no polygon of the file leaves the square from 0 to 1: no picture has all of its objects in one pixel.
+
+    Args:
+        pictures: image id -> picture, whose annotations are replaced in place.
+
+    Returns:
+        list of lines for the log.
+    """
+    listed = [one for picture in pictures.values() for one in picture.annotations if isinstance(one.segmentation, list)]
+    if not listed or any(min(part) < 0 or max(part) > 1 for one in listed for part in one.segmentation):
+        return []
+    boxes = [one.box for one in listed]
+    of_boxes = all(min(x1, y1) >= 0 and max(x1, y1, x2 - x1, y2 - y1) <= 1 for x1, y1, x2, y2 in boxes)
+    for picture in pictures.values():
+        size = np.array([picture.width, picture.height], dtype=float)
+        for place, one in enumerate(picture.annotations):
+            if isinstance(one.segmentation, list):
+                outline = [array("d", (np.frombuffer(p).reshape(-1, 2) * size).tobytes()) for p in one.segmentation]
+                box = tuple((np.array(one.box) * np.tile(size, 2)).tolist()) if of_boxes else one.box
+                area = float(coco_mask.area(encode_mask(outline, picture.width, picture.height)))
+                picture.annotations[place] = one._replace(box=box, segmentation=outline, area=area)
+    what = "outlines and boxes" if of_boxes else "outlines"
+    return [f"{path}: {what} are fractions of the picture ({len(listed)} objects): multiplied by its width and height"]
 
 
 def check_against_masks(pictures, path):

@@ -8,7 +8,7 @@ from collections import Counter
 
 from PIL import Image
 
-from core.data.coco_checks import check_box
+from core.data.coco_checks import EntryFault, check_box
 from core.data.images import EXIF_ORIENTATION, MOST_HEADERS, SWAPS_SIDES, TO_UPRIGHT, open_image, read_stored_image
 from core.errors import InputError
 
@@ -20,40 +20,49 @@ def settle_view(pictures, entries, path, check_sizes, upright):
     will tell.
 
     Args:
-        pictures: image id -> picture. Those without width and height are given the size of their view.
+        pictures: image id -> picture. Changed in place: those without width and height are given the size of their
+            view, or taken out where they can't be read.
         entries: image id -> annotations of the picture, as in the file.
         path: of the annotation file.
-        check_sizes: whether a width and height that fit neither view are refused.
+        check_sizes: whether a width and height that fit neither view are a fault.
 
     Returns:
-        (whether it is the upright view, lines for the log)
-
-    Raises:
-        InputError: sizes are refused, or a picture without width and height can't be read.
+        (whether it is the upright view, lines for the log, a line about pictures that are at fault or "")
     """
     sized = [picture for picture in pictures.values() if picture.width is not None]
     unsized = [picture for picture in pictures.values() if picture.width is None]
     count = min(len(sized), MOST_HEADERS)
-    views = Counter(_view_by_header(sized[place * len(sized) // count], check_sizes) for place in range(count))
-    measured = [_view_by_objects(picture.path, entries[picture.id], path) for picture in unsized]
-    views.update(view for view, _ in measured)
+    views, measured, errors = Counter(), {}, []
+    for place in range(count):
+        try:
+            views[_view_by_header(sized[place * len(sized) // count], check_sizes)] += 1
+        except InputError as error:
+            errors.append(error)
+    for picture in unsized:
+        try:
+            measured[picture.id] = _view_by_objects(picture.path, entries[picture.id])
+        except InputError as error:
+            errors.append(error)
+            del pictures[picture.id]
+    views.update(view for view, _ in measured.values())
     if views["upright"] != views["stored"]:
         upright = views["upright"] > views["stored"]
-    for picture, (view, sizes) in zip(unsized, measured, strict=True):
+    for number, (view, sizes) in measured.items():
         width, height = sizes["upright" if view == "upright" or view == "either" and upright else "stored"]
-        pictures[picture.id] = picture._replace(width=width, height=height)
+        pictures[number] = pictures[number]._replace(width=width, height=height)
     notes = []
-    if unsized:
-        notes.append(f"{path}: images without width and height ({len(unsized)}): those of the pictures themselves")
+    if measured:
+        notes.append(f"{path}: images without width and height ({len(measured)}): those of the pictures themselves")
     if views["either"]:
         name = "upright" if upright else "stored"
         others = views["upright"] + views["stored"]
         notes.append(
             f"{path}: pictures with an EXIF orientation that width and height don't settle ({views['either']} of "
-            f"{count + len(unsized)} looked at): outlines are taken to lie on the {name} picture, as "
+            f"{count + len(measured)} looked at): outlines are taken to lie on the {name} picture, as "
             + (f"in {views[name]} of {others} others" if others else "no other picture tells")
         )
-    return upright, notes
+    more = f" (and {len(errors) - 1} more of {count + len(unsized)} looked at)" if len(errors) > 1 else ""
+    return upright, notes, f"{errors[0]}{more}" if errors else ""
 
 
 def _view_by_header(picture, check_sizes):
@@ -74,7 +83,7 @@ def _view_by_header(picture, check_sizes):
     return _one_view(fitting, turn) if fitting else None
 
 
-def _view_by_objects(path, entries, annotations):
+def _view_by_objects(path, entries):
     """(view as `_view_by_header` names it, sizes of the views) of a picture without width and height: run lengths have
     its size, and boxes lie within it."""
     image, turn = read_stored_image(path)
@@ -83,7 +92,10 @@ def _view_by_objects(path, entries, annotations):
     def fits(entry, width, height):
         if isinstance(entry.get("segmentation"), dict):
             return entry["segmentation"].get("size") == [height, width]
-        _, _, x2, y2 = check_box(entry.get("bbox"), f"{annotations}, annotation {entry['id']}")
+        try:
+            _, _, x2, y2 = check_box(entry.get("bbox"), "")
+        except EntryFault:  # it is said where the annotations are read
+            return True
         return x2 <= width + 2 and y2 <= height + 2  # some are drawn a little too large
 
     fitting = [view for view, size in sizes.items() if all(fits(entry, *size) for entry in entries)]

@@ -63,9 +63,9 @@ def geometric_steps(crop_size=None):
     """What level 3 adds, besides the blur. After the colours, so that what lies outside keeps the mean colour."""
     outside = {tv_tensors.Image: MEAN_COLOUR, tv_tensors.Mask: None}  # None is 0 too, and quicker
     rotation = v2.RandomRotation(10, interpolation=v2.InterpolationMode.BILINEAR, fill=outside)
+    perspective = v2.RandomPerspective(distortion_scale=0.2, p=0.3, fill=outside)
     steps = [
-        v2.RandomApply([rotation], p=0.3),
-        v2.RandomPerspective(distortion_scale=0.2, p=0.3, fill=outside),
+        MasksByPlace(v2.Compose([v2.RandomApply([rotation], p=0.3), perspective])),
         v2.RandomChoice([LargeScaleJitter(crop_size), SafeCrop()], p=[0.5, 0.5]),
     ]
     return [UnlessThin(v2.Compose(steps)), TightBoxes()]
@@ -189,6 +189,27 @@ class SafeCrop(nn.Module):
         first, end = (indices[0], indices[-1] + 1) if indices else (side, 0)  # (S, 0) asks for nothing
         length = _integer(max(end - first, math.ceil(self.min_side * side)), side)
         return _integer(max(0, end - length), min(first, side - length)), length
+
+
+class MasksByPlace(nn.Module):
+    """Apply a transform that moves pixels, to masks by the places that their pixels come from.
+
+    All masks of a picture move alike. torchvision makes floats of each, which is ten times their memory.
+    """
+
+    def __init__(self, transform):
+        super().__init__()
+        self.transform = transform
+
+    def forward(self, sample):
+        masks = sample["masks"].as_subclass(torch.Tensor)
+        height, width = masks.shape[1:]
+        dtype = torch.float32 if height * width < 2**24 else torch.float64  # which holds every place
+        places = torch.arange(1, height * width + 1, dtype=dtype).view(1, height, width)  # 0 is outside
+        moved = self.transform({**sample, "masks": tv_tensors.Mask(places)})
+        places = moved["masks"].as_subclass(torch.Tensor)[0].long()
+        masks = masks.flatten(1)[:, (places - 1).clamp(min=0)].mul_(places > 0)
+        return {**moved, "masks": tv_tensors.Mask(masks)}
 
 
 class UnlessThin(nn.Module):

@@ -138,16 +138,8 @@ def check_on_disk(samples, listing, may_lack=False):
     """The samples; InputError where pictures that `listing` names are not there: how many, and the first.
 
     It is raised, too, where a folder can't be read. may_lack: where not one of them is there, there are no samples.
-    Each folder is listed once; asking for 200,000 files one by one takes minutes on a network disk.
     """
-    present = {}
-    missing = []
-    for sample in samples:
-        folder, name = os.path.split(sample.path)
-        if folder not in present:
-            present[folder] = {entry.name for entry in folder_entries(folder)}
-        if name not in present[folder]:
-            missing.append(sample.path)
+    missing = missing_on_disk(sample.path for sample in samples)
     if may_lack and len(missing) == len(samples):
         return []
     if missing:
@@ -156,3 +148,19 @@ def check_on_disk(samples, listing, may_lack=False):
             f"the first is {missing[0]}; is the data set complete?"
         )
     return samples
+
+
+def missing_on_disk(paths):
+    """Those of the paths that are not there.
+
+    Each folder is listed once; asking for 200,000 files one by one takes minutes on a network disk.
+    """
+    present = {}
+    missing = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in present:
+            present[folder] = {entry.name for entry in folder_entries(folder)}
+        if name not in present[folder]:
+            missing.append(path)
+    return missing

@@ -9,8 +9,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -156,7 +158,8 @@ def restore(state, path, *holders):
 def open_run(output, name, resume=None):
     """Choose the run folder (rank 0 chooses, all ranks learn) and the checkpoint to continue from.
 
-    A folder that exists is never written into, except to resume the run in it: `name`, `name-2`, `name-3`, ...
+    A folder that exists is never written into, except to resume the run in it: `name`, `name-2`, `name-3`, ... One that
+    is new goes again where an InputError ends the run before it has saved anything.
 
     Args:
         resume: None, "auto" (the newest checkpoint of a run under this name; where there is none, the run starts anew
@@ -166,7 +169,19 @@ def open_run(output, name, resume=None):
     Returns:
         (folder, checkpoint path or None)
     """
-    return distributed.on_main(lambda: _choose_run(Path(output), name, resume))
+    folder, checkpoint, made = distributed.on_main(lambda: _choose_run(Path(output), name, resume))
+    distributed.undo_on_input_error(partial(_remove_unused, made))
+    return folder, checkpoint
+
+
+def _remove_unused(made):
+    """Remove new folders, the deepest first: one without files, or a training's that has no checkpoint."""
+    with suppress(OSError):
+        for folder in made:
+            if (folder / "args.json").is_file() and not list(folder.glob("*.pth")):
+                shutil.rmtree(folder)
+            else:
+                folder.rmdir()
 
 
 def lock_run(folder):
@@ -235,19 +250,20 @@ def _choose_run(output, name, resume):
     if resume not in (None, "auto"):
         if not Path(resume).is_file():
             raise InputError(f"--resume {resume}: no such file; without a path the run's newest checkpoint is taken")
-        return Path(resume).resolve().parent, Path(resume)
+        return Path(resume).resolve().parent, Path(resume), []
     if resume == "auto":
         folders = _runs_named(output, name)
         found = [checkpoint for checkpoint in map(_newest_checkpoint, folders) if checkpoint]
         newest = max(found or folders, key=lambda path: path.stat().st_mtime_ns, default=None)
         if newest is not None:
             folder = newest.parent if found else newest
-            return folder, newest if found else None
+            return folder, newest if found else None, []
     folder, number = output / name, 2
     while True:
+        made = [folder, *(path for path in folder.parents if not os.path.exists(path))]
         try:
             folder.mkdir(parents=True)
-            return folder, None
+            return folder, None, made
         except OSError as error:
             if not os.path.isdir(folder):
                 raise InputError(_why_no_folder(folder, error)) from error

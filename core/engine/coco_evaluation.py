@@ -252,17 +252,23 @@ def summary_table(result):
 
 
 def per_class_table(result):
-    """A row for each class and one for all: number of instances, AP and AP50 of boxes and of masks in per cent."""
+    """A row for each class and one for all: number of instances, AP and AP50 of boxes and of masks in per cent.
+
+    Classes without an instance are named above it.
+    """
     metrics = [result.metrics[name] for name in ("box_AP", "box_AP50", "mask_AP", "mask_AP50")]
     total = ClassResult("all", sum(row.num_instances for row in result.per_class), *metrics)
-    width = max(len("class"), *(len(row.name) for row in (*result.per_class, total)))
+    measured = [row for row in result.per_class if row.num_instances]
+    absent = [row.name for row in result.per_class if not row.num_instances]
+    names = ", ".join(absent[:8]) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
+    width = max(len("class"), *(len(row.name) for row in (*measured, total)))
     head = f"{'class':<{width}}{'instances':>11}{'box AP':>9}{'AP50':>7}{'mask AP':>10}{'AP50':>7}"
     rows = [
         f"{row.name:<{width}}{row.num_instances:>11}{_percent(row.box_ap, 9)}{_percent(row.box_ap50, 7)}"
         f"{_percent(row.mask_ap, 10)}{_percent(row.mask_ap50, 7)}"
-        for row in (*result.per_class, total)
+        for row in (*measured, total)
     ]
-    return "\n".join([head, *rows])
+    return "\n".join([f"without an instance, left out: {names}"] * bool(absent) + [head, *rows])
 
 
 def _percent(fraction, width):

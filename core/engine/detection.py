@@ -10,9 +10,18 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from core.data.coco import CocoData, coco_ground_truth, coco_paths, for_training, read_coco, split_coco
+from core.data.coco import (
+    CocoData,
+    coco_ground_truth,
+    coco_paths,
+    for_training,
+    read_coco,
+    split_coco,
+    without_empty_categories,
+)
+from core.data.coco_checks import BrokenEntries
 from core.data.coco_images import CocoImages, collate_detection, split_broken
-from core.data.detection_transforms import build_detection_transform
+from core.data.detection_transforms import build_detection_transform, training_sizes
 from core.data.images import bits_in_use
 from core.data.leaks import detection_leaks
 from core.data.loading import batches, build_loader
@@ -24,6 +33,7 @@ from core.engine.log import progress_is_shown
 from core.engine.options import arguments_of
 from core.engine.step import autocast
 from core.errors import InputError
+from core.files import printable
 from core.models.mask_rcnn import MaskRCNN
 from core.models.weights import best_weights
 
@@ -45,13 +55,13 @@ def load_data(args, say=print):
     The scenes are made where they are missing. What leaks (`core.data.leaks`) is said.
     Raises InputError for whatever is wrong with the files.
     """
-    paths, check_sizes = _settled_paths(args, say), not args.skip_broken
-    train = read_coco(paths["train_annotations"], paths["train_images"], check_sizes=check_sizes)
+    paths = _settled_paths(args, say)
+    train = _read(paths["train_annotations"], paths["train_images"], args)
     if args.skip_broken:
         train = without_broken(train, say)
     if paths["val_annotations"]:
-        how = {"categories": train.categories, "check_sizes": check_sizes, "upright": train.upright}
-        val = read_coco(paths["val_annotations"], paths["val_images"], **how)
+        how = {"categories": train.categories, "upright": train.upright}
+        val = _read(paths["val_annotations"], paths["val_images"], args, **how)
         val = without_broken(val, say) if args.skip_broken else val
     elif args.val_fraction:
         train, val = split_coco(train, args.val_fraction, args.seed)
@@ -59,13 +69,35 @@ def load_data(args, say=print):
         val = None
         say("no validation data: the run trains without evaluation (--val-fraction 0.1 holds a tenth of it out)")
     train, val = with_bits_in_use([train, val], say)
-    train = for_training(train)
-    for part in (train, val):
-        for note in part.notes if part else ():
-            say(note)
+    for note in train.notes:
+        say(note)
+    train = for_training(train._replace(notes=[]))
+    for note in train.notes + (val.notes if val else []):
+        say(note)
+    if val:
+        _check_measurable(val)
+    (train, *rest), empty = without_empty_categories([part for part in (train, val) if part])
+    val = rest[0] if rest else None
+    if empty:
+        say(f"classes without an object, left out: {empty}")
     for line in distributed.on_main(lambda: detection_leaks(train, val)) if val else ():
         say(line)
     return DetectionData(train, val, paths)
+
+
+def _check_measurable(val):
+    if all(annotation.crowd for picture in val.pictures for annotation in picture.annotations):
+        raise InputError(
+            f"{val.annotations_path}: no object to evaluate on in its {len(val.pictures)} pictures for validation "
+            "(crowd regions are none); give others by --val-images and --val-annotations or by --val-fraction, or none"
+        )
+
+
+def _read(annotations, images, args, **how):
+    try:
+        return read_coco(annotations, images, skip_broken=args.skip_broken, **how)
+    except BrokenEntries as error:
+        raise InputError(f"{error} (--skip-broken leaves out what can't be used)") from error
 
 
 def with_bits_in_use(parts, say, bits=None):
@@ -105,11 +137,12 @@ def _settled_paths(args, say):
         with distributed.main_first():
             settle_synthetic_baggage(SYNTHETIC, "plain", say)
         paths["data"] = str(SYNTHETIC / "scenes")
-    for split in ("train", "val"):
-        if paths["data"] is not None and not paths[f"{split}_images"]:
-            images, annotations = coco_paths(paths["data"], split)
-            if split == "train" or Path(annotations).is_file():
-                paths |= {f"{split}_images": str(images), f"{split}_annotations": str(annotations)}
+    for split in ("train", "val") if paths["data"] is not None else ():
+        is_there = split == "train" or coco_paths(paths["data"], split)[1].is_file()
+        if is_there and not paths[f"{split}_images"]:
+            options = "--train-images and --train-annotations, --val-images and --val-annotations"
+            images, annotations = _in_layout(paths["data"], split, options)
+            paths |= {f"{split}_images": str(images), f"{split}_annotations": str(annotations)}
     if not paths["train_annotations"]:
         raise InputError("nothing to train on: give --train-images and --train-annotations, or --data ROOT")
     if paths["val_annotations"] and args.val_fraction:
@@ -117,6 +150,20 @@ def _settled_paths(args, say):
             "--val-fraction holds training pictures out where there is no validation file, and there is one"
         )
     return paths
+
+
+def _in_layout(root, split, options):
+    """`coco_paths` that are there. options: those that name the files of a folder that is laid out otherwise."""
+    found = coco_paths(root, split)
+    missing = [str(path) for path in found if not path.exists()]
+    if missing:
+        files = [str(path) for pattern in ("*.json", "*/*.json") for path in sorted(found[0].parent.glob(pattern))]
+        there = f"; there are {', '.join(files[:3])}{', ...' * (len(files) > 3)}" if files else ""
+        raise InputError(
+            f"{root}: not laid out as COCO 2017, there is no {' and no '.join(missing)}; name the folders and files by "
+            f"{options}{there}"
+        )
+    return found
 
 
 def describe(data):
@@ -142,9 +189,11 @@ def build_train_loader(args, data, device):
         batches_per_epoch=args.iterations_per_epoch or None,
     )
     transform = build_detection_transform(args.augmentation, **arguments_of(build_detection_transform, args))
-    # Large photographs are shrunk before the costly augmentations; level 3 may enlarge a part twice.
+    # Large photographs are shrunk before the costly augmentations; level 3 may enlarge a part twice. Up to level 2
+    # nothing is cropped or turned, so that masks need be no larger than the network sees them.
     max_side = 2 * args.max_size if args.augmentation > 1 else None
-    images = CocoImages(data, transform, seed=args.seed, max_side=max_side)
+    fit = (training_sizes(args.augmentation, args.min_size)[-1], args.max_size) if args.augmentation < 3 else None
+    images = CocoImages(data, transform, seed=args.seed, max_side=max_side, fit=fit)
     return build_loader(images, collate_detection, device, args.workers, batch_sampler=KeyedBatches(sampler))
 
 
@@ -241,7 +290,8 @@ def network_from_checkpoint(path, device, state=None):
     state = state or load_checkpoint(path, "mask_rcnn")
     network = MaskRCNN(**state["network"])
     network.load_state_dict(best_weights(state))
-    return network.to(device).eval(), state
+    categories = [[number, printable(name)] for number, name in state["categories"]]  # a checkpoint may be anybody's
+    return network.to(device).eval(), {**state, "categories": categories}
 
 
 def load_evaluation_data(args, trained_with, say, view):
@@ -257,13 +307,13 @@ def load_evaluation_data(args, trained_with, say, view):
         raise InputError("give either --images and --annotations or --data, not all of them")
     images, annotations = args.images, args.annotations
     if args.data:
-        images, annotations = coco_paths(args.data, "val")
+        images, annotations = _in_layout(args.data, "val", "--images and --annotations")
     elif not images:
         images, annotations = trained_with["val_images"], trained_with["val_annotations"]
     if images:
         is_own = Path(images).resolve() == Path(trained_with.get("val_images") or "").resolve()
         view = view if is_own else {}
-        data = read_coco(annotations, images, check_sizes=not args.skip_broken, upright=view.get("upright", True))
+        data = _read(annotations, images, args, upright=view.get("upright", True))
         for note in data.notes:
             say(note)
         (data,) = with_bits_in_use([data], say, view.get("bits"))

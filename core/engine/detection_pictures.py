@@ -27,7 +27,7 @@ def draw_augmentations(path, data, args, pictures=6):
     indices = _spread(len(data.pictures), pictures)
     rows = []
     for level, title in enumerate(AUGMENTATION_TITLES):
-        images = CocoImages(data, build_detection_transform(level, **how), seed=args.seed)
+        images = CocoImages(data, build_detection_transform(level, **how), seed=args.seed, max_side=2 * args.max_size)
         shown = []
         for slot, index in enumerate(indices):
             item = images[(1, slot, index)]

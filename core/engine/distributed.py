@@ -28,6 +28,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.rendezvous import rendezvous
 
 from core.engine.attendance import Attendance
+from core.engine.terminal import guard_streams
 from core.errors import InputError
 from core.files import printable
 
@@ -47,6 +48,7 @@ class _Group(NamedTuple):
 
 _group: _Group | None = None  # set by setup(), unset by cleanup()
 _main_first_calls = 0
+_undo_on_input_error: list[Callable[[], None]] = []
 
 
 def setup(device: str | None = None, timeout_minutes: float = 10) -> torch.device:
@@ -149,11 +151,15 @@ def run_script(main: Callable[[Any], None], args: Any) -> None:
     rank 0 speaks at once; the others wait a few seconds, in which torchrun, having seen rank 0 exit, stops them. So
     what fails on every rank is reported once, and what fails on rank 3 alone still is, as `error (rank 3): ...`.
     """
+    _undo_on_input_error.clear()
+    guard_streams()
     try:
         main(args)
     except KeyboardInterrupt:
         _exit_after_failure(130)
     except InputError as error:
+        for undo in reversed(_undo_on_input_error):
+            undo()
         _wait_for_main()
         who = "error" if is_main() else f"error (rank {rank()})"
         _say_line(f"{who}: {printable(error)}")
@@ -162,7 +168,14 @@ def run_script(main: Callable[[Any], None], args: Any) -> None:
         _wait_for_main()
         _say_line(f"error: {error}")
         _exit_after_failure(1)
+    finally:
+        sys.stdout.flush()
     cleanup()
+
+
+def undo_on_input_error(undo: Callable[[], None]) -> None:
+    """Have `run_script` call this where an InputError ends the run, on the rank that raises it."""
+    _undo_on_input_error.append(undo)
 
 
 def _end_after_fault(report: Callable, kind: type, error: BaseException, trace: TracebackType | None) -> NoReturn:
@@ -262,7 +275,7 @@ def main_first(timeout_minutes: float = 60) -> Iterator[None]:
             yield
         except BaseException as error:  # nothing is caught for good: the others are told, then it goes on its way
             kind = "input" if isinstance(error, InputError) else "failed"
-            _group.store.set(key, f"{kind} {error or type(error).__name__}")
+            _group.store.set(key, f"{kind} {printable(error) or type(error).__name__}")
             raise
         _group.store.set(key, "done ")
         return

@@ -13,7 +13,7 @@ import torchvision
 from core.engine import distributed
 from core.engine.checkpoint import lock_run, release_run
 from core.errors import InputError
-from core.files import atomic_write, make_folder
+from core.files import atomic_write, make_folder, printable_lines
 from core.visualize.curves import curves, sum_branches
 
 LINE_WIDTH = 100  # columns of the line of an epoch
@@ -89,7 +89,7 @@ class RunLog:
         path = self.folder / "train.log"
         try:
             with open(path, "a", encoding="utf-8") as file:
-                file.write(text + "\n")
+                file.write(printable_lines(text) + "\n")
         except OSError as error:
             raise InputError(f"can't write {path}: {error.strerror}; make room, or give another --output") from error
 
@@ -130,7 +130,7 @@ class RunLog:
 
     def _write(self, name, text):
         with atomic_write(self.folder / name) as file:
-            file.write(text.encode("utf-8"))
+            file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def check_loggers(args):

@@ -290,7 +290,9 @@ def add_picture_options(group):
 
 def add_broken_options(group):
     """What is done about pictures that can't be read, or are too large."""
-    group.add_argument("--skip-broken", action="store_true", help="leave unreadable pictures out instead of stopping")
+    group.add_argument(
+        "--skip-broken", action="store_true", help="leave out what can't be read, and faulty annotations"
+    )
     add_size_limit(group)
 
 
@@ -440,6 +442,11 @@ def add_reid_evaluation_options(parser):
         default=0.01,
         help="share of the pairs of two objects that may pass as one: it sets the distance up to which two pictures "
         "show the same object",
+    )
+    group.add_argument(
+        "--false-accept-of-others",
+        action="store_true",
+        help="let that share hold for other objects than these, too: the upper end of its interval is at most it",
     )
     return group
 

@@ -318,7 +318,7 @@ def threshold(query, gallery, data, args):
     shares, own = _share_of_queries(data.protocol)
     return choose_threshold(
         query[own], gallery, labels_of(data.query).at(own), labels_of(data.gallery), data.protocol,
-        false_accept_rate=args.false_accept_rate, metric=args.distance,
+        false_accept_rate=args.false_accept_rate, of_others=args.false_accept_of_others, metric=args.distance,
         add_up=distributed.all_reduce_sum if shares > 1 else None,
     )  # fmt: skip
 

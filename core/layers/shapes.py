@@ -1,6 +1,14 @@
-"""The shapes that an operator asks for, checked where a caller comes in."""
+"""The shapes that an operator asks for, checked where a caller comes in; the size that a detector asks for."""
+
+import math
 
 from torch import Tensor
+
+
+def fitted_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
+    """(h, w) of a picture whose shorter side becomes min_size, or less where the longer would exceed max_size."""
+    scale = min(min_size / min(height, width), max_size / max(height, width))
+    return max(math.floor(height * scale), 1), max(math.floor(width * scale), 1)
 
 
 def check_shapes(**tensors: tuple[Tensor, ...]) -> None:

@@ -16,7 +16,7 @@ from core.layers.anchors import AnchorGenerator
 from core.layers.fpn import FeaturePyramidNetwork
 from core.layers.masks import paste_masks
 from core.layers.norm import freeze_batch_norm
-from core.layers.shapes import check_shapes
+from core.layers.shapes import check_shapes, fitted_size
 from core.models.detection_weights import rename_old_keys
 from core.models.resnet import RESNETS
 from core.models.roi_heads import RoIHeads
@@ -64,7 +64,8 @@ class MaskRCNN(nn.Module):
 
     Called with a list of pictures, float (3, H, W) in [0, 1], each of its own size. In training it also takes
     `targets`, for each picture a dict of boxes (G, 4) (x1, y1, x2, y2) in pixels, labels (G,) int64 in
-    1 ... num_classes - 1 and masks (G, H, W) of bool or uint8, where G may be 0, and returns the five losses. Other
+    1 ... num_classes - 1 and masks (G, H, W) of bool or uint8, where G may be 0, and returns the five losses. Masks may
+    be of the size, too, that the picture is resized to (with the largest min_size), which saves memory. Other
     shapes and types, boxes without area and labels that are no class raise ValueError. In evaluation it returns for
     each picture a dict of boxes (N, 4) in its pixels, labels (N,), scores (N,) and masks (N, 1, M, M), M = 28, the
     probability of the detected class over the box; `paste_masks` puts those into the picture.
@@ -175,7 +176,7 @@ class MaskRCNN(nn.Module):
         check_images(images)
         sizes = [self._new_size(image) for image in images]
         if self.training:
-            check_targets(targets, images)
+            check_targets(targets, images, (max(self.min_sizes), self.max_size))
             targets = [resize_target(*pair) for pair in zip(targets, images, sizes, strict=True)]
             check_objects(targets, self.options["num_classes"])
 
@@ -195,9 +196,7 @@ class MaskRCNN(nn.Module):
         min_size = self.min_sizes[-1]
         if self.training:  # drawn even from one: the random numbers are then torchvision's
             min_size = self.min_sizes[int(torch.empty(1).uniform_(0.0, float(len(self.min_sizes))))]
-        height, width = image.shape[-2:]
-        scale = min(min_size / min(height, width), self.max_size / max(height, width))
-        return max(math.floor(height * scale), 1), max(math.floor(width * scale), 1)
+        return fitted_size(*image.shape[-2:], min_size, self.max_size)
 
     def _batch(self, images, sizes) -> Tensor:
         """Pictures resized, normalised, and padded with zeros on the right and below -> (B, 3, H, W)."""
@@ -220,7 +219,9 @@ def check_images(images: Sequence[Tensor]) -> None:
             raise ValueError(f"images[{i}] is {image.dtype}, expected floats in [0, 1]")
 
 
-def check_targets(targets: Sequence[dict[str, Tensor]] | None, images: Sequence[Tensor]) -> None:
+def check_targets(
+    targets: Sequence[dict[str, Tensor]] | None, images: Sequence[Tensor], fit: tuple[int, int] | None = None
+) -> None:
     """ValueError for targets that aren't as `MaskRCNN` says, by shapes and types alone."""
     if targets is None or len(targets) != len(images):
         found = 0 if targets is None else len(targets)
@@ -228,6 +229,9 @@ def check_targets(targets: Sequence[dict[str, Tensor]] | None, images: Sequence[
     for i, (target, image) in enumerate(zip(targets, images, strict=True)):
         sides = {"boxes": ("G", 4), "labels": ("G",), "masks": ("G", *image.shape[1:])}
         absent = [name for name in sides if name not in target]
+        fitted = fit and fitted_size(*image.shape[1:], *fit)
+        if not absent and tuple(target["masks"].shape[1:]) == fitted:
+            sides["masks"] = ("G", *fitted)
         if absent:
             raise ValueError(f"targets[{i}] has no {absent[0]}")
         check_shapes(**{f"targets[{i}] {name}": (target[name], *expected) for name, expected in sides.items()})

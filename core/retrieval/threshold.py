@@ -8,6 +8,7 @@ import torch
 
 from core.errors import InputError
 from core.retrieval.distance import DistanceTo, as_features, row_chunks
+from core.retrieval.impostors import CONFIDENCE, measure_impostors
 from core.retrieval.ranking import Labels, junk_mask
 
 # The bits of a float32 that is not negative, read as an integer, are ordered as the floats are. They are counted in two
@@ -19,8 +20,9 @@ BINS = 1 << HALF
 class Threshold(NamedTuple):
     """Two pictures show the same object if their distance is at most `distance`.
 
-    false_accept_rate: at most this share of the impostor pairs (two objects) is accepted; it was asked for.
+    false_accept_rate: at most this share of the impostor pairs (two objects) is accepted.
     true_accept_rate: the share of the genuine pairs (one object) that is accepted; nan where there are none.
+    identities, lower, upper, strangers: as `core.retrieval.impostors.Impostors` has them.
     """
 
     distance: float
@@ -28,10 +30,15 @@ class Threshold(NamedTuple):
     true_accept_rate: float
     impostor_pairs: int
     genuine_pairs: int
+    identities: int
+    lower: float
+    upper: float
+    strangers: dict | None
 
     def __str__(self):
         """One line: what the threshold lets pass, and how much of it is right."""
-        words = describe_threshold(self.distance, self.false_accept_rate)
+        sure = {name: getattr(self, name) for name in ("identities", "lower", "upper")}
+        words = describe_threshold(self.distance, self.false_accept_rate, **sure)
         words += f"; pairs measured: {self.impostor_pairs} of two objects, {self.genuine_pairs} of one"
         return f"{words}, of which {100 * self.true_accept_rate:.1f} % pass" if self.genuine_pairs else words
 
@@ -41,15 +48,21 @@ def as_typed(distance):
     return float(Context(prec=4, rounding=ROUND_FLOOR).create_decimal(repr(float(distance))))
 
 
-def describe_threshold(distance, false_accept_rate, true_accept_rate=math.nan):
-    """A `Threshold` in words, also one that lets nothing pass. Its true accepts are nan where they are unknown."""
-    rate = f"{100 * false_accept_rate:g} %"
+def describe_threshold(
+    distance, false_accept_rate, true_accept_rate=math.nan, identities=0, lower=math.nan, upper=math.nan
+):
+    """A `Threshold` in words, also one that lets nothing pass. What is nan, or 0 identities, is unknown."""
+    rate = f"{100 * false_accept_rate:.3g} %"
     if distance < 0:
         return f"nothing is accepted: more than {rate} of pairs of two objects have distance 0"
     limit = f"threshold {as_typed(distance):.4g}"
+    behind = f" among {identities} identities" if identities else ""
+    if not math.isnan(upper):
+        behind += f" (of others {100 * lower:.3g} to {100 * upper:.3g} %, at {100 * CONFIDENCE:g} % confidence)"
     if math.isnan(true_accept_rate):
-        return f"{limit}: at most {rate} of pairs of two objects pass"
-    return f"{limit}: {100 * true_accept_rate:.3g} % of pairs of one object pass, and at most {rate} of pairs of two"
+        return f"{limit}: at most {rate} of pairs of two objects pass{behind}"
+    of_one = f"{100 * true_accept_rate:.3g} % of pairs of one object pass"
+    return f"{limit}: {of_one}, and at most {rate} of pairs of two{behind}"
 
 
 @torch.no_grad()
@@ -61,6 +74,7 @@ def choose_threshold(
     protocol="market1501",
     *,
     false_accept_rate=0.01,
+    of_others=False,
     metric="cosine",
     chunk_size=None,
     add_up=None,
@@ -75,6 +89,8 @@ def choose_threshold(
         query_labels, gallery_labels: `Labels` of them.
         protocol: as in `core.retrieval.ranking`.
         false_accept_rate: at least 0, below 1.
+        of_others: it is to hold for other objects than these, too: the upper end of the share's interval is at most
+            this, where that can be reached; with few identities it can't.
         metric: "euclidean" or "cosine".
         chunk_size: queries at a time; None: chosen for memory. Neither all distances nor all pairs are ever held.
         add_up: where several processes share the queries, the function that adds an int64 tensor of each of them; all
@@ -106,26 +122,34 @@ def choose_threshold(
                 junk[torch.arange(len(same)), torch.arange(rows.start, rows.stop)] = True
             yield _bits(distance_to(query[rows]).float().clamp_(min=0)), ~same, same & ~junk
 
-    upper, lower = torch.zeros(2, 2, BINS, dtype=torch.int64)  # of impostors, of genuine pairs
+    upper = torch.zeros(2, BINS, dtype=torch.int64)  # of impostors, of genuine pairs
     for bits, *kinds in pairs():
         upper += torch.stack([_counts(bits[kind] >> HALF) for kind in kinds])
     upper = add_up(upper)
     impostors, genuine = upper.sum(1).tolist()
     if not impostors:
         raise InputError("all pictures are of one object: without pairs of two objects no threshold can be chosen")
-    # The first impostor that must not be accepted, by the upper and then the lower half of its distance's bits.
-    allowed = int(false_accept_rate * impostors)
-    upper_half, before = _find(upper[0], allowed)
-    for bits, *kinds in pairs():
-        kinds = [kind & (bits >> HALF == upper_half) for kind in kinds]
-        lower += torch.stack([_counts(bits[kind] & (BINS - 1)) for kind in kinds])
-    lower = add_up(lower)
-    lower_half, _ = _find(lower[0], allowed - before)
-    just_below = (upper_half << HALF) + lower_half - 1
+    rate = false_accept_rate
+    while True:
+        # The first impostor that must not be accepted, by the upper and then the lower half of its distance's bits.
+        allowed = int(rate * impostors)
+        upper_half, before = _find(upper[0], allowed)
+        lower = torch.zeros(2, BINS, dtype=torch.int64)
+        for bits, *kinds in pairs():
+            kinds = [kind & (bits >> HALF == upper_half) for kind in kinds]
+            lower += torch.stack([_counts(bits[kind] & (BINS - 1)) for kind in kinds])
+        lower = add_up(lower)
+        lower_half, _ = _find(lower[0], allowed - before)
+        just_below = (upper_half << HALF) + lower_half - 1
+        passing = (impostor & (bits <= just_below) for bits, impostor, _ in pairs())
+        measured = measure_impostors(passing, query_labels.ids, gallery_labels.ids, add_up)
+        if not of_others or not allowed or not measured.upper > false_accept_rate:
+            break
+        rate *= min(false_accept_rate / measured.upper, 0.9)
     limit = float(torch.tensor(just_below, dtype=torch.int32).view(torch.float32)) if just_below >= 0 else -1.0
     accepted = int(upper[1, :upper_half].sum() + lower[1, :lower_half].sum())
-    rate = accepted / genuine if genuine else float("nan")
-    return Threshold(limit, false_accept_rate, rate, impostors, genuine)
+    true_accept_rate = accepted / genuine if genuine else float("nan")
+    return Threshold(limit, rate, true_accept_rate, impostors, genuine, *measured)
 
 
 def _bits(distance):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,9 @@ from core.data.coco import (
     read_coco,
     split_coco,
 )
-from core.data.coco_checks import _total
+from core.data.coco_checks import BrokenEntries, _total, check_outline
+from core.data.coco_files import find_pictures
+from core.data.coco_images import CocoImages
 from core.data.coco_views import MOST_HEADERS
 from core.errors import InputError
 
@@ -391,7 +394,7 @@ def test_entries_of_one_file_that_disagree_about_its_size(write):
         with pytest.raises(
             InputError, match=r"images 5 and 30 are both .*a.png, the one of 40x30 .* other of "
         ) as caught:
-            read_coco(*write(one_an_object("./a.png", **fields)), check_sizes=False)
+            read_coco(*write(one_an_object("./a.png", **fields)), skip_broken=True)
         assert "\n" not in str(caught.value)
 
 
@@ -613,7 +616,7 @@ def test_a_wrong_size_is_found_before_any_picture_is_read(write):
         with pytest.raises(InputError, match=rf"a.png: the picture has 40x30 .* says {size[0]}x{size[1]}") as caught:
             sized(write, *size)
         assert "\n" not in str(caught.value)
-        assert sized(write, *size, check_sizes=False).pictures[0][2:4] == size
+        assert sized(write, *size, skip_broken=True).pictures[0][2:4] == size
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG"])
@@ -642,7 +645,7 @@ def test_of_many_headers_some_are_read_spread_evenly(write, monkeypatch):
     data["annotations"] = []
     opened, real = [], Image.open
     monkeypatch.setattr(Image, "open", lambda path, **how: opened.append(os.path.basename(path)) or real(path, **how))
-    assert len(read_coco(*write(data), check_sizes=False).pictures) == 2 * MOST_HEADERS
+    assert len(read_coco(*write(data), skip_broken=True).pictures) == 2 * MOST_HEADERS
     assert opened == [f"{number}.png" for number in range(10, 2 * MOST_HEADERS + 10, 2)]
     with pytest.raises(InputError, match="says 80x60"):
         read_coco(*write(data))
@@ -694,8 +697,8 @@ PLAIN = (1, (40, 30), (40, 30))
 )
 def test_pictures_that_do_not_tell_follow_those_that_do(write, pictures, upright, says):
     path, images = write(photographs(write, *pictures))
-    for check_sizes in (True, False):
-        data = read_coco(path, images, check_sizes=check_sizes)
+    for skip_broken in (True, False):
+        data = read_coco(path, images, skip_broken=skip_broken)
         assert data.upright is upright and len(data.notes) == (says is not None)
         if says:
             assert re.search(re.sub(r"[()]", r"\\\g<0>", says), data.notes[0]) and data.notes[0].startswith(f"{path}: ")
@@ -927,3 +930,453 @@ def test_a_strange_name_of_a_picture_in_the_folder_is_read(write, name):
     if not os.path.exists(target):
         shutil.copy(os.path.join(images, "a.png"), target)
     assert os.path.samefile(read_coco(path, images).pictures[0].path, target)
+
+
+def test_names_of_categories_can_be_printed(write):
+    """They stand in tables, lines and pictures, and are matched with those of a network, which read them so, too."""
+    data = content()
+    data["categories"][0]["name"], data["categories"][1]["name"] = "\x1b[31mbox\n", "\ud800\u202ebag"
+    names = [category.name for category in read_coco(*write(data)).categories]
+    assert names == ["\N{REPLACEMENT CHARACTER}\\u202ebag", r"\x1b[31mbox\n"]
+    again = read_coco(*write(data), categories=[(1, names[1]), (2, names[0])])
+    assert [category.name for category in again.categories] == names[::-1] and again.pictures[0].annotations
+
+
+# --- Outlines that are larger than any picture
+
+
+def spikes(points, far, width=WIDTH, height=HEIGHT):
+    """A star around the picture's middle, with points at a distance of `far` pixels in turn with points in between."""
+    turns = np.arange(points) * 2.4  # radians
+    reach = np.where(np.arange(points) % 2, far, 8)[:, None]
+    return [(np.stack([np.cos(turns), np.sin(turns)], 1) * reach + [width / 2, height / 2]).ravel().tolist()]
+
+
+@pytest.mark.parametrize("points", [8, 400, 10_000])
+@pytest.mark.parametrize("far", [1e3, 7e4])
+def test_an_outline_takes_no_more_to_draw_than_its_picture_is_worth(write, points, far):
+    data = content()
+    data["annotations"] = [annotation(1, bbox=[0, 0, WIDTH, HEIGHT], area=600, segmentation=spikes(points, far))]
+    ((kept,),) = [picture.annotations for picture in for_training(read_coco(*write(data))).pictures[:1]]
+    (outline,) = read_coco(*write(data)).pictures[0].annotations[0].segmentation
+    corners = np.array(outline).reshape(-1, 2)
+    assert (corners > [-WIDTH - 1, -HEIGHT - 1]).all() and (corners < [2 * WIDTH + 1, 2 * HEIGHT + 1]).all()
+    if points == 8:  # pycocotools can draw it whole
+        whole = coco_mask.decode(encode_mask(spikes(points, far), WIDTH, HEIGHT))
+        assert (coco_mask.decode(kept.segmentation) != whole).mean() < 0.02  # rounding along the edges
+    else:
+        assert 0 < coco_mask.area(kept.segmentation) <= WIDTH * HEIGHT
+
+
+def test_an_outline_with_more_points_than_a_picture_has_room_for():
+    zigzag = np.stack([np.tile([0, 4000], 5000), np.arange(10_000) % 2900], 1).ravel().tolist()
+    with pytest.raises(InputError, match="here: an outline can have 2,000,000 pixels of length, found 40,000,000"):
+        check_outline([zigzag], 4000, 3000, "here")
+    assert check_outline([zigzag[:400]] * 2, 4000, 3000, "here")  # of less than two million
+
+
+def test_an_outline_that_is_all_of_it_far_away_is_empty(write):
+    data = content()
+    data["annotations"].append(annotation(30, bbox=[60000, 5, 10, 10], segmentation=square(60000, 5, 10)))
+    data["annotations"].append(annotation(31, segmentation=square(5, -90000, 10)))
+    kept = for_training(read_coco(*write(data)))
+    assert kept.dropped == {"crowd regions": 1, "boxes outside the picture": 1, "empty masks": 1}
+
+
+def test_cutting_an_outline_leaves_the_mask_as_it_is(write):
+    """Polygons that cross the bounds of what is kept in every way, against pycocotools with the whole of them."""
+    generator = np.random.default_rng(0)
+    for _ in range(60):
+        polygon = (generator.normal(0, 150, (generator.integers(3, 9), 2)) + [20, 15]).ravel().tolist()
+        kept = check_outline([polygon], WIDTH, HEIGHT, "here")
+        ours, whole = (coco_mask.decode(encode_mask(one, WIDTH, HEIGHT)) for one in (kept, [polygon]))
+        assert (ours != whole).mean() < 0.04
+
+
+def test_run_lengths_of_absurd_sizes(write):
+    huge = {"size": [40000, 40000], "counts": [40000 * 40000]}
+    for damage, says in (
+        (rle(**huge), r"have size \[40000, 40000\] and the image"),
+        (rle(size=[10**30, 10**30]), "and the image"),
+        (rle(size=[float("nan"), WIDTH]), "and the image"),
+        (rle(counts=[10**30]), "damaged"),
+        (rle(counts=[float("inf")]), "damaged"),
+        (rle(counts="~" * 40), "damaged"),
+    ):
+        data = content()
+        damage(data)
+        with pytest.raises(InputError, match="annotation 7: its run lengths .*" + says):
+            read_coco(*write(data))
+    data = content()
+    rle(size=[float(HEIGHT), float(WIDTH)])(data)
+    assert read_coco(*write(data)).pictures[0].annotations[1].segmentation == compressed()
+
+
+# --- Ids and numbers
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (change("images", 0, id=2**63), r"images\[0\]: needs an id, .*, found 9223372036854775808"),
+        (change("images", 0, id=1e300), r"images\[0\]: needs an id, .*, found 1e\+300"),
+        (change("annotations", 0, id=-(10**30)), r"annotations\[0\]: needs an id, .*, found -1000"),
+        (change("categories", 0, id=10**400), r"categories\[0\]: needs an id"),
+        (change("images", 0, id="a", file_name="x" * 500), r"images\[0\]: needs an id, .*, found 'a'"),
+        (change("images", 0, id=float("nan")), r"images\[0\]: needs an id, .*, found nan"),
+        (change("annotations", 0, image_id=10**400), "annotation 0: needs image_id"),
+        (change("annotations", 0, category_id=1e300), "annotation 0: needs category_id"),
+        (change("annotations", 0, area=10**400), "annotation 0: area has to be"),
+        (change("annotations", 0, area=1e300), "annotation 0: area has to be"),
+        (change("annotations", 0, area=float("inf")), "annotation 0: area has to be"),
+        (change("annotations", 0, bbox=[10**400, 5, 10, 10]), "annotation 0: bbox has to be"),
+        (change("annotations", 0, bbox=[0, 0, 1e300, 1e300]), "annotation 0: bbox has to be"),
+        (change("images", 0, width=10**400), "image 5: width and height"),
+        (change("images", 0, width=1e300), "image 5: width and height"),
+    ],
+)
+def test_absurd_numbers_are_one_line(write, damage, says):
+    data = content()
+    damage(data)
+    with pytest.raises(InputError, match=says) as caught:
+        read_coco(*write(data))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_whole_numbers_with_a_point_are_ids_and_sizes(write):
+    expected = read_coco(*write(content()))
+    data = content()
+    for entry in (*data["images"], *data["categories"], *data["annotations"]):
+        entry |= {name: float(entry[name]) for name in entry.keys() & {"id", "image_id", "category_id", "width"}}
+        data_types = {type(entry["id"])}
+        assert data_types == {float}
+    read = read_coco(*write(data))
+    assert read == expected and type(read.pictures[0].id) is int and type(read.pictures[0].width) is int
+
+
+@pytest.mark.parametrize("name", ["{}", "image-{}"])
+def test_ids_that_are_texts(write, name):
+    expected = read_coco(*write(content()))
+    data = content()
+    for entry in (*data["images"], *data["annotations"]):
+        entry |= {field: name.format(entry[field]) for field in entry.keys() & {"id", "image_id"}}
+    read = read_coco(*write(data))
+    if name == "{}":
+        assert read.pictures == expected.pictures and "are texts, such as '5': taken as numbers" in read.notes[0]
+    else:
+        assert [picture.id for picture in read.pictures] == [1, 2] and "numbered in their order" in read.notes[0]
+        assert [len(picture.annotations) for picture in read.pictures] == [3, 0]
+    assert len(read.notes) == 2 and all("\n" not in note for note in read.notes)
+    data["annotations"][0]["image_id"] = "elsewhere"
+    with pytest.raises(InputError, match="needs image_id, a whole number, found 'elsewhere'"):
+        read_coco(*write(data))
+
+
+def test_categories_whose_ids_are_texts(write):
+    data = content()
+    for entry in data["categories"]:
+        entry["id"] = entry["name"]
+    for entry, name in zip(data["annotations"], ("box", "bag", "box"), strict=True):
+        entry["category_id"] = name
+    read = read_coco(*write(data))
+    assert read.categories == [(1, "box"), (2, "bag")]
+    assert [one.label for one in annotations_of(read)] == [1, 2, 1]
+
+
+# --- Entries that are at fault: together, and left out where that is wanted
+
+
+def faulty():
+    """Content with a fault of every kind, and one good object for each."""
+    data = content()
+    data["annotations"] += [
+        annotation(20, segmentation=[[1, 2, 3, 4]]),
+        annotation(21, segmentation=[[1, 2, 3, 4]]),
+        annotation(22, segmentation=[*TRIANGLE, [1, 2, 3, 4], [5, 6]]),
+        annotation(23, segmentation=[]),
+        annotation(24, segmentation=None),
+        annotation(25, bbox=[1, 2, 3]),
+        annotation(26, image=77),
+        annotation(27, category=77),
+        annotation(28, segmentation=compressed() | {"counts": "oo"}),
+        annotation(29, area=10**400),
+    ]
+    return data
+
+
+def test_all_faults_are_said_at_once_each_kind_with_its_number_and_the_first(write):
+    path, images = write(faulty())
+    with pytest.raises(BrokenEntries) as caught:
+        read_coco(path, images)
+    said = str(caught.value)
+    assert said.startswith(f"{path}: 10 of 13 annotations at fault: ") and "\n" not in said
+    assert "annotation 20 and 2 more: a polygon of 4 numbers" in said
+    assert "annotation 23 and 1 more: has no segmentation" in said
+    for number in (25, 26, 27, 28, 29):
+        assert f"annotation {number}: " in said
+    assert "21" not in said and "24" not in said
+
+
+def test_what_is_at_fault_is_left_out_where_that_is_wanted(write):
+    path, images = write(faulty())
+    read = read_coco(path, images, skip_broken=True)
+    assert [entry.id for entry in annotations_of(read)] == [0, 7, 4, 22]
+    assert [list(polygon) for polygon in annotations_of(read)[-1].segmentation] == TRIANGLE  # without its sliver
+    (note,) = read.notes
+    assert note.startswith(f"left out: {path}: 10 of 13 annotations at fault: ") and "annotation 20 and 2 more" in note
+
+
+def test_pictures_that_are_not_there_or_at_fault_are_left_out_where_that_is_wanted(write):
+    data = content()
+    data["images"] += [
+        {"id": 50, "file_name": "gone.png", "width": 5, "height": 5},
+        {"id": 51, "file_name": "gone2.png", "width": 5, "height": 5},
+        {"id": 52, "file_name": "a.png", "width": -1, "height": 5},
+        {"id": 53, "width": 5, "height": 5},
+    ]
+    data["annotations"].append(annotation(60, image=50))
+    path, images = write(data)
+    with pytest.raises(
+        BrokenEntries, match=r"2 of 6 images at fault: image 52: width .*; image 53: needs file_name.*2 of 6 pictures"
+    ):
+        read_coco(path, images)
+    read = read_coco(path, images, skip_broken=True)
+    assert ids_of(read) == [5, 2] and len(annotations_of(read)) == 3
+    assert (
+        len(read.notes) == 2
+        and f"2 of 6 pictures listed there are not on disk, the first is {images}" in (read.notes[1])
+    )
+    del data["images"][-2:]
+    path, images = write(data)
+    with pytest.raises(BrokenEntries, match=r"2 of 4 pictures .*gone.png; nor is one like it in .*check the folder"):
+        read_coco(path, images)
+    data["images"] = data["images"][2:]
+    with pytest.raises(InputError, match=": 2 of 2 pictures"):
+        read_coco(*write(data), skip_broken=True)
+
+
+def test_a_broken_picture_without_width_and_height_is_left_out_where_that_is_wanted(write):
+    data = content()
+    del data["images"][1]["width"], data["images"][1]["height"]
+    path, images = write(data)
+    (images / "more" / "b.png").write_bytes(b"no picture")
+    with pytest.raises(BrokenEntries, match="b.png"):
+        read_coco(path, images)
+    read = read_coco(path, images, skip_broken=True)
+    assert ids_of(read) == [5] and len(read.notes) == 1 and read.notes[0].startswith(f"left out: {images}/more/b.png: ")
+
+
+def test_boxes_alone_are_refused_with_the_way_out(write):
+    data = content()
+    for entry in data["annotations"]:
+        entry["segmentation"] = []
+    says = (
+        r"3 of 3 annotations .*annotation 0 and 2 more: has no segmentation; a box alone .*write it as a polygon, \[\["
+    )
+    with pytest.raises(InputError, match=says):
+        read_coco(*write(data))
+    for entry in data["annotations"]:  # as it says
+        x, y, width, height = entry["bbox"]
+        entry["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+    assert len(annotations_of(for_training(read_coco(*write(data))))) == 2
+
+
+# --- Files that were written elsewhere
+
+
+@pytest.mark.parametrize(
+    ("names", "files"),
+    [
+        (["a.png", "more\\b.png"], ["a.png", "more/b.png"]),
+        (["a.png", "more/B.PNG"], ["a.png", "more/b.png"]),
+        (["A.png", "MORE/b.png"], ["a.png", "more/b.png"]),
+        (["caf\u00e9.png", "b.png"], ["cafe\u0301.png", "b.png"]),
+        (["cafe\u0301.png", "b.png"], ["caf\u00e9.png", "b.png"]),
+        (["images/a.png", "images/b.png"], ["a.png", "b.png"]),
+        (["x/images/a.png", "x/images/b.png"], ["a.png", "b.png"]),
+        (["train\\a.PNG", "val\\b.png"], ["a.png", "b.png"]),
+        (["a.png", "b.png"], ["train/a.png", "train/b.png"]),
+        (["a.png", "b.png"], ["train/a.png", "val/b.png"]),
+        (["images/a.png", "images/b.png"], ["images/images/a.png", "images/images/b.png"]),
+    ],
+)
+def test_pictures_are_found_where_it_is_beyond_doubt(tmp_path, names, files):
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    paths, line, why = find_pictures(dict(enumerate(names)), tmp_path)
+    assert [Path(paths[number]) for number in range(2)] == [tmp_path / file for file in files] and not why
+    moved = sum(name != file for name, file in zip(names, files, strict=True))
+    assert f"({moved}), such as {tmp_path}" in line and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("names", "files", "found", "says"),
+    [
+        (["a.png", "b.png"], ["a.png"], 1, "nor is one like it in"),
+        (["a.png", "b.png"], ["a.png", "b.jpg"], 1, "b.jpg may be meant: correct file_name"),
+        (["a.png", "b.png"], ["a.png", "masks/b.png"], 1, "masks/b.png may be meant"),
+        (["a.png", "b.png"], ["images/a.png", "masks/a.png", "masks/b.png"], 0, "a.png and .*a.png may be meant"),
+        (["train/a.png", "train/b.png"], ["val/a.png", "val/b.png"], 0, "val/a.png may be meant"),
+        (["a.PNG"], ["a.png", "A.png"], 0, "a.png may be meant"),
+        (["a.png", "A.png"], ["a.png"], 1, "a.png may be meant"),
+        (["a.png"], [], 0, "check the folder"),
+    ],
+)
+def test_where_there_is_doubt_it_is_said_what_may_be_meant(tmp_path, names, files, found, says):
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    paths, line, why = find_pictures(dict(enumerate(names)), tmp_path)
+    assert len(paths) == found and not line and re.search(says, why)
+
+
+def test_a_file_with_another_spelling_is_read_and_it_is_said(write):
+    data = content()
+    data["images"][1]["file_name"] = "More\\B.PNG"
+    path, images = write(data)
+    read = read_coco(path, images)
+    assert read.pictures[1].path == str(images / "more/b.png") and len(read.notes) == 1
+    assert "found by another name or folder than their file_name has (1), such as" in read.notes[0]
+
+
+@pytest.mark.parametrize("fractions_of_boxes", [True, False])
+def test_outlines_that_are_fractions_of_the_picture(write, fractions_of_boxes):
+    data = content()
+    data["annotations"] = data["annotations"][:1]
+    expected = read_coco(*write(data))
+    (entry,) = data["annotations"]
+    sizes = np.array([WIDTH, HEIGHT])
+    entry["segmentation"] = [(np.array(TRIANGLE).reshape(-1, 2) / sizes).ravel().tolist()]
+    del entry["area"]
+    if fractions_of_boxes:
+        entry["bbox"] = (np.array(entry["bbox"]) / np.tile(sizes, 2)).tolist()
+    read = read_coco(*write(data))
+    (ours,), (whole,) = (annotations_of(one) for one in (read, expected))
+    assert ours.box == pytest.approx(whole.box) and abs(ours.area - 50) < 8
+    assert list(ours.segmentation[0]) == pytest.approx(TRIANGLE[0])
+    assert len(read.notes) == 1 and "are fractions of the picture (1 objects)" in read.notes[0]
+    if fractions_of_boxes:  # as corners
+        x, y, width, height = entry["bbox"]
+        entry["bbox"] = [x, y, x + width, y + height]
+        with pytest.raises(InputError, match="they look like"):
+            read_coco(*write(data))
+
+
+def test_objects_that_are_all_flagged_as_crowds_are_objects(write):
+    data = content()
+    data["annotations"] = [
+        entry | {"iscrowd": 1, "segmentation": compressed(), "area": 20} for entry in data["annotations"][1:]
+    ]
+    read = read_coco(*write(data))
+    assert not any(entry.crowd for entry in annotations_of(read))
+    assert len(read.notes) == 1 and "every object is flagged iscrowd (2)" in read.notes[0]
+    assert len(annotations_of(for_training(read))) == 2
+    data["annotations"].append(annotation(30))  # one is not: the others may well be crowds
+    kept = for_training(read_coco(*write(data)))
+    assert len(annotations_of(kept)) == 1 and "crowd regions (2); a crowd region is of many" in kept.notes[0]
+
+
+# --- Whatever else a file may hold
+
+STRANGE = [
+    *(
+        None,
+        True,
+        0,
+        -1,
+        1,
+        2,
+        5,
+        18,
+        0.5,
+        3.0,
+        1e5,
+        1e300,
+        2**31,
+        2**63,
+        -(2**64),
+        10**400,
+        float("nan"),
+        float("inf"),
+    ),
+    *(
+        "",
+        "a",
+        "a.png",
+        "..",
+        "a\0b",
+        "\ud800",
+        "x" * 300,
+        "5",
+        "o" * 99,
+        "\u00e9",
+        [],
+        [[]],
+        [[[]]],
+        [1],
+        [1, 2, 3, 4],
+    ),
+    *(
+        [[1, 2, 3, 4]],
+        [[1, 2, 3, 4, 5, 6]],
+        [[0, 0, 1e5, 0, 0, 1e5]] * 3,
+        [-1e5, -1e5, 1e5, 1e5],
+        [None] * 6,
+        ["1"] * 6,
+    ),
+    *(
+        [1e5] * 4,
+        [30, 40],
+        {},
+        {"size": [30, 40]},
+        {"size": [30.0, 40.0], "counts": [1200]},
+        {"size": [], "counts": ""},
+    ),
+    *({"size": [2**31, 2**31], "counts": [2**62]}, {"size": [30, 40], "counts": [0] * 9}, {"id": 1}, compressed()),
+]
+
+
+def places(value, place=()):
+    """Where something can be changed: keys into the content, from the outside in."""
+    found = []
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        found += [(*place, key), *places(value[key], (*place, key))]
+    return found
+
+
+def changed_at_random(generator):
+    data = deepcopy(content())
+    for _ in range(generator.integers(1, 4)):
+        listed = places(data)
+        *outer, last = listed[generator.integers(len(listed))]
+        inner = data
+        for key in outer:
+            inner = inner[key]
+        action = generator.integers(5)
+        if action == 0:
+            del inner[last]
+        elif action == 1 and isinstance(inner, list):
+            inner.append(deepcopy(inner[last]))
+        else:
+            inner[last] = deepcopy(STRANGE[generator.integers(len(STRANGE))])
+    return data
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_damaged_file_is_read_or_refused_in_one_line(write, seed):
+    """By hand: more seeds, of 150 files each."""
+    generator = np.random.default_rng(seed)
+    outcomes = []
+    for _ in range(150):
+        path, images = write(changed_at_random(generator))
+        for skip_broken in (False, True):
+            try:
+                data = for_training(read_coco(path, images, skip_broken=skip_broken))
+                coco_ground_truth(data)
+                CocoImages(data)[0]
+                outcomes.append("read")
+            except InputError as error:
+                assert "\n" not in str(error) and len(str(error)) < 2000
+                outcomes.append("refused")
+    assert {"read", "refused"} == set(outcomes)

@@ -6,19 +6,24 @@ import pickle
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from core.data import coco_images
 from core.data.coco import CocoAnnotation, CocoCategory, CocoData, CocoPicture, for_training, read_coco
 from core.data.coco_images import CocoImages, collate_detection, load_picture, read_as_annotated, split_broken
+from core.data.detection_transforms import build_detection_transform
 from core.data.images import TO_UPRIGHT
 from core.data.loading import batches
 from core.data.samplers import AspectRatioBatches, KeyedBatches
 from core.errors import InputError
 from core.layers.masks import mask_boxes
+from core.layers.shapes import fitted_size
+from core.models.mask_rcnn import MaskRCNN
 
 HEAVY = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomCrop((20, 20), pad_if_needed=True), v2.ColorJitter(0.5)])
 
@@ -193,6 +198,45 @@ def test_a_strip_keeps_a_pixel_of_its_shorter_side(tmp_path):
     Image.new("RGB", (500, 1)).save(tmp_path / "a.png")
     data = CocoData([CocoPicture(1, str(tmp_path / "a.png"), 500, 1, [])], [CocoCategory(1, "bag")], "a.json", [], {})
     assert CocoImages(data, max_side=100)[0]["image"].shape == (3, 1, 100)
+
+
+@pytest.mark.parametrize("max_side", [None, 300])
+@pytest.mark.parametrize("fit", [(100, 120), (97, 400), (390, 1000)])
+def test_masks_are_decoded_at_the_size_that_the_network_sees(photograph, max_side, fit):
+    for flip in (0.0, 1.0):
+        transform = build_detection_transform(1, flip=flip)
+        item = CocoImages(photograph, transform, max_side=max_side, fit=fit)[0]
+        whole = CocoImages(photograph, transform)[0]
+        seen = fitted_size(*item["image"].shape[1:], *fit)
+        assert item["target"]["masks"].shape == (2, *min(seen, tuple(item["image"].shape[1:])))
+        masks = F.interpolate(whole["target"]["masks"][None], item["target"]["masks"].shape[1:], mode="nearest-exact")[
+            0
+        ]
+        assert (item["target"]["masks"] != masks).float().mean() < 0.01
+        assert max_side or torch.equal(item["image"], whole["image"])
+
+
+def test_the_network_takes_masks_of_its_size(photograph):
+    torch.manual_seed(0)
+    network = MaskRCNN("resnet18", 3, norm="frozen", min_size=96, max_size=128, rpn_pre_nms_top_n_train=50).train()
+    losses = []
+    for images in (CocoImages(photograph, fit=(96, 128)), CocoImages(photograph)):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            found = network([images[0]["image"]], [images[0]["target"]])
+            losses.append({name: loss.item() for name, loss in found.items()})
+    assert losses[0].pop("loss_mask") == pytest.approx(losses[1].pop("loss_mask"), rel=0.01)
+    assert losses[0] == losses[1]
+    item = CocoImages(photograph, fit=(60, 128))[0]
+    with pytest.raises(ValueError, match="masks have shape"):
+        network([item["image"]], [item["target"]])
+
+
+@pytest.mark.parametrize(("most", "side"), [(2**27, 500), (2 * 300 * 200, 300), (2 * 30 * 20, 250)])
+def test_many_objects_share_what_their_masks_may_take(photograph, monkeypatch, most, side):
+    monkeypatch.setattr(coco_images, "MOST_PIXELS", most)
+    item = CocoImages(photograph, max_side=500)[0]
+    assert item["image"].shape[2] == side and item["target"]["masks"].shape[1:] == item["image"].shape[1:]
 
 
 # --- Randomness and workers

@@ -14,6 +14,7 @@ from core.data.detection_transforms import (
     LEVELS,
     MEAN_COLOUR,
     LargeScaleJitter,
+    MasksByPlace,
     MotionBlur,
     SafeCrop,
     TightBoxes,
@@ -312,6 +313,17 @@ def test_motion_blur_spreads_a_dot_along_a_line():
 def test_motion_blur_leaves_a_plain_picture_as_it_is():
     plain = tv_tensors.Image(torch.tensor([10, 200, 255], dtype=torch.uint8)[:, None, None].expand(3, 30, 20).clone())
     assert all(torch.equal(MotionBlur(0.5)(plain), plain) for _ in seeds(20))
+
+
+def test_masks_move_by_their_places_as_they_would_themselves():
+    for number in range(12):
+        turn = v2.Compose([v2.RandomRotation(10), v2.RandomPerspective(0.4, p=0.8)])
+        expected, moved = [], []
+        for transform, into in ((turn, expected), (MasksByPlace(turn), moved)):
+            torch.manual_seed(number)
+            into.append(transform(three_objects()))
+        assert all(torch.equal(moved[0][key], expected[0][key]) for key in ("image", "boxes", "masks", "labels"))
+        assert isinstance(moved[0]["masks"], tv_tensors.Mask) and moved[0]["masks"].dtype == torch.uint8
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.engine import checkpoint
+from core.engine import checkpoint, distributed
 from core.engine.checkpoint import (
     REQUIRED,
     fingerprint,
@@ -377,6 +377,50 @@ def test_results_go_into_a_new_folder(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="no pictures"), open_output("new/results"):
         raise InputError("no pictures")
     assert sorted(os.listdir()) == ["results", "results-2"]  # of a refusal nothing stays behind
+
+
+def ended(main):
+    """What is in the folder after a run that ends in an InputError or another one."""
+    with pytest.raises((SystemExit, RuntimeError)):
+        distributed.run_script(main, None)
+    return sorted(os.listdir())
+
+
+def test_a_run_that_saves_nothing_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def begin(output="runs", error=InputError, resume=None, saves=()):
+        def main(_):
+            folder, _ = open_run(output, "bags", resume)
+            for name in ("args.json", "train.log", *saves):
+                (folder / name).touch()
+            raise error("a broken picture")
+
+        return main
+
+    os.mkdir("empty")
+    assert ended(begin()) == ended(begin("new/runs")) == ended(begin("empty")) == ["empty"]
+    assert ended(lambda _: open_run("runs", "bags") and refuse_at_once()) == ["empty"]
+    assert ended(begin("fault", error=RuntimeError)) == ["empty", "fault"]  # its log may be needed
+    assert ended(begin("fault", resume="auto")) == ["empty", "fault"]  # not its own
+    ended(begin("saved", saves=["last.pth"]))
+    assert sorted(os.listdir("saved/bags")) == ["args.json", "last.pth", "train.log"]
+    ended(begin("saved"))
+    assert os.listdir("saved") == ["bags"]
+
+
+def refuse_at_once():
+    raise InputError("other options")
+
+
+def test_results_stay_where_an_error_comes_after_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def main(_):
+        (open_run("results", "set")[0] / "metrics.json").touch()
+        refuse_at_once()
+
+    assert ended(main) == ["results"] and os.listdir("results/set") == ["metrics.json"]
 
 
 def test_a_run_folder_that_cannot_be_made(tmp_path):

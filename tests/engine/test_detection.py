@@ -29,7 +29,8 @@ OPTIONS = {
     "data": None, "train_images": None, "train_annotations": None, "val_images": None, "val_annotations": None,
     "val_fraction": 0.0, "skip_broken": False, "seed": 0, "batch_size": 2, "iterations_per_epoch": 2,
     "augmentation": 1, "flip": 0.5,
-    "vertical_flip": 0.0, "crop_size": [64, 64], "max_size": 96, "workers": 0, "accumulate": 1, "clip_gradient": 5.0,
+    "vertical_flip": 0.0, "crop_size": [64, 64], "min_size": 64, "max_size": 96,
+    "workers": 0, "accumulate": 1, "clip_gradient": 5.0,
     "channels_last": False, "optimizer": "adamw", "lr": 1e-3, "weight_decay": 1e-4, "momentum": 0.9,
     "schedule": "one_cycle", "epochs": 1, "warmup_steps": 0, "warmup_factor": 0.1, "milestones": [],
     "step_size": 1, "gamma": 0.1, "min_lr": 0.0, "amp": "off", "ema": 0.9,
@@ -214,6 +215,90 @@ def test_without_paths_the_belt_scenes_are_made(tmp_path, monkeypatch):
         detection.load_data(args, said.append)
     assert made == [tmp_path / "synthetic"] and args == options(None, data=None)  # the options stay as they were
     assert "rendering" in said[0]
+
+
+def changed(shapes, tmp_path, split, change):
+    """Root of a copy of `shapes` whose annotation file of a split is changed."""
+    root = shutil.copytree(shapes, tmp_path / "changed")
+    path = root / "annotations" / f"instances_{split}2017.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return root
+
+
+def test_what_is_at_fault_is_left_out_by_an_option_that_the_message_names(shapes, tmp_path):
+    def damage(content):
+        content["annotations"][0]["segmentation"] = [[1, 2, 3, 4]]
+        content["annotations"][1]["segmentation"] = None
+        content["images"].append({"id": 99, "file_name": "gone.png", "width": 96, "height": 64})
+        del content["images"][1]["width"], content["images"][1]["height"]
+
+    root = changed(shapes, tmp_path, "train", damage)
+    says = "gone.png; .*; .*2 of 14 annotations at fault: .*--skip-broken leaves out"
+    with pytest.raises(InputError, match=says):
+        detection.load_data(options(root), lambda _: None)
+    content = json.loads((root / "annotations/instances_train2017.json").read_text())
+    (root / "train2017" / content["images"][1]["file_name"]).write_bytes(b"no picture")
+    said = []
+    data = detection.load_data(options(root, skip_broken=True), said.append)
+    assert len(data.train.pictures) == 7 and not any("\n" in line for line in said)
+    assert sum("left out" in line for line in said) == 3  # the missing, the broken picture and the annotations
+
+
+def test_validation_without_an_object_is_said_before_the_run(shapes, tmp_path):
+    says = "val2017.json: no object to evaluate on in its 4 pictures .*--val-images and --val-annotations"
+    with pytest.raises(InputError, match=says):
+        root = changed(shapes, tmp_path, "val", lambda content: content["annotations"].clear())
+        detection.load_data(options(root), lambda _: None)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_held_out_has_an_object_where_one_can_be_spared(shapes, tmp_path, seed):
+    def keep_two(content):  # of two pictures
+        by_image = {one["image_id"]: one | {"category_id": 3} for one in content["annotations"]}
+        content["annotations"] = list(by_image.values())[:2]
+
+    root = changed(shapes, tmp_path, "train", keep_two)
+    given = options(None, data=None, **paths_of(root, "train"), val_fraction=0.2, seed=seed)
+    data = detection.load_data(given, lambda _: None)
+    assert [sum(len(one.annotations) for one in part.pictures) for part in (data.train, data.val)] == [1, 1]
+    assert len(data.val.pictures) <= 3
+
+
+def test_a_folder_of_another_layout_is_told_the_options_for_it(shapes, tmp_path):
+    (tmp_path / "train").mkdir()
+    shutil.copy(shapes / "annotations/instances_train2017.json", tmp_path / "train/_annotations.coco.json")
+    with pytest.raises(InputError) as caught:
+        detection.load_data(options(tmp_path), lambda _: None)
+    names = ("--train-images", "--train-annotations", "--val-images", "--val-annotations", "instances_train2017.json")
+    assert all(name in str(caught.value) for name in (*names, "train/_annotations.coco.json"))
+    asked = SimpleNamespace(data=str(tmp_path), images=None, annotations=None, skip_broken=False)
+    with pytest.raises(InputError, match="instances_val2017.json; .* by --images and --annotations"):
+        detection.load_evaluation_data(asked, {}, print, {})
+
+
+def test_classes_without_an_object_are_left_out_with_a_word(shapes, tmp_path):
+    def add(content):
+        content["categories"] = [{"id": 1, "name": "objects"}, *content["categories"], {"id": 90, "name": "moon"}]
+
+    expected, said = detection.load_data(options(shapes), lambda _: None), []
+    data = detection.load_data(options(changed(shapes, tmp_path, "train", add)), said.append)
+    assert said == ["classes without an object, left out: objects, moon"]
+    for ours, theirs in zip(data[:2], expected[:2], strict=True):
+        assert ours.categories == theirs.categories
+        labels, others = (
+            [[one.label for one in picture.annotations] for picture in part.pictures] for part in (ours, theirs)
+        )
+        assert labels == others
+
+
+def test_a_class_that_only_one_part_has_is_kept(shapes, tmp_path):
+    def without_discs(content):
+        content["annotations"] = [one for one in content["annotations"] if one["category_id"] == 3]
+
+    data = detection.load_data(options(changed(shapes, tmp_path, "train", without_discs)), lambda _: None)
+    assert [category.name for category in data.train.categories] == ["square", "disc"]
 
 
 def test_pictures_that_are_trained_and_evaluated_on_are_said(shapes, tmp_path):

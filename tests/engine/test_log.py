@@ -15,6 +15,7 @@ import torch
 from core.engine import coco_evaluation
 from core.engine import log as log_module
 from core.engine.log import RunLog
+from core.engine.terminal import Terminal
 from core.errors import InputError
 from core.retrieval.ranking import METRIC_NAMES
 
@@ -199,3 +200,16 @@ def test_a_bar_is_for_rank_0_of_a_terminal(monkeypatch, rank, terminal, shown):
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setattr(sys, "stderr", types.SimpleNamespace(isatty=lambda: terminal))
     assert log_module.progress_is_shown() == shown
+
+
+def test_what_names_hold_is_written_as_it_is_shown(tmp_path, monkeypatch):
+    """File names that are no UTF-8, half of a surrogate pair from JSON, what moves a terminal's cursor."""
+    monkeypatch.setattr(sys, "stdout", Terminal("stdout"))
+    log = RunLog(tmp_path, options(data="caf\udce9"), METRIC_NAMES, said=["\x1b[31mred"])
+    log.say("two lines:\n\ud83e \u202eexe")
+    log.epoch({"epoch": 1, "lr": 0.1, "loss": 1.0, "mAP caf\udce9": 0.5})
+    log.close()
+    lines = (tmp_path / "train.log").read_text("utf-8").splitlines()
+    assert lines[:3] == [r"\x1b[31mred", "two lines:", r"\ufffd \u202eexe".replace(r"\ufffd", "\ufffd")]
+    assert (tmp_path / "log.csv").read_text("utf-8").startswith(r"epoch,lr,loss,mAP caf\udce9")
+    assert json.loads((tmp_path / "args.json").read_text("utf-8"))["data"] == "caf\udce9"

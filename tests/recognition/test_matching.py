@@ -27,8 +27,8 @@ class MeanColor(nn.Module):
         return ReIDOutput(images.mean((2, 3)), [], [])
 
 
-def encoder(threshold=None, metric="euclidean"):
-    known = threshold and {"distance": threshold, "false_accept_rate": 0.01, "true_accept_rate": 0.9}
+def encoder(threshold=None, metric="euclidean", **more):
+    known = threshold and {"distance": threshold, "false_accept_rate": 0.01, "true_accept_rate": 0.9, **more}
     transform = build_transform(8, 4, training=False)
     return Encoder(MeanColor(), transform, metric, known, "f" * 64, "reid.pth", "weights: x", torch.device("cpu"))
 
@@ -205,19 +205,47 @@ def test_a_cut_out_is_not_compared_with_a_whole_picture():
         assert cuts == [None, None] and verdict.distance == whole.distance
 
 
-@pytest.mark.parametrize(
-    "chosen, asked, rate",
-    [(0.123456, None, 0.01), (0.123456, 0.1234, 0.01), (0.1, 0.2, 0), (-1.0, None, 0), (None, None, 0), (None, 0.1, 0)],
-)
-def test_how_many_strangers_pass(colors, chosen, asked, rate):
-    """Every identity of the gallery may be near enough; of a threshold that a person chose nothing is known.
+STRANGERS = {"identities": [1, 2, 4], "pictures": [1, 2], "rates": [[0.1, 0.2, 0.3], [0.2, 0.4, 0.5]]}
+MEASURED = {"identities": 5, "lower": 0.002, "upper": 0.031, "strangers": STRANGERS}
 
-    The checkpoint's own is the same whether it is taken, or typed as it was printed.
-    """
-    network = encoder(chosen)
+
+@pytest.mark.parametrize(
+    "chosen, asked, is_known",
+    [
+        (0.123456, None, True),
+        (0.123456, 0.1234, True),  # typed as it was printed
+        (0.1, 0.2, False),  # of a threshold that a person chose nothing is known
+        (-1.0, None, True),
+        (None, None, False),
+        (None, 0.1, False),
+    ],
+)
+def test_how_many_strangers_pass(colors, chosen, asked, is_known):
+    """As measured for galleries of that many identities with that many pictures: here three with four."""
+    network = encoder(chosen, **MEASURED)
     identifier = matching.Identifier(colors, network, matching.settle_threshold(network, asked), 5)
-    assert ("at most 1 % of pairs of two" in str(identifier)) == (rate > 0)
-    assert identifier.strangers_accepted() == pytest.approx(1 - (1 - rate) ** len(colors.names))
+    assert ("more than 1 % of pairs" in str(identifier)) == (chosen == -1)
+    words = "at most 1 % of pairs of two among 5 identities (of others 0.2 to 3.1 %, at 95 % confidence)"
+    assert (words in str(identifier)) == (is_known and chosen > 0)
+    if is_known:
+        rate, may_be_more, identities = identifier.strangers_accepted()
+        identities_part, pictures_part = np.log2(3) - 1, np.log2(4 / 3)
+        one, two = 0.2 + 0.1 * identities_part, 0.4 + 0.1 * identities_part
+        assert rate == pytest.approx(one + (two - one) * pictures_part)
+        assert (may_be_more, identities) == (False, 5)
+    else:
+        assert identifier.strangers_accepted() is None
+    few = {**STRANGERS, "identities": [1, 2], "rates": [[0.1, 0.2], [0.2, 0.4]]}
+    network = encoder(0.1, **{**MEASURED, "strangers": few})
+    rate, may_be_more, _ = matching.Identifier(colors, network, 0.1, 5).strangers_accepted()
+    assert may_be_more and 0.2 < rate < 0.4
+
+
+def test_a_checkpoint_of_before_says_what_it_knows(colors):
+    network = encoder(0.1)
+    identifier = matching.Identifier(colors, network, 0.1, 5)
+    assert "at most 1 % of pairs of two, on whole validation pictures" in str(identifier)
+    assert identifier.strangers_accepted() is None
 
 
 def test_an_object_found_as_two_classes_is_there_once():

@@ -27,8 +27,9 @@ def test_worked_by_hand():
     # One of four impostors may pass: the one at 2, and not the one at 4.
     assert found.distance == pytest.approx(4) and found.distance < 4
     assert found.true_accept_rate == 1 and (found.impostor_pairs, found.genuine_pairs) == (4, 2)
-    said = "threshold 3.999: at most 25 % of pairs of two objects pass; pairs measured: 4 of two objects, 2 of one"
-    assert str(found) == f"{said}, of which 100.0 % pass"
+    assert found.identities == 5
+    said = "threshold 3.999: at most 25 % of pairs of two objects pass among 5 identities (of others 0 to 75 %, at 95 %"
+    assert str(found) == f"{said} confidence); pairs measured: 4 of two objects, 2 of one, of which 100.0 % pass"
     strict = on_a_line([0.0], [1.0, 3.0, 2.0, 4.0, 6.0, 8.0], [7], [7, 7, 1, 2, 3, 4], rate=0.2)
     assert strict.distance == pytest.approx(2) and strict.distance < 2
     assert strict.true_accept_rate == 0.5 and strict.false_accept_rate == 0.2
@@ -111,11 +112,58 @@ def test_as_sorting_all_pairs_says(rate, metric):
     assert found.true_accept_rate == pytest.approx((genuine <= found.distance).double().mean().item())
 
 
+def test_the_interval_of_few_identities_is_said():
+    words = "threshold 0.338: at most 1 % of pairs of two objects pass among 10 identities"
+    assert describe_threshold(0.338, 0.01, identities=10) == words
+    interval = " (of others 0.21 to 4.13 %, at 95 % confidence)"
+    assert describe_threshold(0.338, 0.01, math.nan, 10, 0.0021, 0.04126) == words + interval
+
+
+def clustered(identities, pictures, seed=0, dim=4):
+    """Features (N, D) of so many pictures of each identity, around a point of its own, and their labels."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.arange(identities).repeat_interleave(pictures)
+    centers = torch.randn(identities, dim, generator=generator)
+    return centers[ids] + 0.2 * torch.randn(len(ids), dim, generator=generator), Labels(ids, torch.zeros_like(ids))
+
+
+def of_identities(features, labels, kept):
+    rows = torch.isin(labels.ids, kept)
+    return features[rows], labels.at(rows)
+
+
+def test_a_threshold_from_few_identities_holds_for_others_where_that_is_asked_for():
+    """Over splits, the plain one lets more of others pass than asked for every other time; its interval says so."""
+    features, labels = clustered(60, 4)
+    rates, within = {False: [], True: []}, []
+    for seed in range(12):
+        mixed = torch.randperm(60, generator=torch.Generator().manual_seed(seed))
+        own, others = (of_identities(features, labels, part) for part in (mixed[:12], mixed[12:]))
+        impostors = pairwise_distance(others[0], others[0], "euclidean")[others[1].ids[:, None] != others[1].ids]
+        how = {"protocol": "no_camera", "false_accept_rate": 0.02, "metric": "euclidean"}
+        for of_others, shares in rates.items():
+            found = choose_threshold(own[0], own[0], own[1], own[1], **how, of_others=of_others)
+            shares.append((impostors <= found.distance).double().mean().item())
+            if of_others:
+                assert found.false_accept_rate < 0.02
+            else:
+                within.append(found.lower <= shares[-1] <= found.upper)
+    assert sum(within) >= 10
+    assert sum(share > 0.02 for share in rates[True]) <= 2 < sum(share > 0.02 for share in rates[False])
+
+
+def test_where_even_the_strictest_threshold_does_not_hold_it_is_the_strictest():
+    features, labels = clustered(4, 3)
+    found = choose_threshold(features, features, labels, labels, "no_camera", of_others=True)
+    strictest = choose_threshold(features, features, labels, labels, "no_camera", false_accept_rate=0.0)
+    assert found.distance == strictest.distance and found.upper == strictest.upper == 0.5 > 0.01  # 3 / 6 pairs of bags
+
+
 def test_no_genuine_pair():
     found = on_a_line([0.0], [1.0], [1], [2], rate=0.0)
     assert math.isnan(found.true_accept_rate) and found.genuine_pairs == 0
-    words = "threshold 0.9999: at most 0 % of pairs of two objects pass; pairs measured: 1 of two objects, 0 of one"
-    assert str(found) == words
+    words = "threshold 0.9999: at most 0 % of pairs of two objects pass among 1 identities; "
+    assert str(found) == words + "pairs measured: 1 of two objects, 0 of one"
 
 
 def test_bad_input():
