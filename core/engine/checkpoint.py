@@ -56,6 +56,15 @@ def _are_weights(value):
     return all(isinstance(key, str) and isinstance(tensor, torch.Tensor) for key, tensor in tensors)
 
 
+def _is_threshold(value):
+    """As `core.retrieval.threshold.Threshold._asdict` has it."""
+    if not isinstance(value, dict) or "distance" not in value:
+        return False
+    numbers, strangers = [value[key] for key in value if key != "strangers"], value.get("strangers")
+    tables = [] if strangers is None else strangers.values() if isinstance(strangers, dict) else [None]
+    return _are(numbers, (int, float)) and _are([*tables], list)
+
+
 def _are(value, kinds, count=None):
     return (
         isinstance(value, (list, tuple))
@@ -87,10 +96,7 @@ FIELDS = {
     "best": lambda value: isinstance(value, (int, float)),
     "bits": lambda value: value is None or isinstance(value, int),
     "view": _are_options,
-    "threshold": lambda value: value is None
-    or isinstance(value, dict)
-    and {"distance"} <= value.keys()
-    and _are(list(value.values()), (int, float)),
+    "threshold": lambda value: value is None or _is_threshold(value),
 }
 
 
