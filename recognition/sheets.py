@@ -24,7 +24,7 @@ NARROWEST = 640  # pixels, a sheet without its margins: its captions fit
 BETWEEN = 16  # pixels between the matches of a row
 DISC = 12  # radius in pixels of the disc that a number stands in
 LINE = 1.4  # half the width of an outline in pixels
-LETTERS, LARGE = 13, 15  # points: on a web page a sheet is shown at half its size
+LETTERS, LARGE = 12, 14  # points: on a web page a sheet is shown at half its size
 
 
 def identification_sheet(
@@ -141,7 +141,7 @@ def _plan(size: tuple[int, int], count: int, matches: int) -> _Plan:
     The scene is tried as wide as some columns of rows and as high as some of them, so that their edges meet.
     """
     tile = 96 if count <= MANY else 64
-    row = max(tile + 24 + min(matches, MOST_MATCHES) * (tile + BETWEEN) - BETWEEN, 300), tile + 86
+    row = max(tile + 24 + min(matches, MOST_MATCHES) * (tile + BETWEEN) - BETWEEN, 300), tile + 72
     longest = min(max(4 * max(size), 640), 3600)  # pixels; enlarged further, a scene is a blur
     shortest = min(900, 0.75 * longest)
     scales = [wide / size[0] for wide in range(row[0], 3600, row[0] + 2 * GAP)]
@@ -271,7 +271,7 @@ def _draw_row(
         _draw_match(sheet, match, is_near, start + place * step, top, tile)
     if near and threshold is not None:
         bar = start + sum(near) * step - BETWEEN / 2
-        sheet.axes.add_line(Line2D([bar] * 2, [top - 4, top + tile + 50], color=INK, linewidth=1.5))
+        sheet.axes.add_line(Line2D([bar] * 2, [top - 4, top + tile + 38], color=INK, linewidth=1.5))
 
 
 def _draw_match(sheet: Sheet, match: dict, is_near: bool, left: int, top: int, tile: int) -> None:
@@ -285,9 +285,9 @@ def _draw_match(sheet: Sheet, match: dict, is_near: bool, left: int, top: int, t
     color, weight = (RIGHT, "bold") if accepted else (INK if is_near else FAINT, "normal")
     if accepted:
         sheet.frame(left, top, tile, tile, RIGHT, line=4)
-    sheet.text(left + tile / 2, top + tile + 8, match["identity"], LETTERS, color, weight=weight, room=tile)
+    sheet.text(left + tile / 2, top + tile + 6, match["identity"], LETTERS, color, weight=weight, room=tile)
     distance = f"{'✓ ' * accepted}{match['distance']:.3f}"
-    sheet.text(left + tile / 2, top + tile + 28, distance, LETTERS, color, weight=weight)
+    sheet.text(left + tile / 2, top + tile + 22, distance, LETTERS, color, weight=weight)
 
 
 def _draw_scale(sheet: Sheet, distance: float, threshold: float | None, color, left: int, top: int, width: int) -> None:
