@@ -94,8 +94,8 @@ def _interval(confusions: Tensor, pairs: Tensor, pairs_of_names: float) -> tuple
     """The share of pairs that pass where the identities are drawn anew, with replacement: its middle `CONFIDENCE`.
 
     The percentile bootstrap (Efron 1979) over the nodes of a graph whose edges are the pairs. Of COIL-100's other
-    objects 95 % held in 66 % of splits with 5 identities, 84 to 92 % with 10, 98 to 100 % with 20. Where nothing passes:
-    up to 3 / n of n pairs of identities (the rule of three).
+    objects 95 % held in 66 % of splits with 5 identities, 84 to 92 % with 10, 98 to 100 % with 20. Where nothing
+    passes: up to 3 / n of n pairs of identities (the rule of three).
     """
     if not pairs.sum() > 0:
         return float("nan"), float("nan")
