@@ -73,6 +73,12 @@ def _are(value, kinds, count=None):
     )
 
 
+def _is_threshold(value):
+    if not isinstance(value, dict) or not isinstance(value.get("distance"), (int, float)):
+        return False
+    return _are(list(value.values()), (int, float, dict, type(None)))
+
+
 PLACES = ("protocol", "val_images", "val_annotations", "train_images", "train_annotations", "source", "target")
 # What a field of a checkpoint must be where it is there; what is in `network` and the optimisers shows when it is used.
 FIELDS = {
@@ -106,7 +112,12 @@ def save_checkpoint(path, state):
     Raises InputError where the disk is full or the folder can't be written to; the old file is untouched then.
     """
     with atomic_write(path) as file:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # the trap: interrupted, torch's writer fails to close its file and raises this
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise error.__context__ from None
+            raise
 
 
 def save_run(folder, state, improved):

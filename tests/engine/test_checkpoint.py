@@ -24,6 +24,7 @@ from core.engine.checkpoint import (
     save_run,
     weights_alone,
 )
+from core.engine.distributed import Terminated
 from core.errors import InputError
 from core.files import atomic_write
 
@@ -98,6 +99,23 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_checkpoint_whole(tmp_path, m
     monkeypatch.undo()
     assert load_checkpoint(path)["epoch"] == 3
     assert [file.name for file in tmp_path.iterdir()] == ["last.pth"]
+
+
+class Interrupted(FullDisk):
+    def write(self, data):
+        if len(memoryview(data).cast("B")) > self.room:
+            raise Terminated
+        return self.file.write(data)
+
+
+def test_sigterm_while_a_checkpoint_is_written_is_still_sigterm(tmp_path, monkeypatch):
+    path, real = tmp_path / "last.pth", builtins.open
+    save_checkpoint(path, STATE)
+    monkeypatch.setattr(builtins, "open", lambda *args: Interrupted(real(*args)) if args[1] == "wb" else real(*args))
+    with pytest.raises(Terminated):
+        save_checkpoint(path, {**STATE, "epoch": 4, "model": {"weight": torch.zeros(10_000)}})
+    monkeypatch.undo()
+    assert load_checkpoint(path)["epoch"] == 3 and [file.name for file in tmp_path.iterdir()] == ["last.pth"]
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("a bug"), KeyError("a bug"), ValueError("a bug")])
