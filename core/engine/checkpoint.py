@@ -73,12 +73,6 @@ def _are(value, kinds, count=None):
     )
 
 
-def _is_threshold(value):
-    if not isinstance(value, dict) or not isinstance(value.get("distance"), (int, float)):
-        return False
-    return _are(list(value.values()), (int, float, dict, type(None)))
-
-
 PLACES = ("protocol", "val_images", "val_annotations", "train_images", "train_annotations", "source", "target")
 # What a field of a checkpoint must be where it is there; what is in `network` and the optimisers shows when it is used.
 FIELDS = {
