@@ -24,6 +24,7 @@ NARROWEST = 640  # pixels, a sheet without its margins: its captions fit
 BETWEEN = 16  # pixels between the matches of a row
 DISC = 12  # radius in pixels of the disc that a number stands in
 LINE = 1.4  # half the width of an outline in pixels
+LETTERS, LARGE = 12, 14  # points: on a web page a sheet is shown at half its size
 
 
 def identification_sheet(
@@ -54,7 +55,7 @@ def identification_sheet(
     most = max((len(found) for *_, found in rows), default=0)
     plan = _plan(scene.size, len(rows), most)
     captions = [line for line in (caption, _explain(threshold) if most else "") if line]
-    top = MARGIN + (22 if title else 0) + 16 * len(captions) + (6 if title or captions else 0)
+    top = MARGIN + (26 if title else 0) + 22 * len(captions) + (6 if title or captions else 0)
     notes = [] if instances else ["nothing found"]
     if len(instances) > len(rows):
         notes.append(f"{len(instances) - len(rows)} more have a number in the scene and no row here")
@@ -62,10 +63,10 @@ def identification_sheet(
         notes.append(f"the nearest {MOST_MATCHES} of {most} matches are shown")
     note = "; ".join(notes)
     sheet = Sheet(plan.width + 2 * MARGIN, top + plan.height + (30 if note else 0) + MARGIN)
-    sheet.text(MARGIN, MARGIN - 8, title, 13, align="left", weight="bold", room=plan.width)
+    sheet.text(MARGIN, MARGIN - 8, title, LARGE, align="left", weight="bold", room=plan.width)
     for number, line in enumerate(captions):
-        below = top - 14 - 16 * (len(captions) - number)
-        sheet.text(MARGIN, below, line, 9.5, FAINT, align="left", room=plan.width)
+        below = top - 12 - 22 * (len(captions) - number)
+        sheet.text(MARGIN, below, line, LETTERS if plan.width > 1250 else 9.5, FAINT, align="left", room=plan.width)
     _draw_scene(sheet, scene, instances, MARGIN, top, plan.scene)
     for number, (row, (left, below)) in enumerate(zip(rows, plan.places, strict=True)):
         _draw_row(sheet, number, *row, threshold, MARGIN + left, top + below, plan)
@@ -254,11 +255,11 @@ def _draw_row(
     width, tile = plan.row[0], plan.tile
     answer = next((match["identity"] for match in matches if match["accepted"]), None)
     score = "" if instance["score"] is None else f" {instance['score']:.2f}"
-    label = shorten(instance["label"], 0.25 * width, 9) + score
-    words = "unknown" if answer is None else shorten(answer, 0.45 * width, 12)
+    label = shorten(instance["label"], 0.25 * width, LETTERS) + score
+    words = "unknown" if answer is None else shorten(answer, 0.4 * width, LARGE)
     _disc(sheet, left + DISC, top + DISC, number)
-    sheet.text(left + 2 * DISC + 8, top + 2, words, 12, FAINT if answer is None else INK, "left", "bold")
-    sheet.text(left + width, top + 4, label, 9, FAINT, "right")
+    sheet.text(left + 2 * DISC + 8, top + 2, words, LARGE, FAINT if answer is None else INK, "left", "bold")
+    sheet.text(left + width, top + 4, label, LETTERS, FAINT, "right")
     top += 2 * DISC + 8
     sheet.picture(fit(cutout, tile, tile), left, top)
     sheet.frame(left, top, tile, tile, _color(number), line=3)
@@ -284,9 +285,9 @@ def _draw_match(sheet: Sheet, match: dict, is_near: bool, left: int, top: int, t
     color, weight = (RIGHT, "bold") if accepted else (INK if is_near else FAINT, "normal")
     if accepted:
         sheet.frame(left, top, tile, tile, RIGHT, line=4)
-    sheet.text(left + tile / 2, top + tile + 8, match["identity"], 9, color, weight=weight, room=tile)
+    sheet.text(left + tile / 2, top + tile + 6, match["identity"], LETTERS, color, weight=weight, room=tile)
     distance = f"{'✓ ' * accepted}{match['distance']:.3f}"
-    sheet.text(left + tile / 2, top + tile + 23, distance, 9, color, weight=weight)
+    sheet.text(left + tile / 2, top + tile + 22, distance, LETTERS, color, weight=weight)
 
 
 def _draw_scale(sheet: Sheet, distance: float, threshold: float | None, color, left: int, top: int, width: int) -> None:

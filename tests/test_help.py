@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,3 +45,14 @@ def test_what_is_said(told, script):
     assert lines[2].startswith(f"usage: python {script} [options]") and lines[3] == ""
     assert max(map(len, lines)) <= 80
     assert "--output" in told[0][script]
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")]
+)
+def test_threads_sleep_while_they_wait_unless_a_person_wants_something_else(own, expected):
+    """What libgomp reads is there before torch is."""
+    code = "import sys, os; import core.engine.options; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    clean = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", code], env={**clean, **own}, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == f"{expected} False\n", done.stderr

@@ -146,7 +146,7 @@ def test_self_distillation(distil):
     assert list(losses) == ["cross_entropy", "triplet", "self/stage1", "self/stage2", "self/stage3"]
     network = build_reid_model("resnet18", 6)  # the checkpoint is of the plain network, key for key
     network.load_state_dict(last(folder)["model"])
-    assert f"self {losses['self/stage1'] + losses['self/stage2'] + losses['self/stage3']:.4f}" in said
+    assert "self/stage1" not in said  # the line of an epoch has their sum, where there is room for it
 
 
 def test_the_teacher_is_frozen_and_sees_its_own_size_once_a_batch(distil, runs, tmp_path, monkeypatch):

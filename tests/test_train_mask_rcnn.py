@@ -97,8 +97,8 @@ KILLED_AFTER_ITS_FIRST_CHECKPOINT = """
 import os, runpy, signal
 from core.engine import checkpoint
 save_run = checkpoint.save_run
-def save_and_die(*arguments):
-    save_run(*arguments)
+def save_and_die(*arguments, **how):
+    save_run(*arguments, **how)
     os.kill(os.getpid(), signal.SIGKILL)
 checkpoint.save_run = save_and_die
 runpy.run_path("train_mask_rcnn.py", run_name="__main__")

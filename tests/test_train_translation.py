@@ -343,7 +343,7 @@ def test_a_translated_set_is_there_whole_or_not_at_all(run, looks, tmp_path, mon
     monkeypatch.setattr(Image.Image, "save", full)
     arguments = [*looks, "--epochs", "0", "--output", tmp_path / "runs", "--translate", tmp_path / "out"]
     assert "out: No space left on device; make room" in refused(run, *arguments)
-    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_network_is_not_continued_with(run, looks, tmp_path):

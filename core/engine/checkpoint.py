@@ -56,18 +56,21 @@ def _are_weights(value):
     return all(isinstance(key, str) and isinstance(tensor, torch.Tensor) for key, tensor in tensors)
 
 
+def _is_threshold(value):
+    """As `core.retrieval.threshold.Threshold._asdict` has it."""
+    if not isinstance(value, dict) or "distance" not in value:
+        return False
+    numbers, strangers = [value[key] for key in value if key != "strangers"], value.get("strangers")
+    tables = [] if strangers is None else strangers.values() if isinstance(strangers, dict) else [None]
+    return _are(numbers, (int, float)) and _are([*tables], list)
+
+
 def _are(value, kinds, count=None):
     return (
         isinstance(value, (list, tuple))
         and len(value) == (count or len(value))
         and all(isinstance(one, kinds) for one in value)
     )
-
-
-def _is_threshold(value):
-    if not isinstance(value, dict) or not isinstance(value.get("distance"), (int, float)):
-        return False
-    return _are(list(value.values()), (int, float, dict, type(None)))
 
 
 PLACES = ("protocol", "val_images", "val_annotations", "train_images", "train_annotations", "source", "target")

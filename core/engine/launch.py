@@ -14,9 +14,10 @@ if __name__ == "__main__":
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
 
-    talkative = ("multiprocessing.api", "multiprocessing.errors", "agent.server.api")
-    for name in talkative if "LOGLEVEL" not in os.environ else ():
-        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
+    quiet = ("torch.distributed.elastic.multiprocessing", "torch.distributed.elastic.agent")
+    for name in list(logging.root.manager.loggerDict) if "LOGLEVEL" not in os.environ else ():
+        if name.startswith(quiet):  # each has a level of its own
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         main()
     except ChildFailedError as error:

@@ -10,6 +10,7 @@ import os
 import sys
 import textwrap
 
+from core.engine.terminal import guard_streams
 from core.errors import InputError
 
 # What the builders know, written out here: --help imports nothing of theirs. A test holds the two together.
@@ -24,7 +25,7 @@ LOSSES += ("semihard_triplet", "multi_similarity", "circle", "ranked_list", "cen
 LOSSES += ("gaussian_mask", "focal_mask", "combined_mask")
 MASK_DECODERS = ("full", "light")
 MASK_POOLINGS = ("off", "soft", "branch")
-MAX_MEGAPIXELS = 200.0
+MAX_MEGAPIXELS = 200.0  # as core.data.images has it, whose import takes time
 METRICS = ("euclidean", "cosine")
 MODELS = ("bot", "lmbn_n", "lmbn_r", "pcb", "mgn", "pyramid")
 NECKS = ("bnneck", "none")
@@ -140,7 +141,9 @@ def answer_help(parser, recipes=None, notes=None):
         return
     if recipes:
         _add_recipes(parser, recipes, notes)
+    guard_streams()
     parser.print_help()
+    sys.stdout.flush()
     sys.exit(0)
 
 

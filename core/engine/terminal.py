@@ -8,7 +8,7 @@ import sys
 from core.files import printable
 
 TEXT = {
-    "stdout": re.compile(r"[^\n]+"),
+    "stdout": re.compile(r"[^\n\t]+"),
     "stderr": re.compile(r"(?:(?!\x1b\[A)[^\n\r])+"),  # a progress bar returns, and goes a line up
 }
 

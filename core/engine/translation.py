@@ -181,7 +181,7 @@ def draw(path, generators, domains, args, device):
         headings = (name, f"{name} translated", f"{name} and back")
         for heading, column in zip(headings, (pictures, translated, returned), strict=True):
             columns[heading] = to_pictures(denormalise(column.float(), **NORMALISATION))
-    column_sheet(columns).save(path)
+    column_sheet(columns, title="Pictures, translated and back again").save(path)
 
 
 def check_new_folder(path):

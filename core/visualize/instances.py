@@ -132,7 +132,8 @@ def augmentation_preview(path: str | Path, rows: Sequence[tuple[str, Sequence[tu
     width, height = round((240 * 180 * aspect) ** 0.5), round((240 * 180 / aspect) ** 0.5)
     columns = max(len(pictures) for _, pictures in rows)
     title, line = 26, height + 26 + 26 + GAP
-    sheet = Sheet(max(2 * MARGIN + columns * (width + GAP) - GAP, 480), 2 * MARGIN + len(rows) * line - GAP)
+    size = max(2 * MARGIN + columns * (width + GAP) - GAP, 480), 2 * MARGIN + len(rows) * line - GAP
+    sheet = Sheet(*size, "What the network is shown in training")
     names = sorted({int(label) for _, pictures in rows for *_, labels in pictures for label in labels})
     for number, (text, pictures) in enumerate(rows):
         top = MARGIN + number * line

@@ -57,6 +57,7 @@ def rank_list_sheet(path: str | Path, rows: Sequence[RankRow], num_matches: int 
     sheet = Sheet(
         max(first + columns * (width + GAP) - GAP, first + 240) + MARGIN,
         2 * MARGIN + header + len(rows) * (line_height + GAP) - GAP,
+        "Queries and their nearest pictures",
     )
 
     sheet.text(MARGIN + width / 2, MARGIN - 6, "query", size=10, weight="bold")
@@ -90,7 +91,9 @@ def cluster_sheet(path: str | Path, rows: Sequence[tuple[str, Sequence[tuple[str
     lines = [[read_image(picture, bits) for picture, bits in pictures] for _, pictures in rows]
     width, height = box_for([picture for line in lines for picture in line], area=104 * 104)
     first, columns = MARGIN + 96, max(map(len, lines))
-    sheet = Sheet(first + columns * (width + GAP) - GAP + MARGIN, 2 * MARGIN + len(rows) * (height + GAP) - GAP)
+    sheet = Sheet(
+        first + columns * (width + GAP) - GAP + MARGIN, 2 * MARGIN + len(rows) * (height + GAP) - GAP, "Clusters"
+    )
     for number, ((title, _), line) in enumerate(zip(rows, lines, strict=True)):
         top = MARGIN + number * (height + GAP)
         sheet.text(first - GAP, top + height / 2 - 6, title, align="right")
@@ -109,7 +112,7 @@ def mask_sheet(
     """
     layers = {"predicted mask": masks} if targets is None else {"predicted mask": masks, "target": targets}
     peaks = [f"highest {peak:.2f}" for peak in masks.flatten(1).amax(1).tolist()] if len(masks) else []
-    heat_sheet(path, images, layers, {"predicted mask": peaks})
+    heat_sheet(path, images, layers, {"predicted mask": peaks}, "Where the network sees the object")
 
 
 def heat_sheet(
@@ -117,6 +120,7 @@ def heat_sheet(
     images: torch.Tensor,
     layers: dict[str, torch.Tensor],
     captions: dict[str, Sequence[str]] | None = None,
+    title: str = "Where the network looks",
 ) -> None:
     """Each picture beside its heat maps, laid over it in grey.
 
@@ -131,13 +135,16 @@ def heat_sheet(
         return empty_sheet(path, "no pictures to show")
     pictures = to_pictures(images)
     columns = {"picture": pictures, **{name: _heat_maps(images, maps) for name, maps in layers.items()}}
-    sheet = column_sheet(columns, captions, footer=44)
+    sheet = column_sheet(columns, captions, footer=44, title=title)
     _draw_scale(sheet)
     sheet.save(path)
 
 
 def column_sheet(
-    columns: dict[str, list[Image.Image]], captions: dict[str, Sequence[str]] | None = None, footer: int = 0
+    columns: dict[str, list[Image.Image]],
+    captions: dict[str, Sequence[str]] | None = None,
+    footer: int = 0,
+    title: str = "",
 ) -> Sheet:
     """Rows of pictures under headings; short rows stand beside each other.
 
@@ -153,7 +160,7 @@ def column_sheet(
     lines = math.ceil(len(pictures) / groups)
     header, caption = 22, 22 if captions else 0
     sheet_width = 2 * MARGIN + groups * (group_width + 2 * GAP) - 2 * GAP
-    sheet = Sheet(sheet_width, 2 * MARGIN + header + lines * (height + caption + GAP) - GAP + footer)
+    sheet = Sheet(sheet_width, 2 * MARGIN + header + lines * (height + caption + GAP) - GAP + footer, title)
 
     for number in range(len(pictures)):
         group_left = MARGIN + number % groups * (group_width + 2 * GAP)
@@ -196,10 +203,10 @@ def augmentation_sheet(
     width, height = box_for(pictures, area=148 * 148)
     columns = min(columns, len(pictures))
     lines = math.ceil(len(pictures) / columns)
-    legend = 0 if boxes is None and masks is None else 30
     sheet = Sheet(
-        max(2 * MARGIN + columns * (width + GAP) - GAP, 260),
-        2 * MARGIN + lines * (height + GAP) - GAP + legend,
+        2 * MARGIN + columns * (width + GAP) - GAP,
+        2 * MARGIN + lines * (height + GAP) - GAP + 30,
+        "What the network is shown in training",
     )
     for number, picture in enumerate(pictures):
         left = MARGIN + number % columns * (width + GAP)
@@ -216,6 +223,8 @@ def augmentation_sheet(
             sheet.frame(*place, "black", line=3)
             sheet.frame(*place, PALETTE[4], line=2)
     words = ([("box", PALETTE[4])] if boxes is not None else []) + ([("mask", PALETTE[5])] if masks is not None else [])
+    if not words:
+        sheet.text(MARGIN, sheet.size[1] - MARGIN - 10, "no box and no mask in the data", color=FAINT, align="left")
     for number, (word, color) in enumerate(words):
         left, top = MARGIN + number * 90, sheet.size[1] - MARGIN - 8
         sheet.frame(left + 2, top, 20, 8, color, line=2)

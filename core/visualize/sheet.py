@@ -17,6 +17,7 @@ from core.visualize.fonts import choose_fonts, legible, width_of
 
 DPI = 100
 GAP, MARGIN = 18, 28  # pixels between pictures, and around the sheet
+TITLE, HEAD = 13, 32  # points of a title, pixels above the sheet
 INK, FAINT = "#222222", "#767676"
 RIGHT, WRONG = "#1a9641", "#d7191c"
 JPEG = {"quality": 92, "subsampling": 0}  # letters keep their colour
@@ -25,16 +26,21 @@ MARKERS = ("o", "^", "s", "D", "v", "P")  # six, and seven colours: 42 pairs
 
 
 class Sheet:
-    """A page of pictures, frames and text, placed in pixels from the top left corner."""
+    """A page of pictures, frames and text, placed in pixels from the top left corner; a title stands above that."""
 
-    def __init__(self, width: int, height: int):
+    def __init__(self, width: int, height: int, title: str = ""):
+        self.head = HEAD if title else 0
+        if title:
+            width = max(width, 2 * MARGIN + math.ceil(width_of(title, round(TITLE * DPI / 72))))
         self.size = (width, height)
-        self.pixels = np.full((height, width, 3), 255, np.uint8)
-        self.figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
-        self.axes = self.figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+        self.pixels = np.full((self.head + height, width, 3), 255, np.uint8)
+        self.figure = Figure(figsize=(width / DPI, (self.head + height) / DPI), dpi=DPI)
+        self.axes = self.figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, -self.head))
         self.axes.set_axis_off()
+        self.text(MARGIN, MARGIN - 10 - self.head, title, TITLE, align="left", weight="bold")
 
     def picture(self, picture: Image.Image, left: int, top: int) -> None:
+        top += self.head
         self.pixels[top : top + picture.height, left : left + picture.width] = np.asarray(picture)
 
     def frame(self, left: float, top: float, width: float, height: float, color: str, line=1.0, style="solid") -> None:

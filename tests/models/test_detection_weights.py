@@ -295,7 +295,7 @@ def test_none():
     model = network()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     report = load_detection_weights(model, "none", "resnet18", categories("nut", "bolt"))
-    assert report == ("weights: none, training from scratch", 0, False) and same(model, before)
+    assert report[:3] == ("weights: none, training from scratch", 0, False) and same(model, before)
 
 
 @pytest.mark.parametrize(

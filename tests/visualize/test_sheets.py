@@ -14,7 +14,7 @@ from core.errors import InputError
 from core.retrieval.ranking import METRIC_NAMES as RETRIEVAL
 from core.visualize.curves import curves
 from core.visualize.retrieval import RankRow, augmentation_sheet, cluster_sheet, mask_sheet, rank_list_sheet
-from core.visualize.sheet import GAP, MARGIN, PALETTE, Sheet
+from core.visualize.sheet import GAP, HEAD, MARGIN, PALETTE, Sheet
 
 GREEN, RED = (26, 150, 65), (215, 25, 28)
 
@@ -145,7 +145,7 @@ def test_mask_sheet_of_several_pictures_on_lines(tmp_path, count, targets):
     mask_sheet(tmp_path / "sheet.png", images, masks, masks if targets else None)
     width, height = Image.open(tmp_path / "sheet.png").size
     lines = math.ceil(count / (3 if targets else 4))
-    assert height == pytest.approx(lines * 290 + 120, rel=0.1) and width < 1800
+    assert height == pytest.approx(lines * 290 + 150, rel=0.1) and width < 1800
 
 
 def test_augmentation_sheet_draws_box_and_mask_where_they_are(tmp_path):
@@ -157,12 +157,12 @@ def test_augmentation_sheet_draws_box_and_mask_where_they_are(tmp_path):
     augmentation_sheet(tmp_path / "sheet.png", images, boxes, masks, columns=2)
     sheet = pixels(tmp_path / "sheet.png")
     orange, blue = (rgb(color) for color in PALETTE[4:6])
-    cell = sheet[MARGIN:, MARGIN:][:148, :148]
+    cell = sheet[HEAD + MARGIN :, MARGIN:][:148, :148]
     for color, expected in ((orange, (0.25, 0.5, 0.5, 0.75)), (blue, (0.6, 0.8, 0.2, 0.4))):
         rows, columns = find(cell, color, 25)
         found = np.array([rows.min(), rows.max(), columns.min(), columns.max()]) / 148
         assert np.abs(found - expected).max() < 0.025
-    second_line = sheet[MARGIN + 148 + GAP :][:148]
+    second_line = sheet[HEAD + MARGIN + 148 + GAP :][:148]
     assert len(find(second_line, orange, 25)[0]) and not len(find(second_line, blue, 25)[0])
 
 
@@ -242,3 +242,44 @@ def test_a_sheet_of_nothing_says_so(tmp_path):
         sheet = pixels(tmp_path / "sheet.png")
         assert sheet.shape[:2] == (90, 360) and sheet.min() < 200  # words on it
         (tmp_path / "sheet.png").unlink()
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """What is written on the sheets that a test draws."""
+    words = []
+    write = Sheet.text
+
+    def keep(sheet, left, top, text, *more, **how):
+        words.append(text)
+        write(sheet, left, top, text, *more, **how)
+
+    monkeypatch.setattr(Sheet, "text", keep)
+    return words
+
+
+def test_every_sheet_has_a_title(tmp_path, row, written):
+    images, masks = torch.rand(2, 3, 32, 16), torch.rand(2, 1, 8, 8)
+    path = tmp_path / "sheet.png"
+    for draw, title in (
+        (lambda: rank_list_sheet(path, [row]), "Queries and their nearest pictures"),
+        (lambda: cluster_sheet(path, [("1 picture", [(row.query_path, 16)])]), "Clusters"),
+        (lambda: mask_sheet(path, images, masks), "Where the network sees the object"),
+        (lambda: augmentation_sheet(path, images), "What the network is shown in training"),
+    ):
+        written.clear()
+        draw()
+        assert written[0] == title
+    assert "no box and no mask in the data" in written  # of folders of pictures
+    augmentation_sheet(path, images, torch.rand(2, 4), masks)
+    assert written[-2:] == ["box", "mask"]
+
+
+def test_a_title_widens_a_narrow_sheet_and_moves_what_is_below_it(tmp_path):
+    sheet = Sheet(60, 40, "A title that is far wider than this sheet")
+    sheet.picture(Image.new("RGB", (10, 10), (0, 0, 250)), 20, 5)
+    sheet.save(tmp_path / "sheet.png")
+    drawn = pixels(tmp_path / "sheet.png")
+    rows, columns = find(drawn, (0, 0, 250), 0)
+    assert drawn.shape[0] == 40 + HEAD and drawn.shape[1] > 300
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (HEAD + 5, HEAD + 14, 20, 29)
