@@ -21,7 +21,8 @@ if __name__ == "__main__":
     try:
         main()
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        killed = [(rank, one) for rank, one in error.failures.items() if one.exitcode < 0]
+        rank, failure = killed[0] if killed else error.get_first_failure()  # others may have noticed it before torchrun
         if failure.exitcode < 0:
             sys.stderr.write(
                 f"error: rank {rank} was ended by {failure.signal_name()} from outside, or lacked memory\n"
