@@ -6,6 +6,7 @@ ended it. A rank that could say nothing, killed by a signal, is named. With LOGL
 
 import logging
 import os
+import signal
 import sys
 
 if __name__ == "__main__":
@@ -21,7 +22,11 @@ if __name__ == "__main__":
     try:
         main()
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        # Who was killed may be noticed after those that miss it; SIGTERM is what torchrun sends to the others.
+        killed = [
+            item for item in error.failures.items() if item[1].exitcode < 0 and item[1].exitcode != -signal.SIGTERM
+        ]
+        rank, failure = killed[0] if killed else error.get_first_failure()
         if failure.exitcode < 0:
             sys.stderr.write(
                 f"error: rank {rank} was ended by {failure.signal_name()} from outside, or lacked memory\n"
