@@ -40,7 +40,7 @@ def measure_impostors(accepted: Iterable[Tensor], query_ids: Tensor, gallery_ids
     """
     names, columns = torch.unique(gallery_ids, return_inverse=True)  # (C,), (G,)
     count, others, units = len(names), len(names) - 1, min(len(names), UNITS)
-    rows = torch.searchsorted(names, query_ids).clamp(max=others)  # (Q,)
+    rows = torch.searchsorted(names, query_ids.contiguous()).clamp(max=others)  # (Q,)
     asked = names[rows] == query_ids  # whoever is not in the gallery has no place among its identities
     ranks = _ranks(columns)  # (G,) of each picture among those of its identity
     pictures = torch.tensor(_powers_up_to(round(len(columns) / count)), device=ranks.device)  # (m,)
