@@ -156,3 +156,8 @@ def test_every_field_of_another_type_is_one_line_or_does_no_harm(make, every, tm
     lines = [consequence(what, changed, path, kind, resume, use) for what, changed in cases]
     assert len(cases) > 10 and sum(line is not None for line in lines) > 0.5 * len(cases)
     assert consequence("nothing", state, path, kind, resume, use) is None  # the run that refused them is as it was
+
+
+def test_a_device_without_memory_is_no_fault_of_the_file():
+    with pytest.raises(RuntimeError, match="CUDA out of memory"), as_written("last.pth"):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
