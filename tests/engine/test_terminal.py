@@ -53,7 +53,7 @@ def test_bars_move_as_they_did(monkeypatch):
         with tqdm(total=2, desc="outer", bar_format="{desc} {n}", mininterval=0) as outer:
             for _ in tqdm(range(2), "inner", bar_format="{desc} {n}", leave=False, mininterval=0):
                 outer.update()
-                tqdm.write("a line", file=sys.stderr)
+            tqdm.write("a line", file=sys.stderr)  # beside one bar: of two, tqdm clears either first
         shown.append(stream.getvalue())
     assert shown[0] == shown[1] and "\x1b[A" in shown[0] and "\r" in shown[0]
 
