@@ -184,6 +184,17 @@ def run(capsys):
     return command
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Runs in this process draw no sheets: they take longer than two steps. `monkeypatch.undo()` gives them back."""
+    from core.engine import detection_pictures, log, reid_pictures
+
+    monkeypatch.setattr(log, "curves", lambda *_: None)
+    monkeypatch.setattr(detection_pictures, "draw_predictions", lambda *_, **__: None)
+    for name in ("draw_augmentations", "draw_rank_list", "draw_masks", "draw_clusters"):
+        monkeypatch.setattr(reid_pictures, name, lambda *_: None)
+
+
 class Links(HTMLParser):
     def __init__(self):
         super().__init__()

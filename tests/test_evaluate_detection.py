@@ -29,6 +29,7 @@ CPU = ["--device", "cpu", "--workers", 0]
 SMALL = ["--recipe", "quick", "--min-size", 64, "--max-size", 96, "--anchor-sizes", 8, 16, 24, 32, 48]
 SMALL += ["--rois-per-image", 16, "--rpn-samples", 32, "--pre-nms-train", 50, "--post-nms-train", 30]
 SMALL += ["--pre-nms-test", 50, "--post-nms-test", 20, "--epochs", 1, "--iterations-per-epoch", 15]
+SMALL += ["--box-roi-size", 3, "--mask-roi-size", 7]
 SMALL += ["--ema", 0, "--schedule", "one_cycle", "--warmup-iterations", 0]
 NAMES = [f"{kind}_{name}" for kind in ("box", "mask") for name in COCO_NUMBERS]
 

@@ -17,8 +17,8 @@ import train_unsupervised
 from core.engine import distributed, options
 from core.engine.checkpoint import load_checkpoint
 from core.errors import InputError
-from core.visualize import curves, sheet
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ["strong_baseline", "uda_tp", "mmt", "spcl", "cluster_contrast"]
 SMALL = [
@@ -66,24 +66,10 @@ def test_recipes_are_the_published_ones_and_fit_the_options():
     assert set(train_unsupervised.RECIPES) == {*METHODS, "quick"} == {*train_unsupervised.PUBLISHED, "quick"}
 
 
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """Drawing takes longer than so small a training."""
-    for module in (sheet, curves):
-        monkeypatch.setattr(module, "save_figure", lambda figure, path: None)
-
-
-def test_a_run_with_two_targets_from_beginning_to_end(run, baggage, other, tmp_path):
+def test_a_run_with_two_targets_from_beginning_to_end(run, baggage, other, tmp_path, monkeypatch):
     """The second target is of pictures that nobody has named."""
-    line = [
-        *SMALL,
-        "--method",
-        "spcl",
-        "--target",
-        f"mvb:{baggage}",
-        f"pictures:{other / 'MVB_train'}",
-        "--skip-broken",
-    ]
+    monkeypatch.undo()  # its pictures too
+    line = [*SMALL, "--method", "spcl", "--target", f"mvb:{baggage}", f"pictures:{other / 'MVB_train'}"]
     code, said, error = run(train_unsupervised, *line, "--skip-broken", "--output", tmp_path, "--name", "bags")
     assert code == 0, error
     assert "24 pictures without labels" in said and "clusters of" in said and "of 6 identities" not in said
@@ -108,7 +94,7 @@ def test_a_run_with_two_targets_from_beginning_to_end(run, baggage, other, tmp_p
 
 @pytest.mark.parametrize("method", ["mmt", "spcl"])
 def test_resumed_between_labellings_it_ends_with_the_same_weights(
-    run, baggage, other, tmp_path, method, one_thread, monkeypatch, no_pictures
+    run, baggage, other, tmp_path, method, one_thread, monkeypatch
 ):
     line = [*SMALL, "--method", method, "--target", f"mvb:{baggage}", "--label-every", 2, "--epochs", 3]
     line += ["--source", f"mvb:{other}"] if method == "spcl" else []
@@ -144,7 +130,7 @@ def assert_equal(one, two, where):
         assert one == two, where
 
 
-def test_true_labels_of_the_target_change_nothing(run, baggage, other, tmp_path, one_thread, no_pictures):
+def test_true_labels_of_the_target_change_nothing(run, baggage, other, tmp_path, one_thread):
     path = other / "MVB_train" / "Info" / "train.json"
     content = json.loads(path.read_text())
     ids = [entry["id"] for entry in content["image"]]
@@ -200,7 +186,7 @@ def test_two_processes_have_the_labels_and_losses_of_one(run, baggage, other, tm
         (["--eps", "0.01", "--method", "spcl"], "-0.01"),
     ],
 )
-def test_bad_input_is_one_line(run, baggage, tmp_path, arguments, said, no_pictures):
+def test_bad_input_is_one_line(run, baggage, tmp_path, arguments, said):
     places = {"BAGGAGE": str(baggage), "EMPTY": str(tmp_path)}
     for word, place in places.items():
         arguments = [argument.replace(word, place) for argument in arguments]
@@ -209,7 +195,7 @@ def test_bad_input_is_one_line(run, baggage, tmp_path, arguments, said, no_pictu
     assert code == 2 and error.count("\n") == 1 and said in error, error
 
 
-def test_a_run_of_another_method_or_other_pictures_is_not_continued(run, baggage, other, tmp_path, no_pictures):
+def test_a_run_of_another_method_or_other_pictures_is_not_continued(run, baggage, other, tmp_path):
     line = [*SMALL, "--output", tmp_path, "--name", "bags", "--epochs", 1]
     assert run(train_unsupervised, *line, "--target", f"mvb:{baggage}", "--clusters", 3)[0] == 0
     code, _, error = run(train_unsupervised, *line, "--target", f"mvb:{baggage}", "--method", "mmt", "--resume")

@@ -192,9 +192,9 @@ def _report(error: BaseException) -> int | None:
     line = str(error) if isinstance(error, CollectiveError) else _bad_input(error)
     if line is None:
         return None
+    _wait_for_main()  # which may still be writing into what is undone
     for undo in reversed(_undo_on_input_error if not isinstance(error, CollectiveError) else ()):
         undo()
-    _wait_for_main()
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         extra = {"timestamp": str(int(time.time())), "py_callstack": line}  # what the report shows
         with open(path, "w", encoding="utf-8") as file:

@@ -335,8 +335,6 @@ def freeze(network, part, frozen, batch_norm=False):
     """
     for parameter in part.parameters():
         parameter.requires_grad_(not frozen)
-    if not any(parameter.requires_grad for parameter in network.parameters()):
-        raise InputError("--freeze-epochs leaves nothing to learn: the loss trains no part but the frozen backbone")
     kept = [m for m in network.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)] if batch_norm else []
     return [*kept, part] if frozen else kept
 

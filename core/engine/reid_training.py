@@ -155,6 +155,9 @@ def build_network(args, data, say):
     num_classes = len({sample.id for sample in data.train})
     options = network_options(args, num_classes)
     network = build_reid_model(**options)
+    learns = {parameter for parameter in network.parameters() if parameter.requires_grad}
+    if args.freeze_epochs and learns <= set(network.backbone.parameters()):
+        raise InputError("--freeze-epochs leaves nothing to learn: the loss trains no part but the frozen backbone")
     with distributed.main_first():  # one process downloads, the others find the file
         report = load_weights(network, args.weights, args.backbone)
     say(f"warning: {report.message}" if report.warning else report.message)

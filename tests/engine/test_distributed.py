@@ -374,13 +374,18 @@ def test_run_script_alone_lets_faults_through():
 
 
 def test_under_torchrun_bad_input_is_told_once_and_first(tmp_path):
+    """By rank 0, and no other rank undoes before it what it may still be writing into."""
     script = tmp_path / "script.py"
     script.write_text(
+        "import pathlib, time\n"
         "from core.engine import distributed\n"
         "from core.errors import InputError\n"
         "def main(args):\n"
         "    distributed.setup('cpu')\n"
-        "    raise InputError('no folder x: give --data')\n"
+        f"    undone = pathlib.Path({str(tmp_path / 'undone')!r})\n"
+        "    distributed.undo_on_input_error(undone.touch)\n"
+        "    time.sleep(0 if distributed.rank() else 1)\n"
+        "    raise InputError('no folder x: give --data' if not undone.exists() else 'too early')\n"
         "distributed.run_script(main, None)\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
