@@ -59,7 +59,7 @@ def mask_checkpoint(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("mask", "pooling"), mask_guidance.ways(mask_guidance.MASKS, mask_guidance.POOLINGS))
-def test_train_reid_accepts_each_line_of_mask_guidance(mask, pooling, bags, mask_checkpoint, tmp_path):
+def test_train_reid_accepts_each_line_of_mask_guidance(mask, pooling, bags, mask_checkpoint, tmp_path, no_pictures):
     line = ["--mask-checkpoint", str(mask_checkpoint), "--", *bags, "--epochs", "0"]
     arguments = mask_guidance.arguments_of(mask, pooling, 0, mask_guidance.get_parser().parse_args(line), tmp_path)
     train_reid.main(options.parse(train_reid.get_parser(), train_reid.RECIPES, train_reid.default_recipe, arguments))

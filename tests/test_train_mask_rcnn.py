@@ -88,7 +88,7 @@ def test_what_a_run_says_and_leaves_behind(shapes, tmp_path, run, monkeypatch):
 @pytest.mark.slow
 def test_it_learns(shapes, tmp_path, run):
     """Untrained AP is 0: the shapes are found after a minute of training from scratch."""
-    options = ["--iterations-per-epoch", 28, "--ema", 0.9, "--min-lr", 1e-5]
+    options = ["--iterations-per-epoch", 24, "--ema", 0.9, "--min-lr", 1e-5]
     assert run(train_mask_rcnn, *SMALL, *options, "--data", shapes, "--output", tmp_path, "--name", "learns")[0] == 0
     first, last = read_log(tmp_path / "learns")
     assert float(last["loss"]) < 0.7 * float(first["loss"])
@@ -111,7 +111,7 @@ runpy.run_path("train_mask_rcnn.py", run_name="__main__")
 def test_killed_and_resumed_is_as_if_nothing_had_happened(shapes, tmp_path):
     """With everything that has a state or draws random numbers: EMA, accumulation, augmentation, workers, two sizes."""
     options = [*SMALL, "--data", shapes, "--output", tmp_path, "--augmentation", 3, "--crop-size", 64, 80, "--ema", 0.9]
-    options += ["--accumulate", 2, "--iterations-per-epoch", 3, "--epochs", 3, "--workers", 1]
+    options += ["--accumulate", 2, "--iterations-per-epoch", 3, "--epochs", 2, "--workers", 1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     killed = [sys.executable, "-c", KILLED_AFTER_ITS_FIRST_CHECKPOINT, *map(str, options), "--name", "killed"]
     with ThreadPoolExecutor(1) as pool:  # a core each

@@ -35,7 +35,7 @@ from core.engine.step import autocast
 from core.errors import InputError, as_written
 from core.files import printable
 from core.models.mask_rcnn import MaskRCNN
-from core.models.weights import best_weights
+from core.models.weights import Unfilled, best_weights
 
 SYNTHETIC = Path("data") / "synthetic"
 
@@ -289,7 +289,8 @@ def network_from_checkpoint(path, device, state=None):
     """
     state = state or load_checkpoint(path, "mask_rcnn")
     with as_written(path, "get it again"):
-        network = MaskRCNN(**state["network"])
+        with Unfilled():
+            network = MaskRCNN(**state["network"])
         network.load_state_dict(best_weights(state))
     categories = [[number, printable(name)] for number, name in state["categories"]]  # a checkpoint may be anybody's
     return network.to(device).eval(), {**state, "categories": categories}

@@ -36,7 +36,7 @@ from core.engine.step import autocast
 from core.errors import InputError, as_written
 from core.losses import box_masks, gaussian_masks, needs_mask
 from core.models.reid import build_reid_model
-from core.models.weights import best_weights
+from core.models.weights import Unfilled, best_weights
 from core.retrieval.ranking import Labels, rank_features, summarise
 from core.retrieval.threshold import choose_threshold
 
@@ -400,6 +400,7 @@ def network_from_checkpoint(path, device, state=None):
     """
     state = state or load_checkpoint(path, "reid")
     with as_written(path, "get it again"):
-        network = build_reid_model(**state["network"])
+        with Unfilled():
+            network = build_reid_model(**state["network"])
         network.load_state_dict(best_weights(state))
     return network.to(device).eval(), state

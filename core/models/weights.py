@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from core.errors import InputError
@@ -333,6 +334,15 @@ def best_weights(state: dict) -> dict[str, Tensor]:
     if averaged := _averaged(state):
         return {key.removeprefix("module."): value for key, value in averaged.items() if key != "n_averaged"}
     return state["model"]
+
+
+class Unfilled(TorchFunctionMode):
+    """`with Unfilled():` networks draw no random weights, which takes as long as reading those of the file they get."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function.__name__.endswith(("normal_", "uniform_")):  # also kaiming_..., of torch.nn.init
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        return function(*args, **(kwargs or {}))
 
 
 def described(content: object, path: str | Path) -> str:

@@ -15,9 +15,10 @@ import torch
 
 from core.errors import InputError
 from core.models import weights
+from core.models.mask_rcnn import MaskRCNN
 from core.models.reid import build_reid_model
 from core.models.resnet import resnet18, resnet34
-from core.models.weights import DownloadError, fetch, load_file, load_weights
+from core.models.weights import DownloadError, Unfilled, fetch, load_file, load_weights
 
 
 @pytest.fixture
@@ -427,3 +428,26 @@ def test_of_a_domain_specific_network_the_last_domain_is_taken(tmp_path):
     report = load_weights(plain, str(tmp_path / "domains.pth"), "resnet18")
     assert report.loaded == len(plain.state_dict()) and "not in the file" not in report.message
     assert (plain.backbone.bn1.running_mean == 7).all()
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: MaskRCNN("resnet18", 3, box_roi_output_size=2),
+        lambda: build_reid_model("resnet18_ibn_a_with_mask", 5),
+        lambda: build_reid_model("osnet_x0_25", 5, model="lmbn_n"),
+    ],
+)
+def test_an_unfilled_network_draws_nothing_and_is_the_one_of_its_file(build):
+    """What a file does not hold (the mean of pictures, rates, anchors) is as in a network that was filled."""
+    filled = build()
+    before = torch.get_rng_state()
+    with Unfilled():
+        network = build()
+    assert torch.equal(torch.get_rng_state(), before)
+    network.load_state_dict(filled.state_dict())
+    for (name, one), (other, two) in zip(filled.named_buffers(), network.named_buffers(), strict=True):
+        assert name == other and torch.equal(one, two)
+    assert str(network) == str(filled)
+    torch.rand(3)
+    assert not torch.equal(torch.get_rng_state(), before)  # outside everything is drawn as ever
