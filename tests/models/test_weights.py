@@ -434,7 +434,7 @@ def test_of_a_domain_specific_network_the_last_domain_is_taken(tmp_path):
     "build",
     [
         lambda: MaskRCNN("resnet18", 3, box_roi_output_size=2),
-        lambda: build_reid_model("resnet18_ibn_a_with_mask", 5),
+        lambda: build_reid_model("resnet18_with_mask", 5),
         lambda: build_reid_model("osnet_x0_25", 5, model="lmbn_n"),
     ],
 )
