@@ -1,9 +1,6 @@
 """train_kd.py as a person runs it: as train_reid.py where nothing is learned, each kind of teacher, bad input."""
 
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -183,17 +180,13 @@ def test_a_published_file_teaches_a_network_of_another_kind(distil, shared_data)
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_steps_of_one(run, runs, baggage, tmp_path):
+def test_two_processes_take_the_steps_of_one(run, run_on_two, runs, baggage, tmp_path):
     """Adapters, which DDP does not know, with the network; a frozen BatchNorm, since it follows each process."""
     how = [*SMALL, "--dataset", "mvb", "--data", baggage, "--output", tmp_path, "--gather", "--freeze-batch-norm"]
     how += ["--teacher", runs / "plain" / "last.pth", "--kd", "logits+features+relational+attention+retrieval"]
     how += ["--hint-stages", "3", "--optimizer", "sgd", "--lr", "0.01", "--embedding-dim", "64"]
     assert run(train_kd, *how, "--name", "one")[0] == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train_kd.py"]
-    command += [*map(str, how), "--ids-per-batch", "2", "--name", "two"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_on_two(train_kd, *how, "--ids-per-batch", 2, "--name", "two")
     for epoch in (1, 2):
         assert losses_of(tmp_path / "two", epoch) == pytest.approx(losses_of(tmp_path / "one", epoch), abs=1e-4)
     one, two = last(tmp_path / "one"), last(tmp_path / "two")

@@ -27,18 +27,11 @@ SMALL += ["--iterations-per-epoch", "2", "--epochs", "2", "--box-roi-size", "3",
 LOSSES = ["loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"]
 
 
-def command(*arguments, processes=None):
-    """The command line of a run, under torchrun if a number of processes is given."""
-    start = [sys.executable]
-    if processes:
-        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [*start, "train_mask_rcnn.py", *map(str, arguments)]
-
-
-def train(*arguments, processes=None):
+def train(*arguments):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    done = subprocess.run(command(*arguments, processes=processes), cwd=ROOT, env=environment, timeout=600, **output)
+    command = [sys.executable, "train_mask_rcnn.py", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, timeout=600, **output)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
@@ -126,8 +119,9 @@ def test_killed_and_resumed_is_as_if_nothing_had_happened(shapes, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes(shapes, tmp_path):
-    said = train(*SMALL, "--data", shapes, "--output", tmp_path, "--name", "two", "--epochs", 1, processes=2)
+def test_two_processes(shapes, tmp_path, run_on_two):
+    run_on_two(train_mask_rcnn, *SMALL, "--data", shapes, "--output", tmp_path, "--name", "two", "--epochs", 1)
+    said = (tmp_path / "two" / "train.log").read_text()
     assert "2 pictures x 2 processes x 1 batches an update = 4 pictures" in said
     assert said.count("epoch   ") == 1 and len(read_log(tmp_path / "two")) == 1
 

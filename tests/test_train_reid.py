@@ -177,12 +177,12 @@ def kill_and_resume(options, folder, seconds):
 
 @pytest.mark.slow
 def test_killed_at_two_moments_and_resumed_it_ends_with_the_same_weights(baggage, tmp_path):
-    options = [*SMALL, *EVERYTHING, "--dataset", "mvb", "--data", baggage, "--epochs", 4, "--output", tmp_path]
+    options = [*SMALL, *EVERYTHING, "--dataset", "mvb", "--data", baggage, "--epochs", 3, "--output", tmp_path]
     options += ["--deterministic", "--workers", 1]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     with ThreadPoolExecutor(1) as pool:  # a core each
         whole = pool.submit(train, *options, "--name", straight.name)
-        kill_and_resume(options, killed, seconds=8)
+        kill_and_resume(options, killed, seconds=5)
         whole.result()
     logs = [read_log(folder) for folder in (straight, killed)]
     for row in chain(*logs):
@@ -253,14 +253,14 @@ def test_resumed_after_its_last_epoch_it_only_draws_its_pictures(run, baggage, t
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_steps_of_one(run, baggage, tmp_path):
+def test_two_processes_take_the_steps_of_one(run, run_on_two, baggage, tmp_path):
     options = [*SMALL, "--dataset", "mvb", "--data", baggage, "--backbone", "resnet18_with_mask", "--mask-size", 16, 16]
     options += ["--loss", "cross_entropy+triplet+gaussian_mask", "--mask-threshold", 0.1, "--gather"]
     # Four epochs of one step: four lines with the losses. Adam would turn rounding into steps of full size.
     options += ["--freeze-batch-norm", "--epochs", 4, "--iterations-per-epoch", 1, "--optimizer", "sgd", "--lr", 0.01]
     options += ["--warmup-epochs", 0, "--eval-every", 9, "--output", tmp_path]
     assert run(train_reid, *options, "--ids-per-batch", 4, "--name", "one")[0] == 0
-    train(*options, "--ids-per-batch", 2, "--name", "two", processes=2)
+    run_on_two(train_reid, *options, "--ids-per-batch", 2, "--name", "two")
     one, two = read_log(tmp_path / "one"), read_log(tmp_path / "two")
     for alone, together in zip(one[1:], two[1:], strict=True):
         for name in ("loss", "cross_entropy", "triplet", "gaussian_mask"):

@@ -2,10 +2,7 @@
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -146,15 +143,12 @@ def test_true_labels_of_the_target_change_nothing(run, baggage, other, tmp_path,
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_labels_and_losses_of_one(run, baggage, other, tmp_path, one_thread):
+def test_two_processes_have_the_labels_and_losses_of_one(run, run_on_two, baggage, other, tmp_path, one_thread):
     line = [*SMALL, "--method", "spcl", "--target", f"mvb:{baggage}", "--source", f"mvb:{other}"]
     # Adam would turn rounding into steps of full size.
     line += ["--batch-norm-group", 4, "--optimizer", "sgd", "--lr", 0.01, "--output", tmp_path]
     assert run(train_unsupervised, *line, "--name", "one")[0] == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["train_unsupervised.py", *map(str, line), "--name", "two", "--ids-per-batch", "2"]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
+    run_on_two(train_unsupervised, *line, "--name", "two", "--ids-per-batch", 2)
     one, two = read_log(tmp_path / "one"), read_log(tmp_path / "two")
     for alone, together in zip(one[1:], two[1:], strict=True):
         for name in alone:
