@@ -157,6 +157,7 @@ from core.engine.step import Step, autocast, memory_format
 from core.errors import InputError
 from core.models.detection_weights import PUBLISHED_COCO, load_detection_weights
 from core.models.mask_rcnn import SIZE_DIVISIBLE, MaskRCNN
+from core.models.weights import Unfilled
 
 
 def network_options(args, num_classes, pretrained):
@@ -180,7 +181,7 @@ SHAPES = ("backbone_name", "num_classes", "anchor_sizes", "aspect_ratios", "box_
 def check_network(args):
     """Raises InputError for options that no network can have, and for --weights, before data are made."""
     built = network_options(args, 2, pretrained=args.weights != "none")
-    with torch.device("meta"):
+    with Unfilled():
         network = MaskRCNN(**built)
     is_published = args.weights == "coco" and args.backbone_name in PUBLISHED_COCO
     if args.weights not in ("none", "imagenet") and not is_published and not args.resume:

@@ -2,14 +2,12 @@
 
 import re
 
-import torch
-
 from core.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from core.engine.checkpoint import check_checkpoint
 from core.errors import InputError
 from core.models.published_keys import own_names
 from core.models.reid import MODELS, build_reid_model
-from core.models.weights import COUNTER, copy_matching, described, find_state_dict, load_file
+from core.models.weights import COUNTER, Unfilled, copy_matching, described, find_state_dict, load_file
 
 # What embeddings do without: counters, classifiers (torchvision's is fc), OpenUnReID's mask decoder, fast-reid's
 # normalisation; and what `own_names` gave to parts that there aren't.
@@ -55,7 +53,7 @@ def published_state(path, content, backbone, model="bot", prefix="--"):
     options = {"backbone": backbone, "num_classes": 0, "model": model}
     with_classes = {**options, "num_classes": 1}  # a classifier says which part it is of
     whole = {"pooling": "gem"} if model == "bot" else {"parts": MOST_PARTS if model in ("pcb", "pyramid") else 0}
-    with torch.device("meta"):
+    with Unfilled():
         own = {
             *build_reid_model(**with_classes, neck="bnneck", **whole).state_dict(),
             "reduction.weight",

@@ -14,7 +14,7 @@ from core.engine.step import Step
 from core.errors import InputError
 from core.losses import build_loss, needs_cosines, needs_logits, needs_mask, needs_pairs
 from core.models.reid import MODELS, build_reid_model
-from core.models.weights import load_weights
+from core.models.weights import Unfilled, load_weights
 
 
 def settle(args):
@@ -81,16 +81,16 @@ def check_batch(args):
 
 
 def dry_run(args, network_options, normalised):
-    """The network that the options mean, after a batch has gone through it on torch's meta device: nothing is computed.
+    """The network that the options mean, of weights that mean nothing, after black pictures have gone through it.
 
     normalised: pictures that BatchNorm sees at a time; 0: it doesn't learn.
     Returns the network. Raises InputError for options that make none, for pictures that it can't take, for --weights.
     """
     build_transform(args.height, args.width, training=True, **arguments_of(build_transform, args))
-    with torch.random.fork_rng(devices=[]):
-        with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with Unfilled():
             network = build_reid_model(**network_options)
-        images = torch.zeros(max(normalised, 1), 3, args.height, args.width, device="meta")
+        images = torch.zeros(min(max(normalised, 1), 2), 3, args.height, args.width)  # more of them change nothing
         try:
             network.train(bool(normalised and args.epochs))(images)
         except ValueError as error:  # torch's, of BatchNorm

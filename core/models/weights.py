@@ -278,9 +278,7 @@ def copy_matching(model: nn.Module, content: object, name: str | Path, leave: Co
     unused = [key for key in state if key not in own and not key.endswith(COUNTER)]
     _require_same_backbone(model, found, resized, missing, unused, name)
     resized, unused = ([key for key in keys if "classifier" not in key] for keys in (resized, unused))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*is a no-op")  # into a model on the meta device, to see whether it fits
-        model.load_state_dict(fitting, strict=False)
+    model.load_state_dict(fitting, strict=False)
 
     parts = [f"weights: {len(fitting)} of {len(own)} tensors from {name}"]
     if resized:
@@ -337,7 +335,7 @@ def best_weights(state: dict) -> dict[str, Tensor]:
 
 
 class Unfilled(TorchFunctionMode):
-    """`with Unfilled():` networks draw no random weights, which takes as long as reading those of the file they get."""
+    """`with Unfilled():` networks draw no random weights: where a file gives them theirs, or where shapes are asked."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function.__name__.endswith(("normal_", "uniform_")):  # also kaiming_..., of torch.nn.init
@@ -395,7 +393,7 @@ def nearest(state: dict[str, Tensor]) -> str:
     """What a message says of the backbone of ours that most tensors of a file fit."""
     shapes = {bare(BODY.sub("", key)): value.shape for key, value in state.items() if not key.endswith(COUNTER)}
     best = ("", 0, 1)
-    with torch.device("meta"):
+    with Unfilled():
         for name, build in BACKBONES.items():
             own = {key: value.shape for key, value in build(0).state_dict().items() if not key.endswith(COUNTER)}
             fitting = sum(shapes.get(key) == shape for key, shape in own.items())
