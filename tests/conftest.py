@@ -200,7 +200,8 @@ def enter(function, rank, world_size, port, folder, connection, arguments):
 
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    os.dup2(os.open(folder / f"stderr{rank}", os.O_WRONLY | os.O_CREAT), 2)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(folder / f"{name}{rank}", os.O_WRONLY | os.O_CREAT), number)
     torch.set_num_threads(1)
     distributed.SECONDS_OTHER_RANKS_WAIT = 0.3
     connection.send(function(rank, *arguments))
@@ -243,12 +244,13 @@ def start_on_rank(rank, script, arguments):
 
 
 @pytest.fixture
-def run_on_two(launch):
-    """Function: (script module, *arguments) -> None, of a command that ends well on two ranks."""
+def run_on_two(launch, tmp_path):
+    """Function: (script module, *arguments) -> what both ranks print, of a command that ends well on two."""
 
     def command(script, *arguments):
         _, codes, errors = launch(start_on_rank, script.__name__, arguments)
         assert codes == [0, 0], errors
+        return "".join((tmp_path / f"stdout{rank}").read_text() for rank in range(2))
 
     return command
 

@@ -66,6 +66,12 @@ def test_train_reid_accepts_each_line_of_mask_guidance(mask, pooling, bags, mask
     assert (tmp_path / f"{mask}-{pooling}-0" / "log.csv").is_file()
 
 
+def test_ways_of_mask_guidance():
+    """Without a mask there is none to pool with."""
+    expected = [("none", "off"), ("instance", "soft"), ("instance", "off")]
+    assert mask_guidance.ways(["none", "instance"], ["soft", "off"]) == expected
+
+
 @pytest.mark.slow
 def test_mask_guidance(bags, tmp_path, capsys):
     line = ["--masks", "none", "instance", "--poolings", "off", "--seeds", "3", "--parallel", "2"]

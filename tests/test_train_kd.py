@@ -1,7 +1,6 @@
 """train_kd.py as a person runs it: as train_reid.py where nothing is learned, each kind of teacher, bad input."""
 
 import csv
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from core.engine.complexity import Complexity
 from core.losses.distillation import DISTILLATION_LOSSES
 from core.models.reid import build_reid_model
 
-ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["--backbone", "osnet_x0_25", "--weights", "none", "--height", "32", "--width", "32", "--pad", "2"]
 SMALL += ["--ids-per-batch", "4", "--images-per-id", "2", "--iterations-per-epoch", "1", "--eval-every", "9"]
 SMALL += ["--workers", "0", "--device", "cpu", "--warmup-epochs", "0", "--epochs", "2"]

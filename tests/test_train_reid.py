@@ -149,9 +149,9 @@ EVERYTHING += ["--backbone", "resnet18_with_mask", "--mask-size", "16", "16", "-
 EVERYTHING += ["--mask-decoder", "light", "--mask-pooling", "soft", "--hide-background", "0.5"]
 
 
-def kill_and_resume(options, folder, seconds):
-    """A run that is killed twice, the first time within so many seconds of its start, the second after its first
-    checkpoint; it is resumed each time, and ends."""
+def kill_and_resume(options, folder):
+    """A run that is killed at two random moments, within 5 seconds of its start and within 1.5 of its first checkpoint,
+    resumed each time, and ends."""
     moments = random.Random(0)
     environment = {
         **os.environ,
@@ -163,9 +163,9 @@ def kill_and_resume(options, folder, seconds):
             command(*options, "--name", folder.name, "--resume"), cwd=ROOT, env=environment,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        time.sleep(moments.uniform(0, seconds))
         while number == 1 and not (folder / "last.pth").exists() and process.poll() is None:
             time.sleep(0.05)
+        time.sleep(moments.uniform(0, 1.5 if number else 5))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         for name in ("last.pth", "best.pth"):
@@ -182,7 +182,7 @@ def test_killed_at_two_moments_and_resumed_it_ends_with_the_same_weights(baggage
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     with ThreadPoolExecutor(1) as pool:  # a core each
         whole = pool.submit(train, *options, "--name", straight.name)
-        kill_and_resume(options, killed, seconds=5)
+        kill_and_resume(options, killed)
         whole.result()
     logs = [read_log(folder) for folder in (straight, killed)]
     for row in chain(*logs):

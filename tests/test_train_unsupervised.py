@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from core.engine.checkpoint import load_checkpoint
 from core.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
-ROOT = Path(__file__).resolve().parents[1]
 METHODS = ["strong_baseline", "uda_tp", "mmt", "spcl", "cluster_contrast"]
 SMALL = [
     "--recipe",

@@ -51,9 +51,9 @@ def test_embeddings_of_torchreid(name, osnet, shared_data, golden):
     torch.testing.assert_close(network(images).embedding, expected, rtol=0, atol=1e-4)
 
 
-def test_results_of_torchreid(osnet, shared_data, golden, run, tmp_path):
-    """On the smaller set; those on COIL-100, which takes 15 s, stand in docs/results.md."""
-    name = "coil20_reid"
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["coil20_reid", "coil100_reid"])
+def test_results_of_torchreid(name, osnet, shared_data, golden, run, tmp_path):
     arguments = ["--backbone", "osnet_x0_25", "--dataset", "market1501", "--data", shared_data / name]
     code, said, err = run(evaluate, osnet, *arguments, "--output", tmp_path, "--workers", 0, "--rank-list", 0)
     assert code == 0, err
